@@ -1,0 +1,1 @@
+"""Shared by two or more packages; knows no model; imports third-party code only."""

@@ -1,0 +1,251 @@
+"""The command line: a dataclass becomes flags, a YAML preset becomes their defaults, a mistake becomes one sentence.
+
+Every entry script calls `parse_config` before it imports torch, so `--help` and a wrong flag answer at once,
+and wraps its `main` in `run`, which turns errors meant for the user into `prog: error: ...` and exit code 2.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import errno
+import inspect
+import itertools
+import os
+import re
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import draccus
+import yaml
+from draccus.utils import DraccusException
+
+T = TypeVar("T")
+
+
+def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T:
+    """Build `options_class` from `--config FILE.yaml` and flags; a flag wins over the file.
+
+    A flag of a list takes several words (`--candidates a=x b=y`), a flag of a bool may stand alone (`--flip`).
+    `--dry_run` prints the resolved options as YAML and ends the program.
+
+    Args:
+        options_class: a dataclass; nested dataclasses become dotted flags (`--model.codebook_size`).
+        argv: the words after the program's name; None reads `sys.argv`.
+
+    Raises:
+        SystemExit: code 2 with one line on stderr for any mistake, code 0 after `--help` or `--dry_run`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    kinds = dict(flag_types(options_class))
+    if "-h" in words or "--help" in words:
+        _print_help(options_class)
+        raise SystemExit(0)
+    dry_run = "--dry_run" in words
+    try:
+        flags = dict(flag_values([word for word in words if word != "--dry_run"], kinds))
+        preset = _read_preset(flags.pop("config", None), kinds)
+        options = draccus.decode(options_class, _nested({**preset, **flags}))
+    except (DraccusException, ValueError, TypeError) as error:
+        fail(_one_line(error, kinds))
+    if dry_run:
+        print(yaml.safe_dump(dump_config(options), sort_keys=False), end="")
+        raise SystemExit(0)
+    return options
+
+
+def dump_config(options: object) -> dict[str, Any]:
+    """The options as plain YAML-ready values."""
+    encoded = draccus.encode(options)
+    assert isinstance(encoded, dict)
+    return encoded
+
+
+def flag_types(options_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every flag of a dataclass with its type; nested dataclasses give dotted names."""
+    hints = typing.get_type_hints(options_class)
+    for field in dataclasses.fields(options_class):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from flag_types(kind, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, kind
+
+
+def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Pair every flag with its value.
+
+    Raises:
+        ValueError: for a word that belongs to no flag, an unknown flag or a flag without its value.
+    """
+    groups: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            groups.append((name, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            raise ValueError(f"unexpected word {word!r}: options start with --")
+    for name, values in groups:
+        if name != "config" and name not in kinds:
+            raise ValueError(f"unknown option --{name}{_suggest(name, kinds)}")
+        kind = kinds.get(name, str)
+        if _is_list(kind):
+            yield name, [_value(word, kind) for word in values]
+        elif not values and kind is bool:
+            yield name, True
+        elif len(values) == 1:
+            yield name, _value(values[0], kind)
+        else:
+            raise ValueError(f"--{name} takes one value, not {len(values)}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's `main`; errors that are the user's to mend become one line and exit code 2."""
+    try:
+        main()
+    except ValueError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in _USERS_ERRNO:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        fail(f"{os.strerror(error.errno)}{where}; nothing incomplete was kept")
+
+
+def fail(message: str) -> NoReturn:
+    """Print `prog: error: message` on stderr and leave with exit code 2."""
+    print(f"{_program()}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+_USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name or "latent-prior"
+
+
+def _print_help(options_class: type) -> None:
+    """Every flag with its type, default and the sentence that stands under its field."""
+    print(f"usage: {_program()} [--config FILE.yaml] [--FLAG VALUE ...]\n\n{options_class.__doc__}\n")
+    print("  --config FILE.yaml\n        A preset: the values of any flags; a flag on the command line wins.")
+    print("  --dry_run\n        Print the resolved options as YAML and stop.")
+    for name, kind, default, sentence in _described_flags(options_class):
+        shown = getattr(kind, "__name__", None) if isinstance(kind, type) else None
+        kind_text = shown or str(kind).replace("typing.", "").replace("NoneType", "None")
+        ending = "required" if default is dataclasses.MISSING else f"default: {default!r}"
+        print(textwrap.fill(f"{sentence} ({ending})", 100, initial_indent=f"  --{name} {kind_text}\n        ",
+                            subsequent_indent="        "))  # fmt: skip
+
+
+def _described_flags(options_class: type, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """(flag, type, default, sentence) for every field, nested ones included."""
+    hints = typing.get_type_hints(options_class)
+    sentences = {k: v for base in reversed(options_class.__mro__[:-1]) for k, v in _sentences(base)}
+    for field in dataclasses.fields(options_class):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _described_flags(kind, f"{prefix}{field.name}.")
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield prefix + field.name, kind, default, sentences[field.name]
+
+
+def _sentences(options_class: type) -> Iterator[tuple[str, str]]:
+    """(field, docstring under it) as they stand in the source of one class."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(options_class))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for field, below in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            assert isinstance(below.value, ast.Constant)
+            yield field.target.id, " ".join(str(below.value.value).split())
+
+
+def _is_list(kind: Any) -> bool:
+    return any(typing.get_origin(k) is list for k in (kind, *typing.get_args(kind)))
+
+
+def _value(word: str, kind: Any) -> Any:
+    """Text stays text (`--dataset 2024`); everything else is read as YAML reads it, and 1e-4 as a number."""
+    parts = (kind, *typing.get_args(kind))
+    if word in ("null", "None") and type(None) in parts:
+        return None
+    if any(part is str or part == list[str] for part in parts):
+        return word
+    value = yaml.safe_load(word)
+    if isinstance(value, str) and any(part is float for part in parts):
+        return float(value)
+    return value
+
+
+def _read_preset(path: str | None, kinds: dict[str, Any]) -> dict[str, Any]:
+    """The preset's values under their dotted names.
+
+    Raises:
+        ValueError: naming the file and the key.
+    """
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise ValueError(f"--config: there is no file {path}")
+    try:
+        preset = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config: {path} is not YAML: {error}") from error
+    if not isinstance(preset, dict):
+        raise ValueError(f"--config: {path} is not a mapping of option names to values")
+    values = dict(_dotted(preset))
+    for key in values:
+        if key not in kinds:
+            raise ValueError(f"unknown key {key!r} in {path}{_suggest(key, kinds)}")
+    return values
+
+
+def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_dotted`."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return nested
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else "; --help lists them all"
+
+
+def _one_line(error: Exception, kinds: dict[str, Any]) -> str:
+    """A check of the dataclass speaks for itself; draccus' `a.b`: reason becomes `--a.b: reason`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause) is ValueError and "instantiate" in str(error):
+            return str(cause)
+        cause = cause.__cause__
+    text = " ".join(str(error).split()).replace("`", "") or type(error).__name__
+    name = text.partition(":")[0].strip()
+    missing = re.match(r"Missing required field\(s\) (.+) for", text)
+    if missing:
+        return f"--{missing[1]} is required"
+    return f"--{text}" if name in kinds else text

@@ -1,0 +1,77 @@
+"""Optimizer, its learning rate as a pure function of the step, and the one guarded update."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+
+
+def make_optimizer(
+    model: nn.Module, *, learning_rate: float, beta1: float, beta2: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, 2019) that decays matrices and kernels, but no gains, biases or vectors."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
+
+
+def learning_rate_at(
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    max_steps: int,
+    schedule: Literal["constant", "cosine", "linear"],
+    final: float = 0.0,
+) -> float:
+    """Learning rate of the update that follows `step` completed ones.
+
+    A function rather than a scheduler object: nothing to save, and nothing that steps once per process.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    if schedule == "constant":
+        return peak
+    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    remaining = 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (peak - final) * remaining
+
+
+def update(
+    accelerator: Accelerator,
+    optimizer: AcceleratedOptimizer,
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    gradient_clip: float | None,
+) -> Tensor:
+    """Clip, step and clear the gradients; while gradients accumulate, do nothing.
+
+    A gradient that is not finite must not reach the weights. The optimizer's kernel skips the update where
+    `found_inf` is set, on the device and without a host synchronisation; the training loop reads the returned
+    norm when it logs, and stops.
+
+    Returns:
+        Norm of the gradients before clipping, a scalar tensor; NaN while gradients accumulate.
+    """
+    norm = torch.tensor(float("nan"))
+    if accelerator.sync_gradients:
+        largest = math.inf if gradient_clip is None else gradient_clip
+        norm = accelerator.clip_grad_norm_(model.parameters(), largest)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        if accelerator.scaler is None:  # fp16's scaler sets the flag itself
+            optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
