@@ -204,23 +204,24 @@ def _read_preset(path: str | None, kinds: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"--config: {path} is not YAML: {error}") from error
     if not isinstance(preset, dict):
         raise ValueError(f"--config: {path} is not a mapping of option names to values")
-    values = dict(_dotted(preset))
+    values = dict(dotted(preset))
     for key in values:
         if key not in kinds:
             raise ValueError(f"unknown key {key!r} in {path}{_suggest(key, kinds)}")
     return values
 
 
-def _dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values under dotted names."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_dotted`."""
+    """The inverse of `dotted`."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         *parents, last = name.split(".")

@@ -8,7 +8,8 @@ the stages lives in code.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,7 @@ import torch
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-    from torch import Tensor
+    from numpy.typing import NDArray
 
 SPEC_FILE = "code_spec.json"
 
@@ -115,11 +116,148 @@ def check_same_codes(expected: CodeSpec, found: CodeSpec, expected_name: str, fo
         )
 
 
+def write_spec(spec: CodeSpec, folder: Path) -> None:
+    """Write the readable `code_spec.json` into `folder`."""
+    (folder / SPEC_FILE).write_text(json.dumps(spec.to_dict(), indent=2) + "\n")
+
+
 def smallest_integer_type(vocabulary: int) -> str:
     """Name of the smallest unsigned integer type that holds 0 .. vocabulary - 1."""
     return str(np.min_scalar_type(vocabulary - 1))
 
 
-def write_spec(spec: CodeSpec, folder: Path) -> None:
-    """Write `code_spec.json` into `folder`."""
-    (folder / SPEC_FILE).write_text(json.dumps(spec.to_dict(), indent=2) + "\n")
+def codes_features(spec: CodeSpec) -> Features:
+    """Columns of a codes dataset: one per level, then `label` (where classes have names), `view`, `source_index`."""
+    from datasets import Array2D, Array3D, ClassLabel, Features, Value
+
+    columns: dict[str, Any] = {}
+    for level in spec.levels:
+        if level.vocabulary is not None:
+            shape, kind = (level.height, level.width), smallest_integer_type(level.vocabulary)
+            columns[level.name] = Array2D(shape, kind)
+        else:
+            columns[level.name] = Array3D((level.channels, level.height, level.width), "float16")
+    if spec.class_names:
+        columns["label"] = ClassLabel(names=list(spec.class_names))
+    return Features({**columns, "view": Value("uint16"), "source_index": Value("int64")})
+
+
+def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write rows as one Arrow file; the values are checked against their types on the way."""
+    from datasets.arrow_writer import ArrowWriter
+
+    with ArrowWriter(path=str(path), features=codes_features(spec)) as writer:
+        writer.write_batch(dict(columns))
+        writer.finalize()
+
+
+def join_shards(
+    folder: Path, shards: Mapping[str, list[Path]], spec: CodeSpec, settings: Mapping[str, Any]
+) -> None:
+    """Make one dataset on disk of the shards of every split; memory stays flat, the shards are memory-mapped.
+
+    Args:
+        folder: where the dataset goes; `load_from_disk(folder)[split]` reads it.
+        shards: Arrow files of every split, in the order of their rows.
+        spec: what the codes are; kept in the dataset's description and in `code_spec.json`.
+        settings: how the images were encoded; kept in the description.
+    """
+    from datasets import Dataset, DatasetDict, concatenate_datasets
+
+    splits = {}
+    for split, paths in shards.items():
+        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+        rows.info.description = json.dumps({"code_spec": spec.to_dict(), "encode": dict(settings)})
+        splits[split] = rows
+    DatasetDict(splits).save_to_disk(str(folder))
+    write_spec(spec, folder)
+
+
+@dataclass
+class CodesSplit:
+    """One split of a codes dataset in memory, in the integer types it is stored in.
+
+    Attributes:
+        maps: level name -> (N, H, W) integers, or (N, C, H, W) float16 latents.
+        labels: int64 (N,), or None.
+        view: (N,), 0 is the plain image.
+        source_index: (N,), row of the image in its own dataset.
+    """
+
+    maps: dict[str, NDArray[Any]]
+    labels: NDArray[np.int64] | None
+    view: NDArray[np.int64]
+    source_index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Rows: images times views."""
+        return len(self.view)
+
+    def rows(self, chosen: NDArray[Any]) -> CodesSplit:
+        """Some of the rows, by index or mask."""
+        return CodesSplit(
+            {name: values[chosen] for name, values in self.maps.items()},
+            None if self.labels is None else self.labels[chosen],
+            self.view[chosen],
+            self.source_index[chosen],
+        )
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Rows as tensors: int64 maps under their level names, and `labels` (-1 without classes)."""
+        chosen = indices.numpy()
+        batch = {name: torch.from_numpy(values[chosen].astype(np.int64)) for name, values in self.maps.items()}
+        labels = np.full(len(chosen), -1) if self.labels is None else self.labels[chosen]
+        return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
+
+
+def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
+    """Every split of a codes dataset with its spec.
+
+    Raises:
+        ValueError: no codes dataset there, or one whose values are outside its own spec.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    path = Path(folder)
+    if not (path / SPEC_FILE).is_file():
+        raise ValueError(f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py")
+    try:
+        opened = load_from_disk(str(path))
+    except (FileNotFoundError, OSError) as error:
+        raise ValueError(f"--codes {path}: the dataset is damaged ({error}); encode again") from error
+    if not isinstance(opened, DatasetDict):
+        raise ValueError(f"--codes {path}: a dataset without splits; write it with encode.py")
+    description = json.loads(next(iter(opened.values())).info.description)
+    spec = CodeSpec.from_dict(description["code_spec"])
+    splits = {str(split): _read_split(rows, spec) for split, rows in opened.items()}
+    for name, codes in splits.items():
+        _check_range(path, name, codes, spec)
+    return splits, spec
+
+
+def _read_split(rows: Dataset, spec: CodeSpec) -> CodesSplit:
+    def scalars(column: str) -> NDArray[Any]:
+        return rows.data.column(column).to_numpy().astype(np.int64)
+
+    maps = {}
+    for level in spec.levels:
+        shape = (level.height, level.width) if level.channels is None else (level.channels, level.height, level.width)
+        values = rows.data.column(level.name).combine_chunks()
+        flat = getattr(values, "storage", values)
+        for _ in shape:
+            flat = flat.flatten()
+        maps[level.name] = flat.to_numpy(zero_copy_only=False).reshape(-1, *shape)
+    labels = scalars("label") if "label" in rows.column_names else None
+    return CodesSplit(maps, labels, scalars("view"), scalars("source_index"))
+
+
+def _check_range(path: Path, split: str, codes: CodesSplit, spec: CodeSpec) -> None:
+    for level in spec.levels:
+        values = codes.maps[level.name]
+        if level.vocabulary is not None and values.size and values.max() >= level.vocabulary:
+            raise ValueError(
+                f"--codes {path}: split {split}, column {level.name} holds code {values.max()}, "
+                f"outside its vocabulary of {level.vocabulary}; encode again"
+            )
+    if codes.labels is not None and codes.labels.size and not 0 <= codes.labels.min() <= codes.labels.max() < len(spec.class_names):
+        raise ValueError(f"--codes {path}: split {split} holds labels outside its {len(spec.class_names)} classes")

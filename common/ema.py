@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """The averaged weights of a model; its buffers (a codebook's statistics, say) are copied as they are.
+    """The averaged parameters of a model; its buffers (a codebook's statistics, say) are copied as they are.
 
     The decay is warmed up as min(decay, (1 + t) / (10 + t)), so that a short run does not average in its start.
     """
@@ -18,25 +18,19 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self._averaged = [name for name, _ in model.named_parameters()]
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average a step towards the model's weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = dict(model.named_parameters())
-        torch._foreach_lerp_(
-            [self.weights[name] for name in self._averaged],
-            [current[name].detach() for name in self._averaged],
-            1 - decay,
-        )
+        current = [p.detach() for _, p in model.named_parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     def state_for(self, model: nn.Module) -> dict[str, Tensor]:
         """Averaged parameters together with the model's present buffers, under the model's names."""
-        averaged = {name: self.weights[name] for name in self._averaged}
-        return {name: averaged.get(name, value) for name, value in model.state_dict().items()}
+        return {name: self.weights.get(name, value) for name, value in model.state_dict().items()}
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
@@ -50,7 +44,7 @@ class EMA:
 
     def state_dict(self) -> dict[str, object]:
         """Averaged parameters and the number of updates."""
-        return {"updates": self.updates, "weights": {name: self.weights[name] for name in self._averaged}}
+        return {"updates": self.updates, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """The inverse of `state_dict`.
@@ -61,11 +55,11 @@ class EMA:
         updates, weights = state["updates"], state["weights"]
         assert isinstance(updates, int)
         assert isinstance(weights, dict)
-        if set(weights) != set(self._averaged):
+        if set(weights) != set(self.weights):
             raise ValueError("the averaged weights in the checkpoint belong to another model")
         self.updates = updates
-        for name in self._averaged:
-            self.weights[name].copy_(weights[name])
+        for name, weight in self.weights.items():
+            weight.copy_(weights[name])
 
 
 @torch.no_grad()

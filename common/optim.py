@@ -54,7 +54,7 @@ def update(
     *,
     learning_rate: float,
     gradient_clip: float | None,
-) -> Tensor:
+) -> dict[str, Tensor]:
     """Clip, step and clear the gradients; while gradients accumulate, do nothing.
 
     A gradient that is not finite must not reach the weights. The optimizer's kernel skips the update where
@@ -62,16 +62,20 @@ def update(
     norm when it logs, and stops.
 
     Returns:
-        Norm of the gradients before clipping, a scalar tensor; NaN while gradients accumulate.
+        `gradient_norm` before clipping and `learning_rate`; nothing while gradients accumulate.
     """
-    norm = torch.tensor(float("nan"))
+    metrics = {}
     if accelerator.sync_gradients:
         largest = math.inf if gradient_clip is None else gradient_clip
         norm = accelerator.clip_grad_norm_(model.parameters(), largest)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        if accelerator.scaler is None:  # fp16's scaler sets the flag itself
-            optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        finite = torch.isfinite(norm)
+        if accelerator.scaler is None:
+            optimizer.optimizer.found_inf = (~finite).float()
+        else:  # fp16's scaler sets the flag itself; its overflows are routine and no reason to stop
+            norm = torch.where(finite, norm, 0.0)
+        metrics = {"gradient_norm": norm, "learning_rate": torch.tensor(learning_rate)}
     optimizer.step()
     optimizer.zero_grad()
-    return norm
+    return metrics

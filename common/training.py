@@ -1,0 +1,303 @@
+"""The one training loop: it owns *when*; the script that calls it owns *what*, in its visible `step`.
+
+Data order, learning rate, augmentation and dropout are pure functions of (seed, step), so resuming is running the
+same command again: the run continues from its newest checkpoint and, on a CPU, gives the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, whole_file
+from common.cli import dotted, dump_config
+from common.options import RunOptions
+from common.seeds import derive_seed, generator
+
+Batch = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+T = TypeVar("T")
+
+# What may change between two calls of the same run: when it ends, what it reports, and how fast it is.
+_MAY_CHANGE = {
+    "output_dir", "max_steps", "max_seconds", "log_every", "evaluate_every", "checkpoint_every",
+    "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps",
+}  # fmt: skip
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds: the counter, the seconds spent, and every part that learns or counts."""
+
+    parts: dict[str, Stateful]
+    step: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The two counters; the parts are stored beside them."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+@dataclass
+class Window:
+    """Sums of the metrics since the last line of the log; tensors stay on their device."""
+
+    sums: Metrics = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, metrics: Metrics) -> None:
+        """Add one step's metrics."""
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the window and all processes; the one place that waits for the device."""
+        means = [value.to(accelerator.device) / self.counts[name] for name, value in self.sums.items()]
+        return dict(zip(self.sums, accelerator.reduce(torch.stack(means), "mean").tolist(), strict=True))
+
+
+def train(
+    accelerator: Accelerator,
+    step: Callable[[Batch], Metrics],
+    batches: Callable[[int], Iterator[Batch]],
+    state: TrainState,
+    options: RunOptions,
+    *,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    export: Callable[[], None] | None = None,
+) -> None:
+    """Train from the run's newest checkpoint, or from the start, to `options.max_steps`.
+
+    Args:
+        accelerator: from `common.processes.start_processes`.
+        step: forward, losses, backward and optimizer step on one micro-batch; returns scalar tensors.
+        batches: micro-batches from a given step on, `options.accumulation_steps` of them per step.
+        state: the parts to save and restore.
+        options: `evaluate_every` must be a number here.
+        evaluate: called every `evaluate_every` steps and at the end; returns metrics. All processes call it.
+        export: called after every checkpoint. All processes call it.
+
+    Raises:
+        ValueError: the folder holds a run with other options, or a metric is not finite; the weights are then those
+            before the bad step.
+    """
+    assert options.evaluate_every is not None
+    run = Path(options.output_dir)
+    resume(accelerator, run, state, options)
+    log = MetricsLog(accelerator, run, options, start=state.step)
+    window, finished = Window(), _out_of_time(accelerator, state, options)
+    bar = tqdm(total=options.max_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process)
+    stream = prefetch(batches(state.step))
+    while state.step < options.max_steps and not finished:
+        started = time.monotonic()
+        for micro in range(options.accumulation_steps):
+            torch.manual_seed(derive_seed(options.seed, state.step, micro, accelerator.process_index))
+            window.add(step(next(stream)))
+        state.step += 1
+        bar.update()
+        # A CPU has nothing to wait for, so a bad step is noticed at once; elsewhere when the log is written.
+        logging = state.step % options.log_every == 0 or state.step == options.max_steps
+        if logging or accelerator.device.type == "cpu":
+            _check_finite(window.sums, state.step)
+        state.seconds += time.monotonic() - started
+        if logging:
+            log.write(state, window.means(accelerator))
+            window = Window()
+        if logging or accelerator.num_processes == 1:
+            finished = _out_of_time(accelerator, state, options)
+        finished = finished or state.step == options.max_steps
+        if evaluate is not None and (finished or state.step % options.evaluate_every == 0):
+            log.write(state, evaluate())
+        if finished or state.step % options.checkpoint_every == 0:
+            _check_finite(window.sums, state.step)
+            save(accelerator, run, state, options, export)
+    stream.close()
+    bar.close()
+    log.close()
+
+
+def save(
+    accelerator: Accelerator, run: Path, state: TrainState, options: RunOptions, export: Callable[[], None] | None
+) -> None:
+    """Checkpoint and export; every process waits until both are on disk."""
+    if accelerator.is_main_process:
+        save_checkpoint(run, state.step, {"state": state, **state.parts}, keep=options.checkpoints_to_keep)
+    if export is not None:
+        export()
+    accelerator.wait_for_everyone()
+
+
+def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunOptions) -> None:
+    """Check that the folder belongs to this run, restore its newest checkpoint, and write `config.yaml`.
+
+    Raises:
+        ValueError: the folder holds a run with other options, or its checkpoint is damaged.
+    """
+    config = run / "config.yaml"
+    resolved = dump_config(options)
+    found = checkpoints(run)
+    if found:
+        before = yaml.safe_load(config.read_text()) if config.is_file() else {}
+        for name in resolved.keys() - _MAY_CHANGE:
+            if before.get(name) != resolved[name]:
+                raise ValueError(
+                    f"{run} holds a run with {name} = {before.get(name)!r}, this command says {resolved[name]!r}: "
+                    "choose another --output_dir, or the same options to resume"
+                )
+        load_checkpoint(found[-1], {"state": state, **state.parts})
+        if accelerator.is_main_process:
+            print(f"resuming {run} at step {state.step}")
+    if accelerator.is_main_process:
+        with whole_file(config) as path:
+            path.write_text(yaml.safe_dump(resolved, sort_keys=False))
+    accelerator.wait_for_everyone()
+
+
+class MetricsLog:
+    """`metrics.jsonl` and, if asked for, a tracker; only the main process writes."""
+
+    def __init__(self, accelerator: Accelerator, run: Path, options: RunOptions, *, start: int) -> None:
+        if options.report_to is not None:
+            if importlib.util.find_spec(options.report_to) is None:
+                raise ValueError(f"--report_to {options.report_to} needs: pip install {options.report_to}")
+            accelerator.log_with = [options.report_to]
+            accelerator.project_configuration.set_directories(str(run))
+            accelerator.init_trackers("latent-prior", config=_texts(options))
+        self._accelerator, self._batch_size = accelerator, options.batch_size
+        self._path = run / "metrics.jsonl"
+        if accelerator.is_main_process and self._path.exists():
+            # Lines later than the checkpoint will be written again.
+            with whole_file(self._path) as path:
+                kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start]
+                path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Append one line."""
+        if self._accelerator.is_main_process:
+            images = state.step * self._batch_size
+            line = {"step": state.step, "images_seen": images, "seconds": round(state.seconds, 3), **metrics}
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self._accelerator.log(metrics, step=state.step)
+
+    def close(self) -> None:
+        """Flush the tracker."""
+        self._accelerator.end_training()
+
+
+def index_batches(
+    start: int, *, size: int, options: RunOptions, accelerator: Accelerator
+) -> Iterator[tuple[int, Tensor, slice]]:
+    """Which images this process sees: (step, indices of its micro-batch, their place in the step's whole batch).
+
+    Epoch after epoch is a new permutation, drawn from (seed, epoch); batches run on over the ends of epochs, so every
+    image is seen equally often, whatever the batch size. The whole batch of a step does not depend on the number of
+    processes or micro-batches.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+    shares = accelerator.num_processes * options.accumulation_steps
+    if options.batch_size % shares:
+        raise ValueError(
+            f"--batch_size {options.batch_size} cannot be shared out evenly over {accelerator.num_processes} processes "
+            f"and --accumulation_steps {options.accumulation_steps}"
+        )
+    share = options.batch_size // shares
+    epochs: dict[int, Tensor] = {}
+    for step in itertools.count(start):
+        numbers = torch.arange(step * options.batch_size, (step + 1) * options.batch_size)
+        first, last = int(numbers[0]) // size, int(numbers[-1]) // size
+        epochs = {
+            epoch: epochs[epoch] if epoch in epochs else torch.randperm(size, generator=generator(options.seed, epoch))
+            for epoch in range(first, last + 1)
+        }
+        order = torch.cat([epochs[epoch] for epoch in range(first, last + 1)])
+        whole = order[numbers - first * size]
+        for micro in range(options.accumulation_steps):
+            begin = (micro * accelerator.num_processes + accelerator.process_index) * share
+            place = slice(begin, begin + share)
+            yield step, whole[place], place
+
+
+def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, prepared ahead by a thread while the caller computes."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def fill() -> None:
+        try:
+            for item in items:
+                while not stopped.is_set():
+                    try:
+                        ready.put((item, None), timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if stopped.is_set():
+                    return
+        except BaseException as error:
+            ready.put((None, error))
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        stopped.set()
+
+
+def _check_finite(sums: Metrics, step: int) -> None:
+    for name, value in sums.items():
+        if not math.isfinite(float(value)):
+            raise ValueError(
+                f"step {step}: {name} is {float(value)}; stopped before the weights took it up: resume from the last "
+                "checkpoint with a lower --learning_rate, or look at the images of this step"
+            )
+
+
+def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOptions) -> bool:
+    """The main process' clock decides for all."""
+    if options.max_seconds is None:
+        return False
+    decision = [state.seconds >= options.max_seconds]
+    return bool(broadcast_object_list(decision)[0]) if accelerator.num_processes > 1 else decision[0]
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; a line cut off by a kill counts as later than any."""
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
+
+
+def _texts(options: RunOptions) -> dict[str, Any]:
+    """Options under dotted names, in the types that every tracker takes."""
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in dotted(dump_config(options))}

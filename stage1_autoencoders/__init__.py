@@ -1,0 +1,58 @@
+"""Stage 1: autoencoders that turn images into a small grid of codes and back."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stage1_autoencoders.autoencoder import Autoencoder
+    from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+
+__all__ = ["MODELS", "VQVAE", "Autoencoder", "VQVAEConfig", "load_autoencoder"]
+
+# The registry: name in a preset -> module and class. Names only, so that reading it imports no torch.
+MODELS = {"vqvae": ("stage1_autoencoders.vqvae", "VQVAE")}
+
+_EXPORTS = {
+    "Autoencoder": "stage1_autoencoders.autoencoder",
+    "VQVAE": "stage1_autoencoders.vqvae",
+    "VQVAEConfig": "stage1_autoencoders.vqvae",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a model's module when its class is first asked for."""
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def model_class(name: str) -> type[Autoencoder]:
+    """The class of a family member, by its name in `MODELS`."""
+    module, attribute = MODELS[name]
+    found: type[Autoencoder] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def load_autoencoder(
+    path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None
+) -> Autoencoder:
+    """Load an autoencoder of any family member.
+
+    Raises:
+        ValueError: no such folder or repository, a damaged folder, or a model that is no autoencoder.
+    """
+    from common.pretrained import CONFIG_FILE, local_folder, read_json
+
+    folder: Path = local_folder(path_or_hub_id, revision=revision)
+    found = read_json(folder / CONFIG_FILE).get("model_type")
+    for name in MODELS:
+        candidate = model_class(name)
+        if candidate.config_class.model_type == found:
+            return candidate.from_pretrained(folder)
+    raise ValueError(
+        f"{folder} holds a model of type {found!r}, not an autoencoder ({', '.join(MODELS)})"
+    )

@@ -1,0 +1,190 @@
+"""Write the codes of a dataset's images as a Hugging Face dataset, for the prior and for anything else.
+
+accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/model --dataset mnist5k --output_dir runs/mnist/codes
+"""
+
+from __future__ import annotations
+
+from common.cli import dump_config, parse_config, run
+from stage1_autoencoders.options import EncodeOptions
+
+if __name__ == "__main__":
+    parse_config(EncodeOptions)  # --help and mistakes are answered before torch is imported
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import whole_file, whole_folder
+from common.codes import SPEC_FILE, CodeSpec, codes_features, join_shards, write_shard
+from common.images import ImageSet, crop_windows, open_images, random_offsets, to_float
+from common.pretrained import read_json
+from common.processes import start_processes
+from common.seeds import generator
+from common.sources import split_names
+from stage1_autoencoders import load_autoencoder
+from stage1_autoencoders.autoencoder import Autoencoder
+
+SETTINGS_FILE = "encode.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Raises:
+        ValueError: options, images, the autoencoder or the output folder are at fault.
+    """
+    options = parse_config(EncodeOptions, argv)
+    accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
+    autoencoder = load_autoencoder(options.autoencoder).to(accelerator.device, memory_format=torch.channels_last)
+    options = fit_options(options, autoencoder.code_spec)
+    settings = {**dump_config(options), "autoencoder_fingerprint": autoencoder.fingerprint}
+    final = Path(options.output_dir)
+    if is_done(final, settings):
+        if accelerator.is_main_process:
+            print(f"codes: {final} (already there)")
+        return
+
+    names = split_names(options) if options.split is None else [options.split]
+    sets = {name: open_images(options, name) for name in names}
+    spec = dataclasses.replace(autoencoder.code_spec, class_names=sets[names[0]].class_names)
+    shard_folder = final.with_name(f".{final.name}.shards")
+    if accelerator.is_main_process:
+        start_or_continue(shard_folder, settings)
+    accelerator.wait_for_everyone()
+
+    shards = {name: plan_shards(shard_folder, name, len(images), options) for name, images in sets.items()}
+    work = [(name, first, path) for name, parts in shards.items() for first, path in parts]
+    mine = work[accelerator.process_index :: accelerator.num_processes]
+    for name, first, path in tqdm(mine, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
+        if not path.exists():
+            rows = encode_images(autoencoder, sets[name], name, first, options)
+            with whole_file(path) as temporary:
+                write_shard(temporary, spec, rows)
+    accelerator.wait_for_everyone()
+
+    if accelerator.is_main_process:
+        with whole_folder(final) as folder:
+            join_shards(folder, {name: [path for _, path in parts] for name, parts in shards.items()}, spec, settings)
+            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        shutil.rmtree(shard_folder)
+        counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
+        print(f"codes: {final} ({counts} images, {list(codes_features(spec))} per row)")
+    accelerator.wait_for_everyone()
+
+
+def fit_options(options: EncodeOptions, spec: CodeSpec) -> EncodeOptions:
+    """Image size and channels are the autoencoder's.
+
+    Raises:
+        ValueError: a flag asks for others.
+    """
+    for flag, wanted in (("image_size", spec.image_size), ("channels", spec.image_channels)):
+        if getattr(options, flag) not in (None, wanted):
+            raise ValueError(
+                f"--{flag} {getattr(options, flag)}: the autoencoder was trained with {flag} {wanted}; leave the flag out"
+            )
+    channels: Any = spec.image_channels
+    return dataclasses.replace(options, image_size=spec.image_size, channels=channels)
+
+
+def is_done(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds these very codes.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / SPEC_FILE).is_file():
+        raise ValueError(f"--output_dir {folder} is not empty and holds no codes; choose another folder")
+    before = read_json(folder / SETTINGS_FILE)
+    differing = sorted(key for key in settings if key not in HARMLESS and before.get(key) != settings[key])
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"--output_dir {folder} holds codes with {key} = {before.get(key)!r}, this command says {settings[key]!r}: "
+            "choose another folder or delete that one"
+        )
+    return True
+
+
+# What does not change a row of the dataset.
+HARMLESS = {"output_dir", "autoencoder", "batch_size", "shard_images", "cpu_threads", "cache_mb"}
+
+
+def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
+    """Keep the finished shards of a stopped run if its settings were the same."""
+    path = folder / SETTINGS_FILE
+    if path.is_file() and read_json(path) == settings:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def plan_shards(folder: Path, split: str, count: int, options: EncodeOptions) -> list[tuple[int, Path]]:
+    """(first image, file) of every shard of a split; the plan does not depend on the number of processes."""
+    firsts = range(0, count, options.shard_images)
+    return [(first, folder / f"{split}-{number:06d}.arrow") for number, first in enumerate(firsts)]
+
+
+def encode_images(
+    autoencoder: Autoencoder, images: ImageSet, split: str, first: int, options: EncodeOptions
+) -> dict[str, NDArray[Any]]:
+    """The rows of one shard, image after image, the views of an image together; view 0 is the plain one."""
+    last = min(first + options.shard_images, len(images))
+    maps: dict[str, list[NDArray[Any]]] = {}
+    for start in range(first, last, options.batch_size):
+        indices = range(start, min(start + options.batch_size, last))
+        views = make_views(images.read(indices), images.source_index[indices.start : indices.stop], split, options)
+        columns = [encode_view(autoencoder, view) for view in views]
+        for name in columns[0]:
+            stacked = np.stack([column[name] for column in columns], axis=1)  # (B, views, H, W)
+            maps.setdefault(name, []).append(stacked.reshape(-1, *stacked.shape[2:]))
+    count = len(views)
+    rows = np.arange(first, last)
+    labels = {} if images.labels is None else {"label": images.labels.numpy()[rows].repeat(count)}
+    return {
+        **{name: np.concatenate(parts) for name, parts in maps.items()},
+        **labels,
+        "view": np.tile(np.arange(count, dtype=np.uint16), len(rows)),
+        "source_index": images.source_index[rows].repeat(count),
+    }
+
+
+def make_views(images: Tensor, rows: NDArray[np.int64], split: str, options: EncodeOptions) -> list[Tensor]:
+    """The plain images, and for the augmented split their moved windows and the mirrored ones of all of these.
+
+    A window depends on (seed, row, view) only, not on how the work is cut into batches.
+    """
+    assert options.image_size is not None
+    views = [crop_windows(images, options.image_size, 0, None)]
+    if split == options.augmented_split:
+        for number in range(options.crops):
+            offsets = [random_offsets(1, options, generator(options.seed, "crop", int(row), number)) for row in rows]
+            views.append(crop_windows(images, options.image_size, options.crop_padding, torch.cat(offsets)))
+        if options.flip:
+            views = [view for plain in views for view in (plain, plain.flip(-1))]
+    return views
+
+
+@torch.no_grad()
+def encode_view(autoencoder: Autoencoder, images: Tensor) -> dict[str, NDArray[Any]]:
+    """uint8 (B, C, H, W) -> codes by level as numpy arrays."""
+    pixels = to_float(images.to(autoencoder.device)).contiguous(memory_format=torch.channels_last)
+    return {name: codes.cpu().numpy() for name, codes in autoencoder.encode(pixels).items()}
+
+
+if __name__ == "__main__":
+    run(main)
