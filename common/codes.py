@@ -162,8 +162,9 @@ def join_shards(
         spec: what the codes are; kept in the dataset's description and in `code_spec.json`.
         settings: how the images were encoded; kept in the description.
     """
-    from datasets import Dataset, DatasetDict, concatenate_datasets
+    from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars
 
+    disable_progress_bars()
     splits = {}
     for split, paths in shards.items():
         rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])

@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from common.options import RunOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
 
-def make_optimizer(
-    model: nn.Module, *, learning_rate: float, beta1: float, beta2: float, weight_decay: float
-) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, 2019) that decays matrices and kernels, but no gains, biases or vectors."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), fused=True)
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=True)
 
 
-def learning_rate_at(
-    step: int,
-    *,
-    peak: float,
-    warmup_steps: int,
-    max_steps: int,
-    schedule: Literal["constant", "cosine", "linear"],
-    final: float = 0.0,
-) -> float:
-    """Learning rate of the update that follows `step` completed ones.
+def learning_rate_at(step: int, options: RunOptions) -> float:
+    """Learning rate of the update that follows `step` completed ones: warm-up, then the schedule.
 
     A function rather than a scheduler object: nothing to save, and nothing that steps once per process.
     """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    if schedule == "constant":
+    peak, final = options.learning_rate, options.final_learning_rate
+    if step < options.warmup_steps:
+        return peak * (step + 1) / options.warmup_steps
+    if options.schedule == "constant":
         return peak
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
-    remaining = 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    progress = min(1.0, (step - options.warmup_steps) / max(1, options.max_steps - options.warmup_steps))
+    remaining = 1 - progress if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return final + (peak - final) * remaining
 
 
@@ -52,10 +46,10 @@ def update(
     optimizer: AcceleratedOptimizer,
     model: nn.Module,
     *,
-    learning_rate: float,
-    gradient_clip: float | None,
+    step: int,
+    options: RunOptions,
 ) -> dict[str, Tensor]:
-    """Clip, step and clear the gradients; while gradients accumulate, do nothing.
+    """Clip, step with the learning rate of `step`, and clear the gradients; while gradients accumulate, do nothing.
 
     A gradient that is not finite must not reach the weights. The optimizer's kernel skips the update where
     `found_inf` is set, on the device and without a host synchronisation; the training loop reads the returned
@@ -66,8 +60,9 @@ def update(
     """
     metrics = {}
     if accelerator.sync_gradients:
-        largest = math.inf if gradient_clip is None else gradient_clip
+        largest = math.inf if options.gradient_clip is None else options.gradient_clip
         norm = accelerator.clip_grad_norm_(model.parameters(), largest)
+        learning_rate = learning_rate_at(step, options)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         finite = torch.isfinite(norm)

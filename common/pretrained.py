@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,6 +22,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+
+from common.codes import CodeMaps, CodeSpec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -210,3 +213,25 @@ def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
                 yield from [(key, weights.get_tensor(key)) for key in weights.keys()]  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{folder / name} is damaged ({error}); restore it or train again") from error
+
+
+class ImageDecoder(Protocol):
+    """What stage 2 may know of an autoencoder."""
+
+    code_spec: CodeSpec
+
+    def decode(self, codes: CodeMaps) -> Tensor:
+        """Codes to images (B, C, H, W) in [-1, 1]."""
+
+
+def load_decoder(path_or_hub_id: str) -> ImageDecoder:
+    """Open an autoencoder through the entry point that stage 1 declares, so that stage 2 need not know stage 1.
+
+    Raises:
+        ValueError: the project is not installed, or the folder is at fault.
+    """
+    found = entry_points(group="latent_prior", name="load_autoencoder")
+    if not found:
+        raise ValueError("the project is not installed: run pip install -e . in its folder")
+    decoder: ImageDecoder = next(iter(found)).load()(path_or_hub_id)
+    return decoder

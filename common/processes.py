@@ -9,6 +9,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
 
+from common.options import RunOptions
+
 
 def start_processes(
     *,
@@ -51,3 +53,13 @@ def start_processes(
     transformers_logging.disable_progress_bar()
     set_seed(seed)
     return accelerator
+
+
+def start_training_processes(options: RunOptions) -> Accelerator:
+    """`start_processes` with what a training run's options say."""
+    return start_processes(
+        mixed_precision=options.mixed_precision,
+        accumulation_steps=options.accumulation_steps,
+        cpu_threads=options.cpu_threads,
+        seed=options.seed,
+    )

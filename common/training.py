@@ -241,6 +241,11 @@ def index_batches(
             yield step, whole[place], place
 
 
+def shares(count: int, accelerator: Accelerator, size: int = 128) -> Iterator[Tensor]:
+    """This process's share of the indices 0 .. count - 1, in batches that do not depend on the number of processes."""
+    yield from torch.arange(count).split(size)[accelerator.process_index :: accelerator.num_processes]
+
+
 def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
     """The same items, prepared ahead by a thread while the caller computes."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)

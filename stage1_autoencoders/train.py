@@ -36,8 +36,8 @@ from common.images import (
     to_float,
     to_uint8,
 )
-from common.optim import learning_rate_at, make_optimizer, update
-from common.processes import start_processes
+from common.optim import make_optimizer, update
+from common.processes import start_training_processes
 from common.seeds import derive_seed, generator
 from stage1_autoencoders.meters import Meter
 from stage1_autoencoders.objectives import vqvae_objective
@@ -51,12 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: options, images or the run folder are at fault.
     """
     options = parse_config(TrainOptions, argv)
-    accelerator = start_processes(
-        mixed_precision=options.mixed_precision,
-        accumulation_steps=options.accumulation_steps,
-        cpu_threads=options.cpu_threads,
-        seed=options.seed,
-    )
+    accelerator = start_training_processes(options)
     images, options = open_training_images(options)
     validation = None if options.validation_split is None else open_images(options, options.validation_split)
     assert options.image_size is not None
@@ -66,13 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **dataclasses.asdict(options.model), image_size=options.image_size, image_channels=options.channels
     )
     model = VQVAE(config).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(
-        model,
-        learning_rate=options.learning_rate,
-        beta1=options.beta1,
-        beta2=options.beta2,
-        weight_decay=options.weight_decay,
-    )
+    optimizer = make_optimizer(model, options)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema = EMA(model, options.ema_decay)
     meter = Meter(model.code_spec).to(accelerator.device)
@@ -85,20 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             output = wrapped(pixels)
             losses = vqvae_objective(pixels, output, reconstruction=options.reconstruction)
             accelerator.backward(losses["total"])
-            updated = update(
-                accelerator,
-                optimizer,
-                wrapped,
-                learning_rate=learning_rate_at(
-                    state.step,
-                    peak=options.learning_rate,
-                    warmup_steps=options.warmup_steps,
-                    max_steps=options.max_steps,
-                    schedule=options.schedule,
-                    final=options.final_learning_rate,
-                ),
-                gradient_clip=options.gradient_clip,
-            )
+            updated = update(accelerator, optimizer, wrapped, step=state.step, options=options)
         if accelerator.sync_gradients:
             ema.update(model)
         meter.update(pixels, output.images, output.codes)
@@ -115,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with ema.applied_to(model), torch.no_grad():
             if validation is not None:
                 held_out = Meter(model.code_spec).to(accelerator.device)
-                for indices in shares(min(len(validation), options.validation_images), accelerator):
+                for indices in training.shares(min(len(validation), options.validation_images), accelerator):
                     pixels = prepare(plain(validation, options, indices))
                     output = model(pixels)
                     held_out.update(pixels, output.images, output.codes)
@@ -201,7 +177,7 @@ def augment(images: Tensor, options: TrainOptions, step: int, place: slice) -> T
     return images
 
 
-def plain(images: ImageSet, options: TrainOptions, indices: Sequence[int]) -> Tensor:
+def plain(images: ImageSet, options: TrainOptions, indices: Sequence[int] | Tensor) -> Tensor:
     """Images without augmentation, uint8 (B, C, image_size, image_size)."""
     assert options.image_size is not None
     return crop_windows(images.read(indices), options.image_size, 0, None)
@@ -215,12 +191,6 @@ def first_images(images: ImageSet | None, options: TrainOptions, count: int = 16
     rows = itertools.islice(stream_images(options, options.split), count)
     stacked = torch.stack([torch.from_numpy(array.copy()) for _, array, _ in rows]).permute(0, 3, 1, 2)
     return crop_windows(stacked, options.image_size, 0, None)
-
-
-def shares(count: int, accelerator: Accelerator, size: int = 128) -> Iterator[range]:
-    """This process's share of 0 .. count - 1, in batches."""
-    batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
-    yield from batches[accelerator.process_index :: accelerator.num_processes]
 
 
 if __name__ == "__main__":

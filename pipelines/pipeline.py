@@ -1,0 +1,284 @@
+"""A prior and a decoder chained: codes are sampled, then decoded to images.
+
+On disk a pipeline is a folder with `pipeline.json` (which class each component has, what the codes are, versions and
+default sampler settings) and one sub-folder per component.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Generator, Tensor
+from transformers.utils.hub import PushToHubMixin
+
+from common.checkpoint import whole_folder
+from common.codes import CodeMaps, CodeSpec, check_same_codes
+from common.images import to_float, to_pil, to_uint8
+from common.pretrained import local_folder, read_json
+from stage1_autoencoders import load_autoencoder
+from stage1_autoencoders.autoencoder import Autoencoder
+from stage2_prior.prior import TransformerPrior
+
+INDEX_FILE = "pipeline.json"
+Images = list[Image.Image] | Tensor | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How codes are drawn from the prior; stored with the pipeline as its defaults.
+
+    Attributes:
+        guidance_scale: classifier-free guidance; 1 is none.
+        temperature: divides the logits; 0 always takes the likeliest code.
+        top_k: codes to choose from, the likeliest; 0 means all.
+        top_p: probability of the set of likeliest codes to choose from; 1 means all.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass
+class PipelineOutput:
+    """What a call returns.
+
+    Attributes:
+        images: PIL images; or a float tensor (N, C, H, W) in [-1, 1] (`pt`); or a float array (N, H, W, C) in
+            [0, 1] (`np`).
+        codes: the sampled codes, level name -> int64 (N, height, width).
+        labels: the class of every image, -1 for none.
+    """
+
+    images: Images
+    codes: CodeMaps
+    labels: list[int]
+
+
+class Pipeline(PushToHubMixin):
+    """Generate images: `Pipeline.from_pretrained("runs/mnist/pipeline")(num_images=16).images`."""
+
+    def __init__(
+        self, autoencoder: Autoencoder, prior: TransformerPrior | None = None, sampler: Sampler | None = None
+    ) -> None:
+        """Chain an autoencoder with a prior over its codes; without a prior the pipeline encodes and decodes only.
+
+        Raises:
+            ValueError: the prior was trained on the codes of another autoencoder.
+        """
+        if prior is not None:
+            check_same_codes(autoencoder.code_spec, prior.code_spec, "the autoencoder", "the prior")
+        self.autoencoder = autoencoder.eval()
+        self.prior = None if prior is None else prior.eval()
+        self.sampler = sampler or Sampler()
+
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
+        """Load a pipeline folder, or a repository of the Hugging Face hub that holds one.
+
+        Raises:
+            ValueError: a missing, damaged or foreign folder, or parts that do not belong together.
+        """
+        folder = local_folder(path_or_hub_id, revision=revision)
+        index = read_json(folder / INDEX_FILE)
+        missing = {"components", "code_spec", "sampler"} - set(index)
+        if missing:
+            raise ValueError(f"{folder / INDEX_FILE} is not a pipeline's index: {', '.join(sorted(missing))} missing")
+        try:
+            sampler = Sampler(**index["sampler"])
+        except TypeError as error:
+            raise ValueError(f"{folder / INDEX_FILE}: sampler: {error}") from error
+        autoencoder = load_autoencoder(folder / "autoencoder")
+        prior = TransformerPrior.from_pretrained(folder / "prior") if "prior" in index["components"] else None
+        spec = CodeSpec.from_dict(index["code_spec"])
+        check_same_codes(spec, autoencoder.code_spec, f"{folder / INDEX_FILE}", f"{folder / 'autoencoder'}")
+        return cls(autoencoder, prior, sampler)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "50GB") -> None:
+        """Write the pipeline folder; a folder already there is replaced when the new one is complete."""
+        with whole_folder(Path(save_directory)) as folder:
+            self.autoencoder.save_pretrained(folder / "autoencoder", max_shard_size=max_shard_size)
+            components = {"autoencoder": type(self.autoencoder).__name__}
+            if self.prior is not None:
+                self.prior.save_pretrained(folder / "prior", max_shard_size=max_shard_size)
+                components["prior"] = type(self.prior).__name__
+            index = {
+                "components": components,
+                "sampler": dataclasses.asdict(self.sampler),
+                "versions": {name: _version(name) for name in ("latent-prior", "torch", "transformers")},
+                "code_spec": self.code_spec.to_dict(),
+            }
+            (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move both components."""
+        self.autoencoder.to(device)
+        if self.prior is not None:
+            self.prior.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the components are."""
+        return self.autoencoder.device
+
+    @property
+    def code_spec(self) -> CodeSpec:
+        """What the codes are; with class names where the prior has classes."""
+        return self.autoencoder.code_spec if self.prior is None else self.prior.code_spec
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that can be asked for; empty for an unconditional prior."""
+        return self.code_spec.class_names if self.prior is not None and self.prior.num_classes else ()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_images: int = 1,
+        *,
+        labels: int | str | Sequence[int | str] | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        batch_size: int = 64,
+        output_type: Literal["pil", "pt", "np"] = "pil",
+    ) -> PipelineOutput:
+        """Sample codes from the prior and decode them.
+
+        Args:
+            num_images: how many.
+            labels: one class for all or one each, as number or name; -1 is any class. None takes the classes in
+                turn, so that all are drawn equally often; without classes it is the only choice.
+            guidance_scale: see `Sampler`; None takes the pipeline's own default, here and below.
+            temperature: see `Sampler`.
+            top_k: see `Sampler`.
+            top_p: see `Sampler`.
+            generator: one source of randomness for all images or one for each; the same seed gives the same images,
+                whatever the batch size.
+            batch_size: images computed at a time.
+            output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
+
+        Raises:
+            ValueError: an argument out of its range, or a pipeline without a prior.
+        """
+        if self.prior is None:
+            raise ValueError("this pipeline has no prior to sample from; use encode, decode and reconstruct")
+        if output_type not in ("pil", "pt", "np"):
+            raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
+        if num_images < 1 or batch_size < 1:
+            raise ValueError(f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}")
+        numbers = self.label_numbers(labels, num_images)
+        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        sampler = dataclasses.replace(self.sampler, **{k: v for k, v in given.items() if v is not None})
+        parts: list[CodeMaps] = []
+        images: list[Tensor] = []
+        for start in range(0, num_images, batch_size):
+            chunk = slice(start, min(start + batch_size, num_images))
+            codes = self.prior.sample(
+                chunk.stop - chunk.start,
+                numbers[chunk],
+                **dataclasses.asdict(sampler),
+                generator=generator if isinstance(generator, Generator) or generator is None else generator[chunk],
+            )
+            parts.append(codes)
+            images.append(self.decode(codes).cpu())
+        codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return PipelineOutput(_convert(torch.cat(images), output_type), codes, numbers)
+
+    def label_numbers(self, labels: int | str | Sequence[int | str] | None, num_images: int) -> list[int]:
+        """Class numbers for `num_images` images; see `__call__`.
+
+        Raises:
+            ValueError: an unknown class, or another number of labels than images.
+        """
+        names = self.class_names
+        if labels is None:
+            return [place % len(names) if names else -1 for place in range(num_images)]
+        listed = [labels] * num_images if isinstance(labels, int | str) else list(labels)
+        if len(listed) != num_images:
+            raise ValueError(f"{num_images} images need one label, or one each, not {len(listed)}")
+        return [label_number(label, names) for label in listed]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> CodeMaps:
+        """Images, float (B, C, H, W) in [-1, 1], to codes."""
+        return self.autoencoder.encode(images.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, codes: CodeMaps) -> Tensor:
+        """Codes to images, float (B, C, H, W) clamped to [-1, 1].
+
+        Raises:
+            ValueError: maps of another shape or vocabulary than the autoencoder's.
+        """
+        for level in self.code_spec.levels:
+            found = codes.get(level.name)
+            if found is None or tuple(found.shape[1:]) != (level.height, level.width):
+                shape = None if found is None else tuple(found.shape)
+                raise ValueError(f"codes {level.name!r}: expected (B, {level.height}, {level.width}), found {shape}")
+            if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < (level.vocabulary or 0):
+                raise ValueError(f"codes {level.name!r}: values must lie in [0, {level.vocabulary})")
+        on_device = {name: values.to(self.device) for name, values in codes.items()}
+        return self.autoencoder.decode(on_device).float().clamp(-1, 1)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images to codes and back; shapes and ranges as in `encode` and `decode`."""
+        return self.decode(self.encode(images))
+
+    def random_codes(self, num_images: int, generator: Generator | Sequence[Generator] | None = None) -> CodeMaps:
+        """Uniformly random codes: what decoding looks like without a prior, the line any prior must beat."""
+        generators = [generator] * num_images if isinstance(generator, Generator | None) else list(generator)
+        codes: CodeMaps = {}
+        for level in self.code_spec.levels:
+            assert level.vocabulary is not None
+            shape = (level.height, level.width)
+            codes[level.name] = torch.stack([torch.randint(level.vocabulary, shape, generator=g) for g in generators])
+        return codes
+
+
+def label_number(label: int | str, names: Sequence[str]) -> int:
+    """A class as number, from its number or name; -1 is any class.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    try:
+        number = int(label)
+    except ValueError:
+        number = len(names)
+    if -1 <= number < len(names):
+        return number
+    known = f"the classes are 0 to {len(names) - 1}: {', '.join(names[:20])}" if names else "this prior has no classes"
+    raise ValueError(f"label {label!r} is out of range: {known}")
+
+
+def _convert(images: Tensor, output_type: Literal["pil", "pt", "np"]) -> Images:
+    if output_type == "pt":
+        return images
+    if output_type == "np":
+        return images.add(1).div(2).permute(0, 2, 3, 1).numpy()
+    return [to_pil(image) for image in to_uint8(images)]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
