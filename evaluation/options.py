@@ -1,0 +1,120 @@
+"""What a user can set when scoring; torch-free, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from common.options import ImageOptions
+
+REFERENCE = "reference"
+RECONSTRUCTIONS = "reconstructions"
+NETWORKS = ("inception", "clip", "efficientnet_lite0")
+
+
+class Candidate(NamedTuple):
+    """One set of images to score: a folder of images, or a split of a data set."""
+
+    name: str
+    source: str
+    split: str | None  # None: source is a folder
+
+
+@dataclass(kw_only=True)
+class ScoreOptions:
+    """Score sets of images against a reference: feature distance (FID), KID, and PSNR and SSIM of reconstructions."""
+
+    candidates: list[str]
+    """What to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT], as `real=mnist5k[train]`."""
+    output_dir: str
+    """Folder for scores.json, scores.md and report.html."""
+    reference: str = "mnist5k"
+    """Images to compare with: `mnist5k` (embedded), a local image folder, a folder of parquet or arrow files, or a hub id."""
+    reference_split: str = "test"
+    """Split of the reference."""
+    features: str = "inception"
+    """Feature network: `inception` (clean-fid's), `clip`, `efficientnet_lite0`, or the path of a TorchScript file."""
+    num_images: int | None = None
+    """Images taken from every set, a seeded random choice; null takes all that each has."""
+    pipeline: str | None = None
+    """Pipeline folder or hub id; adds the row `reconstructions`, the reference through its autoencoder and back."""
+    batch_size: int = 64
+    """Images per forward pass."""
+    kid_subsets: int = 100
+    """Random subsets that KID is averaged over, where a set is larger than one subset."""
+    kid_subset_size: int = 1000
+    """Images in each of KID's subsets."""
+    seed: int = 0
+    """Seed of the choice of images and of KID's subsets."""
+    image_column: str = "image"
+    """Column of a data set that holds the images."""
+    label_column: str | None = None
+    """Column of a data set that holds the class labels; null takes `label` where it exists."""
+    image_size: int | None = None
+    """Pixels every image, scored or reference, is first resized and cropped to; null leaves its size alone."""
+    channels: Literal[1, 3] | None = None
+    """1 compares the images as grey; 3 or null as RGB, grey images with equal channels. Transparency is laid over white."""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """What an unreadable image does: end the program with its name, or be left out and counted."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading images."""
+        for name in ("batch_size", "kid_subsets", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
+        for name in ("num_images", "kid_subset_size"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise ValueError(f"--{name} must be at least 2, not {value}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, not {self.seed}")
+        if self.features not in NETWORKS and not Path(self.features).is_file():
+            raise ValueError(
+                f"--features {self.features!r} is neither {', '.join(NETWORKS)} nor an existing TorchScript file"
+            )
+        if not self.candidates and self.pipeline is None:
+            raise ValueError(
+                "--candidates is empty: name at least one set as NAME=FOLDER, or give --pipeline"
+            )
+        names = [candidate.name for candidate in self.parsed_candidates()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"--candidates names {name!r} twice: give each set its own name")
+            if name == RECONSTRUCTIONS and self.pipeline is not None:
+                raise ValueError(
+                    f"--candidates: the name {name!r} is taken by the row that --pipeline adds"
+                )
+
+    def parsed_candidates(self) -> list[Candidate]:
+        """The candidates in the order given.
+
+        Raises:
+            ValueError: naming the entry that is neither NAME=FOLDER nor NAME=DATASET[SPLIT].
+        """
+        return [_parse(entry) for entry in self.candidates]
+
+    def image_options(self, dataset: str) -> ImageOptions:
+        """How the images of the data set or folder `dataset` are read: one after the other, never kept."""
+        return ImageOptions(
+            dataset=dataset,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            image_size=self.image_size,
+            channels=self.channels or 3,
+            on_corrupt=self.on_corrupt,
+            cache_mb=0,
+        )
+
+
+def _parse(entry: str) -> Candidate:
+    name, equals, source = entry.partition("=")
+    if not equals or not name.strip() or not source.strip():
+        raise ValueError(f"--candidates: {entry!r} is neither NAME=FOLDER nor NAME=DATASET[SPLIT]")
+    name, source = name.strip(), source.strip()
+    match = re.fullmatch(r"(?P<dataset>.+)\[(?P<split>[^\[\]]+)\]", source)
+    if match is None or Path(source).is_dir():  # a folder may have brackets in its name
+        return Candidate(name, source, None)
+    return Candidate(name, match["dataset"], match["split"])

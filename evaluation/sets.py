@@ -1,0 +1,196 @@
+"""The sets of images that are compared: splits of data sets, and folders filled by any generator."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.images import ImageSet, open_images
+from common.options import ImageOptions
+from common.sources import ImageTable
+from evaluation.options import REFERENCE, Candidate, ScoreOptions
+
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+GENERATION_FILE = (
+    "generation.json"  # how the images were made, written by the generators of this project
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredSet:
+    """The images of one row, in a fixed order.
+
+    Attributes:
+        name: of the row.
+        source: folder or data set.
+        split: of the data set; None for a folder.
+        images: all images there are.
+        chosen: int64 (N,), ascending, the images that take part.
+        sampler: content of the generator's `generation.json`, where there is one.
+    """
+
+    name: str
+    source: str
+    split: str | None
+    images: ImageSet
+    chosen: NDArray[np.int64]
+    sampler: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        """Number of images that take part."""
+        return len(self.chosen)
+
+    def arrays(self, positions: range | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """uint8 (H, W, C) arrays of the images at `positions` in `chosen`.
+
+        Raises:
+            ValueError: naming an image that cannot be read.
+        """
+        return list(_in_threads(self.images.array, self.chosen[np.asarray(positions)]))
+
+    def protocol(self) -> dict[str, Any]:
+        """Where the images came from, JSON-ready."""
+        values: dict[str, Any] = {
+            "source": self.source,
+            "split": self.split,
+            "num_images": len(self),
+        }
+        values |= {"available": len(self.images), "skipped": self.images.skipped}
+        return values | ({} if self.sampler is None else {"sampler": self.sampler})
+
+    def resized(self, size: int, channels: int) -> ScoredSet:
+        """The same images at another size and number of channels."""
+        options = replace(self.images.options, image_size=size)
+        return replace(self, images=replace(self.images, options=options, channels=channels))
+
+
+def open_reference(options: ScoreOptions) -> ScoredSet:
+    """The images that everything is compared with.
+
+    Raises:
+        ValueError: no such data set, split or column, or too few images.
+    """
+    return _open_split(
+        REFERENCE, options.reference, options.reference_split, "--reference", options
+    )
+
+
+def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
+    """The images of one entry of `--candidates`.
+
+    Raises:
+        ValueError: no such folder or data set, or too few images.
+    """
+    flag = f"--candidates {candidate.name}"
+    if candidate.split is not None:
+        return _open_split(candidate.name, candidate.source, candidate.split, flag, options)
+    folder = Path(candidate.source)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{flag}: there is no folder {folder}; for a data set write {candidate.name}={candidate.source}[SPLIT]"
+        )
+    images = _open_folder(folder, flag, options.image_options(str(folder)))
+    chosen = choose(len(images), options.num_images, options.seed, f"{flag}: {folder}")
+    return ScoredSet(candidate.name, candidate.source, None, images, chosen, _sampler(folder, flag))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files in `folder` and below, sorted; the overview grids of this project's generators are no samples."""
+    generated = any((folder / name).is_file() for name in (GENERATION_FILE, "labels.csv"))
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    return [
+        path
+        for path in files
+        if not path.name.startswith(".")
+        and not (generated and path.parent == folder and path.name.startswith("grid"))
+    ]  # fmt: skip
+
+
+def choose(available: int, wanted: int | None, seed: int, where: str) -> NDArray[np.int64]:
+    """Ascending indices of the images that take part: all, or a seeded random `wanted` of them.
+
+    The choice depends on nothing but these numbers: not on the set's name, its place or its neighbours.
+
+    Raises:
+        ValueError: there are too few images.
+    """
+    if available < max(2, wanted or 2):
+        needed = (
+            "a distance needs at least 2" if wanted is None else f"--num_images asks for {wanted}"
+        )
+        raise ValueError(
+            f"{where} holds {available} readable image{'s' * (available != 1)}; {needed}"
+        )
+    if wanted is None:
+        return np.arange(available)
+    return np.sort(np.random.default_rng(seed).choice(available, wanted, replace=False))
+
+
+def _open_split(name: str, source: str, split: str, flag: str, options: ScoreOptions) -> ScoredSet:
+    try:
+        images = open_images(options.image_options(source), split)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--dataset", flag)) from error
+    chosen = choose(
+        len(images), options.num_images, options.seed, f"{flag}: split {split} of {source}"
+    )
+    return ScoredSet(name, source, split, images, chosen)
+
+
+def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
+    """Every image below `folder`, whatever its sub-folders are called."""
+    files = image_files(folder)
+    if not files:
+        raise ValueError(f"{flag}: {folder} holds no images")
+    table = ImageTable(
+        read=lambda row: files[row].read_bytes(),
+        name_of=lambda row: str(files[row]),
+        size=len(files),
+        labels=None,
+        class_names=(),
+    )
+    assert options.channels is not None
+    images = ImageSet(table, options, options.channels, np.arange(len(files)))
+    if options.on_corrupt == "error":
+        return images
+
+    def readable(row: int) -> bool:
+        try:
+            images.decode_row(row)
+        except ValueError:
+            return False
+        return True
+
+    rows = np.flatnonzero(list(_in_threads(readable, images.source_index)))
+    return replace(images, source_index=rows, skipped=len(files) - len(rows))
+
+
+def _sampler(folder: Path, flag: str) -> dict[str, Any] | None:
+    path = folder / GENERATION_FILE
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{flag}: {path} is not JSON: {error}") from error
+    return settings if isinstance(settings, dict) else {"settings": settings}
+
+
+def _in_threads(function: Callable[[int], Any], rows: NDArray[np.int64]) -> list[Any]:
+    """Files are read and decoded outside the interpreter's lock."""
+    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+        return list(pool.map(function, rows.tolist()))

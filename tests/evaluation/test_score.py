@@ -1,0 +1,211 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from evaluation import score
+from evaluation.options import ScoreOptions
+from evaluation.sets import open_reference
+
+ROOT = Path(__file__).parents[2]
+
+
+def smooth_images(count, seed):
+    """Random coarse blobs, 16 x 16, grey."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 4, 4), dtype=np.uint8)
+    return [np.asarray(Image.fromarray(image).resize((16, 16))) for image in coarse]
+
+
+def noisy(images, strength):
+    generator = np.random.default_rng(1)
+    return [
+        np.clip(image + generator.normal(0, strength, image.shape), 0, 255).astype(np.uint8)
+        for image in images
+    ]
+
+
+def save(images, folder):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A reference (as a data set folder) and candidates that get worse."""
+    root = tmp_path_factory.mktemp("images")
+    reference = smooth_images(37, 0)
+    save(reference, root / "reference" / "test")
+    save(reference, root / "same")
+    for strength in (5, 30, 90):
+        save(noisy(smooth_images(37, 2), strength), root / f"noise{strength}")
+    (root / "noise30" / "generation.json").write_text(json.dumps({"temperature": 0.9}))
+    save(smooth_images(5, 9), root / "noise30" / "more")
+    Image.new("L", (99, 99)).save(root / "noise30" / "grid.png")
+    return root
+
+
+@pytest.fixture
+def run(folders, scripted_features, tmp_path):
+    def call(*candidates, **flags):
+        output = tmp_path / f"scores{len(list(tmp_path.iterdir()))}"
+        words = {
+            "reference": folders / "reference",
+            "features": scripted_features,
+            "batch_size": 8,
+            **flags,
+        }
+        arguments = ["--candidates", *(f"{name}={folders / folder}" for name, folder in candidates)]
+        arguments += [f"--{key}={value}" for key, value in {"output_dir": output, **words}.items()]
+        score.main(arguments)
+        return json.loads((output / "scores.json").read_text())
+
+    return call
+
+
+def test_identical_sets_are_at_no_distance_and_noise_moves_them_away(run):
+    rows = run(("same", "same"), *((f"n{s}", f"noise{s}") for s in (5, 30, 90)))["rows"]
+    assert [row["name"] for row in rows] == ["same", "n5", "n30", "n90"]
+    distances = [row["fd_custom"] for row in rows]
+    assert distances[0] == pytest.approx(0, abs=1e-6 * distances[-1])
+    assert distances == sorted(distances)
+    assert abs(rows[0]["kid"]) < 0.1 * rows[3]["kid"]
+    assert rows[3]["kid"] > 3 * rows[3]["kid_stderr"] > 0
+
+
+def test_the_protocol_says_how_the_numbers_came_about(run, folders, scripted_features):
+    scores = run(("a", "noise30"), seed=4)
+    protocol = scores["protocol"]
+    assert protocol["reference"] == str(folders / "reference")
+    assert protocol["reference_split"] == "test"
+    assert protocol["num_images"] == 37
+    assert protocol["seed"] == 4
+    assert protocol["features"] == "tiny.pt"
+    assert "bicubic" in protocol["resizer"]
+    assert protocol["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert protocol["candidates"]["a"]["sampler"] == {"temperature": 0.9}
+    assert scores["rows"][0]["num_images"] == 42  # sub-folders count, the grid does not
+
+
+def test_numbers_do_not_depend_on_batches_neighbours_or_names(run):
+    first = run(("a", "noise30"))["rows"][0]
+    second = run(("other", "noise90"), ("b", "noise30"), batch_size=64)["rows"][1]
+    for key in ("fd_custom", "kid", "kid_stderr"):
+        assert first[key] == pytest.approx(second[key], rel=1e-4)
+
+
+def test_a_subset_is_seeded_and_the_same_for_identical_sets(run):
+    runs = [run(("same", "same"), ("a", "noise30"), num_images=20, seed=seed) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    assert [row["num_images"] for row in runs[0]["rows"]] == [20, 20]
+    assert runs[0]["rows"][0]["fd_custom"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_data_set_can_be_a_candidate(folders, scripted_features, tmp_path):
+    candidate = f"real={folders / 'reference'}[test]"
+    words = [
+        f"--reference={folders / 'reference'}",
+        f"--features={scripted_features}",
+        f"--output_dir={tmp_path}",
+    ]
+    score.main(["--candidates", candidate, *words])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["rows"][0]["fd_custom"] == pytest.approx(0, abs=1e-5)
+    assert scores["protocol"]["candidates"]["real"]["split"] == "test"
+
+
+class Rounding:
+    """An autoencoder that keeps few grey levels, or all of them."""
+
+    def __init__(self, levels):
+        self.levels = levels
+
+    def reconstruct(self, images):
+        assert images.shape[1:] == (1, 16, 16)
+        return (images * self.levels).round() / self.levels if self.levels else images
+
+
+def test_reconstructions_of_a_better_autoencoder_score_better(folders, scripted_features):
+    options = ScoreOptions(
+        candidates=["a=x"],
+        output_dir="",
+        reference=str(folders / "reference"),
+        features=str(scripted_features),
+    )
+    accelerator, reference = Accelerator(), open_reference(options)
+    network = score.load_network(options.features)
+    rows = [
+        score.score(
+            options,
+            reference,
+            [],
+            score.Autoencoder(Rounding(levels), reference.resized(16, 1)),
+            network,
+            accelerator,
+        )[0]
+        for levels in (1, 3, None)
+    ]
+    assert [row.name for row in rows] == ["reconstructions"] * 3
+    assert rows[0].distance > rows[1].distance > rows[2].distance
+    assert rows[0].psnr < rows[1].psnr < rows[2].psnr == 100
+    assert rows[0].ssim < rows[1].ssim < rows[2].ssim == pytest.approx(1)
+    assert rows[2].distance == pytest.approx(0, abs=1e-5)
+
+
+def command(*words, processes=None):
+    launcher = [sys.executable]
+    if processes:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    script = str(ROOT / "evaluation" / "score.py")
+    return subprocess.run(
+        [*launcher, script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+def test_mistakes_on_the_command_line_end_with_one_line_and_code_2(tmp_path):
+    done = command("--candidates", "samples", "--output_dir", tmp_path / "scores")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "score.py: error: --candidates: 'samples' is neither NAME=FOLDER nor NAME=DATASET[SPLIT]"
+    ]
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.slow
+def test_a_missing_folder_ends_with_one_line_and_writes_nothing(tmp_path):
+    done = command("--candidates", f"a={tmp_path / 'gone'}", "--output_dir", tmp_path / "scores")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        "score.py: error: --candidates a: there is no folder"
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(run, folders, scripted_features, tmp_path):
+    alone = run(("same", "same"), ("a", "noise30"))
+    output = tmp_path / "two"
+    done = command(
+        "--reference", folders / "reference", "--features", scripted_features, "--batch_size", 8,
+        "--candidates", f"same={folders / 'same'}", f"a={folders / 'noise30'}", "--output_dir", output, processes=2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    together = json.loads((output / "scores.json").read_text())
+    assert together["protocol"] == alone["protocol"]
+    for one, two in zip(alone["rows"], together["rows"], strict=True):
+        assert two.pop("name") == one.pop("name")
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-7)

@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.options import Candidate, ScoreOptions
+from evaluation.sets import choose, image_files, open_candidate, open_reference
+
+
+def options(**values):
+    return ScoreOptions(**{"candidates": ["a=x"], "output_dir": "out", **values})
+
+
+def save(folder, name, value=0, size=(6, 5), mode="RGB"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+    return path
+
+
+def test_every_format_in_every_sub_folder_counts(tmp_path):
+    names = ["b.JPG", "c/d/a.webp", "c/x.bmp", "train/1.png", "z.tif"]
+    for name in names:
+        save(tmp_path, name)
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == sorted(names)
+
+
+def test_only_the_overview_of_our_own_generators_is_left_out(tmp_path):
+    for name in ("grid.png", "grid_small.png", "0/grid.png", "0/1.png"):
+        save(tmp_path, name)
+    assert len(image_files(tmp_path)) == 4
+    (tmp_path / "generation.json").write_text("{}")
+    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == [
+        "0/1.png",
+        "0/grid.png",
+    ]
+
+
+def test_pixels_arrive_unchanged_and_grey_becomes_rgb(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    Image.fromarray(pixels[:, :, 0]).save(tmp_path / "1.png")
+    found = open_candidate(Candidate("a", str(tmp_path), None), options()).arrays(range(2))
+    np.testing.assert_array_equal(found[0], pixels)
+    np.testing.assert_array_equal(found[1], np.repeat(pixels[:, :, :1], 3, axis=2))
+
+
+def test_image_flags_reach_the_candidates(tmp_path):
+    save(tmp_path, "0.png", size=(20, 10))
+    save(tmp_path, "1.png", size=(8, 8))
+    scored = open_candidate(Candidate("a", str(tmp_path), None), options(image_size=8, channels=1))
+    assert [image.shape for image in scored.arrays(range(2))] == [(8, 8, 1)] * 2
+
+
+def test_sampler_settings_are_read(tmp_path):
+    for name in ("0.png", "1.png"):
+        save(tmp_path, name)
+    (tmp_path / "generation.json").write_text(json.dumps({"guidance_scale": 1.5}))
+    scored = open_candidate(Candidate("a", str(tmp_path), None), options())
+    assert scored.protocol() == {
+        "source": str(tmp_path), "split": None, "num_images": 2, "available": 2, "skipped": 0,
+        "sampler": {"guidance_scale": 1.5},
+    }  # fmt: skip
+    (tmp_path / "generation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"generation\.json is not JSON"):
+        open_candidate(Candidate("a", str(tmp_path), None), options())
+
+
+def test_an_unreadable_file_is_named_or_skipped(tmp_path):
+    for name in ("0.png", "1.png", "3.png"):
+        save(tmp_path, name)
+    (tmp_path / "2.png").write_bytes(b"\x89PNG broken")
+    candidate = Candidate("a", str(tmp_path), None)
+    with pytest.raises(ValueError, match=r"2\.png cannot be read"):
+        open_candidate(candidate, options()).arrays(range(4))
+    scored = open_candidate(candidate, options(on_corrupt="skip"))
+    assert len(scored.arrays(range(3))) == 3
+    assert scored.protocol()["skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(None, r"there is no folder .* write a=.*\[SPLIT\]"), ([], "holds no images"), (["0.png"], "holds 1 readable image;")],
+)  # fmt: skip
+def test_folders_that_cannot_be_scored(tmp_path, files, message):
+    folder = tmp_path / "samples"
+    if files is not None:
+        folder.mkdir()
+        for name in files:
+            save(folder, name)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_candidate(Candidate("a", str(folder), None), options())
+    assert str(folder) in str(caught.value)
+
+
+def test_mistakes_in_a_data_set_name_the_flag_at_fault():
+    with pytest.raises(ValueError, match=r"--reference mnist5k has no split 'tset'"):
+        open_reference(options(reference_split="tset"))
+    with pytest.raises(ValueError, match=r"--candidates real mnist5k has no split 'tset'"):
+        open_candidate(Candidate("real", "mnist5k", "tset"), options())
+
+
+def test_a_split_is_opened(tmp_path):
+    scored = open_reference(options(num_images=5, seed=3))
+    assert scored.arrays(range(5))[0].shape == (28, 28, 3)
+    assert scored.protocol()["available"] == 1000
+    assert len(scored) == 5
+    small = scored.resized(16, 1)
+    assert small.arrays(range(5))[0].shape == (16, 16, 1)
+    np.testing.assert_array_equal(small.chosen, scored.chosen)
+
+
+def test_the_choice_is_seeded_distinct_and_in_order():
+    chosen = choose(100, 30, 1, "a")
+    np.testing.assert_array_equal(chosen, choose(100, 30, 1, "b"))
+    assert (np.diff(chosen) > 0).all()
+    assert 0 <= chosen[0] <= chosen[-1] < 100
+    assert not np.array_equal(chosen, choose(100, 30, 2, "a"))
+    np.testing.assert_array_equal(choose(4, None, 0, "a"), np.arange(4))
+    with pytest.raises(ValueError, match="a holds 20 readable images; --num_images asks for 30"):
+        choose(20, 30, 0, "a")
