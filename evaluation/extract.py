@@ -65,7 +65,7 @@ def extract_reconstructions(
     fidelity = [np.empty((0, 2), np.float32)]
     fits = False
     for batch in _own_batches(scored, batch_size, accelerator):
-        images = originals(scored, batch)
+        images = as_batch(scored, batch)
         given_back = reconstruct(pipeline, images, accelerator.device)
         features.append(network(given_back))
         fits = min(images.shape[2:]) >= SSIM_WINDOW
@@ -78,7 +78,7 @@ def extract_reconstructions(
     )
 
 
-def originals(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:
+def as_batch(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:
     """Images of one size as uint8 (B, C, H, W)."""
     return torch.from_numpy(np.stack(scored.arrays(positions))).permute(0, 3, 1, 2)
 

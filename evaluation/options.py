@@ -58,10 +58,12 @@ class ScoreOptions:
     """1 compares the images as grey; 3 or null as RGB, grey images with equal channels. Transparency is laid over white."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What an unreadable image does: end the program with its name, or be left out and counted."""
+    cpu_threads: int | None = None
+    """Threads per process on a CPU; null shares the cores out among the processes of this machine."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading images."""
-        for name in ("batch_size", "kid_subsets", "image_size"):
+        for name in ("batch_size", "kid_subsets", "image_size", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, not {value}")

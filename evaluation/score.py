@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from common.processes import start_processes
 from evaluation import fid
-from evaluation.extract import extract, extract_reconstructions, originals
+from evaluation.extract import as_batch, extract, extract_reconstructions
 from evaluation.features import FeatureNetwork, load_network
 from evaluation.reconstruction import Reconstructing, mean_psnr, reconstruct
 from evaluation.report import HTML_FILE, Grid, Row, markdown, picture, write_report
@@ -38,9 +38,10 @@ PACKAGES = ("latent-prior", "clean-fid", "torch", "transformers", "numpy", "pill
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A pipeline, and the reference as it wants to see it."""
+    """A pipeline, its autoencoder's fingerprint, and the reference as it wants to see it."""
 
     pipeline: Reconstructing
+    fingerprint: str
     originals: ScoredSet
 
 
@@ -54,16 +55,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = Path(options.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
-    accelerator = start_processes(seed=options.seed)
+    accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     reference = open_reference(options)
     candidates = [open_candidate(candidate, options) for candidate in options.parsed_candidates()]
+    for candidate in candidates:
+        if candidate.images.skipped:
+            accelerator.print(
+                f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
+            )
     autoencoder = open_autoencoder(options.pipeline, reference, accelerator)
     with accelerator.local_main_process_first():  # so that weights are downloaded once
         network = load_network(options.features, accelerator.device)
     output_dir.mkdir(parents=True, exist_ok=True)
     rows = score(options, reference, candidates, autoencoder, network, accelerator)
     if accelerator.is_main_process:
-        protocol = describe_protocol(options, reference, candidates, network)
+        protocol = describe_protocol(options, reference, candidates, autoencoder, network)
         grids = [_pictured(scored) for scored in (reference, *candidates)]
         if autoencoder is not None:
             grids.append(_pictured_reconstructions(autoencoder, accelerator))
@@ -130,13 +136,15 @@ def open_autoencoder(
 
     pipeline = Pipeline.from_pretrained(folder).to(accelerator.device)
     spec = pipeline.code_spec
-    return Autoencoder(pipeline, reference.resized(spec.image_size, spec.image_channels))
+    originals = reference.resized(spec.image_size, spec.image_channels)
+    return Autoencoder(pipeline, spec.autoencoder_fingerprint, originals)
 
 
 def describe_protocol(
     options: ScoreOptions,
     reference: ScoredSet,
     candidates: Sequence[ScoredSet],
+    autoencoder: Autoencoder | None,
     network: FeatureNetwork,
 ) -> dict[str, Any]:
     """Everything a reader needs to get the same numbers, JSON-ready."""
@@ -158,6 +166,7 @@ def describe_protocol(
         "label_column": options.label_column,
         "on_corrupt": options.on_corrupt,
         "pipeline": options.pipeline,
+        "autoencoder_fingerprint": None if autoencoder is None else autoencoder.fingerprint,
         "candidates": {candidate.name: candidate.protocol() for candidate in candidates},
         "versions": _versions(),
     }
@@ -201,7 +210,7 @@ def _pictured(scored: ScoredSet) -> Grid:
 
 
 def _pictured_reconstructions(autoencoder: Autoencoder, accelerator: Accelerator) -> Grid:
-    images = originals(autoencoder.originals, _positions(autoencoder.originals))
+    images = as_batch(autoencoder.originals, _positions(autoencoder.originals))
     given_back = reconstruct(autoencoder.pipeline, images, accelerator.device)
     return picture(
         RECONSTRUCTIONS,

@@ -192,5 +192,5 @@ def _sampler(folder: Path, flag: str) -> dict[str, Any] | None:
 
 def _in_threads(function: Callable[[int], Any], rows: NDArray[np.int64]) -> list[Any]:
     """Files are read and decoded outside the interpreter's lock."""
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, rows.tolist()))

@@ -13,6 +13,8 @@ from PIL import Image
 from evaluation import score
 from evaluation.options import ScoreOptions
 from evaluation.sets import open_reference
+from pipelines import Pipeline
+from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,7 +149,7 @@ def test_reconstructions_of_a_better_autoencoder_score_better(folders, scripted_
             options,
             reference,
             [],
-            score.Autoencoder(Rounding(levels), reference.resized(16, 1)),
+            score.Autoencoder(Rounding(levels), "", reference.resized(16, 1)),
             network,
             accelerator,
         )[0]
@@ -158,6 +160,23 @@ def test_reconstructions_of_a_better_autoencoder_score_better(folders, scripted_
     assert rows[0].psnr < rows[1].psnr < rows[2].psnr == 100
     assert rows[0].ssim < rows[1].ssim < rows[2].ssim == pytest.approx(1)
     assert rows[2].distance == pytest.approx(0, abs=1e-5)
+
+
+def test_a_real_pipeline_adds_its_reconstructions(run, tmp_path):
+    torch.manual_seed(0)
+    config = VQVAEConfig(image_size=16, image_channels=1, width=8, codebook_size=16)
+    pipeline = Pipeline(VQVAE(config))
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    scores = run(("same", "same"), pipeline=tmp_path / "pipeline")
+    assert [row["name"] for row in scores["rows"]] == ["same", "reconstructions"]
+    row = scores["rows"][1]
+    assert row["num_images"] == 37
+    assert 0 < row["psnr"] < 30
+    assert -1 <= row["ssim"] < 1
+    assert row["fd_custom"] > 0
+    assert (
+        scores["protocol"]["autoencoder_fingerprint"] == pipeline.code_spec.autoencoder_fingerprint
+    )
 
 
 def command(*words, processes=None):
