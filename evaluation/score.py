@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reference = open_reference(options)
     candidates = [open_candidate(candidate, options) for candidate in options.parsed_candidates()]
     for candidate in candidates:
-        if candidate.images.skipped:
+        if candidate.split is None and candidate.images.skipped:  # splits report it themselves
             accelerator.print(
                 f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
             )
