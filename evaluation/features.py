@@ -73,9 +73,8 @@ class FeatureNetwork:
         if isinstance(images, Tensor):
             images = list(images.permute(0, 2, 3, 1).cpu().numpy())
         resize = fid.clean_resizer(self.size)
-        with ThreadPoolExecutor(
-            os.cpu_count()
-        ) as pool:  # PIL resizes outside the interpreter's lock
+        # PIL resizes outside the interpreter's lock.
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             resized = np.stack(list(pool.map(lambda image: resize(_as_rgb(image)), images)))
         batch = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()  # (N, 3, size, size)
         with torch.inference_mode():
