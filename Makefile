@@ -1,0 +1,78 @@
+# `make demo` and `make test` set everything up on a machine that has Python >= 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+OUT := runs/demo
+# One thread per process in the tests; nothing may ask the hub.
+TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SOURCES := common stage1_autoencoders stage2_prior pipelines evaluation benchmarks tests
+
+.PHONY: setup demo test test-fast check format bench clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("latent-prior needs Python 3.11 or newer, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[data,offline-eval]" --group dev
+	touch $@
+
+# Every stage of the demo leaves a mark in its own folder, so that a second call does nothing and a stopped one goes on.
+demo: $(READY)
+	@$(MAKE) --no-print-directory $(OUT)/scores/scores.json
+	@echo && cat $(OUT)/scores/scores.md && echo
+	@echo "table and pictures in one page:  $(OUT)/scores/report.html"
+	@echo "generated images:                $(OUT)/samples (all together: $(OUT)/samples/grid.png)"
+	@echo "originals | reconstructions:     $(OUT)/vqvae/samples/"
+
+$(OUT)/vqvae/.done:
+	$(LAUNCH) stage1_autoencoders/train.py --config stage1_autoencoders/configs/mnist_vqvae.yaml --output_dir $(OUT)/vqvae
+	@touch $@
+
+$(OUT)/codes/code_spec.json: $(OUT)/vqvae/.done
+	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset mnist5k --output_dir $(OUT)/codes
+
+$(OUT)/prior/.done: $(OUT)/codes/code_spec.json
+	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/mnist.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
+	@touch $@
+
+$(OUT)/pipeline/pipeline.json: $(OUT)/prior/.done
+	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --output_dir $(OUT)/pipeline
+
+$(OUT)/samples/grid.png: $(OUT)/pipeline/pipeline.json
+	$(LAUNCH) pipelines/generate.py --pipeline $(OUT)/pipeline --num_images 1000 --output_dir $(OUT)/samples
+
+$(OUT)/random_codes/grid.png: $(OUT)/samples/grid.png
+	$(LAUNCH) pipelines/generate.py --pipeline $(OUT)/pipeline --num_images 1000 --random_codes --output_dir $(OUT)/random_codes
+
+$(OUT)/scores/scores.json: $(OUT)/random_codes/grid.png
+	$(BIN)/python evaluation/score.py --reference mnist5k --reference_split test --features efficientnet_lite0 --num_images 1000 \
+		--pipeline $(OUT)/pipeline --candidates "real_train=mnist5k[train]" samples=$(OUT)/samples random_codes=$(OUT)/random_codes \
+		--output_dir $(OUT)/scores
+
+test: $(READY)
+	$(TEST)
+
+test-fast: $(READY)
+	$(TEST) -m "not slow and not gpu"
+
+check: $(READY)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(MAKE) --no-print-directory test-fast
+
+format: $(READY)
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python benchmarks/throughput.py --output runs/throughput.json
+
+clean:
+	rm -rf runs/demo
