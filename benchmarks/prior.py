@@ -1,0 +1,157 @@
+"""The prior against `transformers.LlamaForCausalLM` of the same shape: training steps and sampling.
+
+Every function builds both sides and returns `(ours, peer)`, two callables without arguments that do the same work.
+Size: 256 codes of a vocabulary of 1024, 10 classes and the null class; width 256, 6 blocks, 4 heads, SwiGLU 688.
+
+`generate()` is called as one must for images: without its hidden top_k=50, without an end-of-sequence token (Llama's
+default makes code 2 one), with class tokens suppressed (its head contains them), and guidance with the null class as
+`negative_prompt_ids` (left out, the guidance silently does nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from common.codes import CodeSpec, Level
+from stage2_prior.options import PriorOptions
+from stage2_prior.prior import PriorConfig, TransformerPrior
+from stage2_prior.transformer import swiglu_width
+
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+SIDE, VOCABULARY, NUM_CLASSES = 16, 1024, 10
+LENGTH = SIDE * SIDE
+NULL_TOKEN = VOCABULARY + NUM_CLASSES
+TRAIN_BATCH = 16
+GUIDANCE_SCALE = 2.0
+
+
+def prior_train_step() -> Pair:
+    """Forward, backward, clipping and AdamW over 16 images."""
+    torch.manual_seed(0)
+    prior, llama = build_prior().train(), build_llama().train()
+    codes = torch.randint(VOCABULARY, (TRAIN_BATCH, SIDE, SIDE))
+    labels = torch.randint(NUM_CLASSES, (TRAIN_BATCH,))
+    tokens = torch.cat(((labels + VOCABULARY).unsqueeze(1), codes.flatten(1)), dim=1)
+    targets = codes.flatten(1)
+    our_step = _optimizer_step(prior)
+    peer_step = _optimizer_step(llama)
+    return (
+        lambda: our_step(prior({"codes": codes}, labels).loss),
+        # The peer predicts the last code from the one before it: it needs no logits behind the last code.
+        lambda: peer_step(
+            llama(input_ids=tokens[:, :-1], labels=targets, shift_labels=targets).loss
+        ),
+    )
+
+
+def sample_b1() -> Pair:
+    return _sampling(1, 1.0)
+
+
+def sample_b16() -> Pair:
+    return _sampling(16, 1.0)
+
+
+def sample_b64() -> Pair:
+    return _sampling(64, 1.0)
+
+
+def sample_guided_b1() -> Pair:
+    return _sampling(1, GUIDANCE_SCALE)
+
+
+def sample_guided_b16() -> Pair:
+    return _sampling(16, GUIDANCE_SCALE)
+
+
+def sample_guided_b64() -> Pair:
+    return _sampling(64, GUIDANCE_SCALE)
+
+
+def matmul_flops(name: str) -> float:
+    """Floating-point operations of the matrix products in one call of a line, attention included, padding not."""
+    options = PriorOptions()
+    hidden = swiglu_width(options.width, options.mlp_ratio)
+    weights = (
+        options.depth * options.width * (4 * options.width + 3 * hidden)
+        + options.width * VOCABULARY
+    )
+    attention = (
+        options.depth * 2 * options.width * (LENGTH + 1) / 2
+    )  # causal: half of the positions on average
+    forward = 2 * LENGTH * (weights + attention)  # one image
+    if name == "prior_train_step":
+        return 3 * TRAIN_BATCH * forward
+    batch = int(name.rpartition("_b")[2])
+    return forward * batch * (2 if "guided" in name else 1)
+
+
+def build_prior() -> TransformerPrior:
+    spec = CodeSpec(
+        kind="codes",
+        levels=(Level("codes", SIDE, SIDE, vocabulary=VOCABULARY),),
+        image_size=64,
+        image_channels=3,
+        autoencoder_type="benchmark",
+        autoencoder_fingerprint="0" * 64,
+        class_names=tuple(str(number) for number in range(NUM_CLASSES)),
+    )
+    return TransformerPrior(PriorConfig(code_spec=spec.to_dict(), dropout=0.0)).eval()
+
+
+def build_llama() -> LlamaForCausalLM:
+    options = PriorOptions()
+    config = LlamaConfig(
+        vocab_size=NULL_TOKEN + 1,
+        hidden_size=options.width,
+        num_hidden_layers=options.depth,
+        num_attention_heads=options.heads,
+        intermediate_size=swiglu_width(options.width, options.mlp_ratio),
+        max_position_embeddings=LENGTH + 1,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def _optimizer_step(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step(loss: torch.Tensor) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _sampling(batch: int, guidance_scale: float) -> Pair:
+    torch.manual_seed(0)
+    prior, llama = build_prior(), build_llama()
+    labels = torch.arange(batch) % NUM_CLASSES
+    prompt = (labels + VOCABULARY).unsqueeze(1)
+    guided = guidance_scale != 1
+    settings = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=LENGTH,
+        min_new_tokens=None,
+        suppress_tokens=list(range(VOCABULARY, NULL_TOKEN + 1)),
+        guidance_scale=guidance_scale if guided else None,
+    )
+    negative = {"negative_prompt_ids": torch.full_like(prompt, NULL_TOKEN)} if guided else {}
+
+    def generate() -> torch.Tensor:
+        tokens = llama.generate(
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=settings, **negative
+        )
+        assert tokens.shape == (batch, LENGTH + 1)
+        return tokens
+
+    return lambda: prior.sample(batch, labels, guidance_scale=guidance_scale), generate

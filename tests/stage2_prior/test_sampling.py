@@ -1,0 +1,166 @@
+import math
+
+import pytest
+import torch
+
+from stage2_prior import sampling
+
+K = 13
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(40, K, generator=torch.Generator().manual_seed(1)) * 3
+
+
+def slow_top_k(row, k):
+    kept = sorted(row, reverse=True)[:k] if k else row
+    return [value if value in kept else -math.inf for value in row]
+
+
+def slow_top_p(row, p):
+    """The definition, one code at a time, in float64."""
+    weights = [math.exp(value - max(row)) for value in row]
+    mass, kept = 0.0, []
+    for code in sorted(range(len(row)), key=lambda code: -row[code]):
+        if mass < p:
+            kept.append(code)
+        mass += weights[code] / sum(weights)
+    return [value if code in kept else -math.inf for code, value in enumerate(row)]
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 5, K - 1, K, K + 5])
+def test_top_k_is_the_slow_reference(logits, k):
+    expected = torch.tensor([slow_top_k(row, k) for row in logits.tolist()])
+    assert torch.equal(sampling.keep_top_k(logits, k), expected)
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999, 1.0])
+def test_top_p_is_the_slow_reference(logits, p):
+    expected = torch.tensor([slow_top_p(row, p) for row in logits.tolist()])
+    assert torch.equal(sampling.keep_top_p(logits, p), expected)
+
+
+def test_top_p_keeps_the_code_that_reaches_p_and_breaks_ties_by_number():
+    logits = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.3, 0.2, 0.0]]).log()
+    kept = sampling.keep_top_p(logits, 0.5).isfinite()
+    assert kept.tolist() == [[True, True, False, False], [True, False, False, False]]
+    # The peers' `mass > p` without the shift by one loses the only code of a sure distribution.
+    sure = torch.tensor([[0.0, -50.0, -50.0]])
+    assert sampling.keep_top_p(sure, 0.3).isfinite().tolist() == [[True, False, False]]
+
+
+def test_what_is_off_does_no_work(logits):
+    assert sampling.keep_top_p(logits, 1.0) is logits
+    assert sampling.keep_top_k(logits, 0) is logits
+    assert sampling.apply_temperature(logits, 1.0) is logits
+    assert sampling.apply_guidance(logits, logits + 1, 1.0) is logits
+
+
+def test_temperature(logits):
+    assert torch.equal(sampling.apply_temperature(logits, 0.5), logits * 2)
+    greedy = sampling.apply_temperature(logits, 0.0)
+    assert torch.equal(greedy.isfinite().sum(-1), torch.ones(40, dtype=torch.long))
+    assert torch.equal(greedy.argmax(-1), logits.argmax(-1))
+    nearly = sampling.apply_temperature(logits, 1e-4)
+    for uniform in (0.0, 0.5, 1 - 1e-9):
+        uniforms = torch.full((40,), uniform, dtype=torch.float64)
+        assert torch.equal(sampling.choose(greedy, uniforms), logits.argmax(-1))
+        assert torch.equal(sampling.choose(nearly, uniforms), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.5, 7.0])
+def test_guidance_moves_along_the_difference_whatever_the_constants(logits, scale):
+    unconditional = logits.flip(0)
+    expected = unconditional.double() + scale * (logits.double() - unconditional.double())
+    guided = sampling.apply_guidance(logits, unconditional, scale)
+    torch.testing.assert_close(guided.double(), expected, rtol=0, atol=2e-5)
+    normalised = sampling.apply_guidance(
+        logits.log_softmax(-1), unconditional.log_softmax(-1), scale
+    )
+    torch.testing.assert_close(normalised.softmax(-1), guided.softmax(-1))
+
+
+def test_guidance_towards_itself_changes_no_bit(logits):
+    assert torch.equal(sampling.apply_guidance(logits, logits.clone(), 3.7), logits)
+
+
+def test_choice_is_the_slow_inverse_of_the_distribution(logits):
+    uniforms = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    probabilities = logits.double().softmax(-1)
+    expected = [
+        next(code for code in range(K) if sum(row[: code + 1]) > uniform)
+        for row, uniform in zip(probabilities.tolist(), uniforms.tolist(), strict=True)
+    ]
+    assert sampling.choose(logits, uniforms).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_choice_at_the_ends_never_takes_an_excluded_code(dtype):
+    logits = torch.randn(500, 1000, generator=torch.Generator().manual_seed(3))
+    logits[:, :3] = -math.inf
+    logits[:, -5:] = -math.inf
+    logits[:, 10:20] = -200.0  # a probability that is 0 in float32
+    below_one = torch.nextafter(torch.ones(500, dtype=dtype), torch.zeros(500, dtype=dtype))
+    for uniforms in (torch.zeros(500, dtype=dtype), below_one, torch.ones(500, dtype=dtype)):
+        chosen = sampling.choose(logits, uniforms)
+        assert (logits.gather(1, chosen.unsqueeze(1)) > -100).all()
+    assert (sampling.choose(logits, torch.zeros(500, dtype=dtype)) == 3).all()
+    assert (sampling.choose(logits, below_one) > 900).all()
+
+
+def test_choice_has_the_right_frequencies():
+    logits = torch.tensor([1.0, -1.0, 0.0, -math.inf, 2.0])
+    count = 100_000
+    uniforms = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    observed = sampling.choose(logits.expand(count, -1), uniforms).bincount(minlength=5)
+    expected = logits.softmax(-1) * count
+    assert observed[3] == 0
+    seen = expected > 0
+    chi_squared = ((observed - expected)[seen] ** 2 / expected[seen]).sum()
+    assert chi_squared < 16.3  # 0.1 % of the distribution with 3 degrees of freedom
+
+
+def test_uniforms_are_drawn_image_after_image():
+    whole = sampling.draw_uniforms(5, 7, torch.Generator().manual_seed(0))
+    assert whole.shape == (5, 7)
+    parted = torch.Generator().manual_seed(0)
+    parts = [sampling.draw_uniforms(count, 7, parted) for count in (2, 1, 2)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_uniforms_of_one_generator_each_depend_on_nothing_else():
+    def generators(seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    together = sampling.draw_uniforms(3, 7, generators((4, 5, 6)))
+    assert torch.equal(sampling.draw_uniforms(2, 7, generators((6, 4))), together[[2, 0]])
+    with pytest.raises(ValueError, match="3 images need one generator, or one each, not 2"):
+        sampling.draw_uniforms(3, 7, generators((1, 2)))
+
+
+def test_uniforms_without_a_generator_follow_the_global_seed():
+    torch.manual_seed(3)
+    first = sampling.draw_uniforms(2, 4, None)
+    torch.manual_seed(3)
+    assert torch.equal(sampling.draw_uniforms(2, 4, None), first)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"guidance_scale": -0.1},
+        {"guidance_scale": math.nan},
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.01},
+        {"top_p": math.nan},
+    ],
+)
+def test_impossible_settings_are_named(wrong):
+    settings = {"guidance_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    sampling.check_settings(**settings)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        sampling.check_settings(**{**settings, **wrong})
