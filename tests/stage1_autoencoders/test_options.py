@@ -1,0 +1,50 @@
+"""The options of stage one: every impossible value is named by its flag."""
+
+import pytest
+
+from stage1_autoencoders.options import VQVAEOptions
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", 0),
+        ("blocks", 0),
+        ("code_dim", 0),
+        ("multipliers", []),
+        ("multipliers", [1, 0]),
+        ("codebook_size", 1),
+        ("commitment", -0.1),
+        ("codebook_decay", 1.0),
+        ("restart_below", -0.1),
+        ("restart_below", 1.0),
+        ("upsampling", "bicubic"),
+        ("codebook", "fsq"),
+        ("distance", "manhattan"),
+    ],
+)
+def test_an_impossible_value_is_named(field, value):
+    with pytest.raises(ValueError, match=f"--{field}"):
+        VQVAEOptions(**{field: value})
+
+
+def test_every_multiplier_after_the_first_halves_the_image():
+    assert [VQVAEOptions(multipliers=[1] * number).downsampling for number in (1, 2, 4)] == [
+        1,
+        2,
+        8,
+    ]
+
+
+@pytest.mark.parametrize("size", [30, 27, 0, -4])
+def test_an_image_size_that_does_not_divide_names_both_numbers(size):
+    with pytest.raises(ValueError, match=f"--image_size {size} .* downsampling 4 "):
+        VQVAEOptions(multipliers=[1, 2, 2]).check_image_size(size)
+
+
+def test_attention_at_a_resolution_that_does_not_occur_is_named():
+    options = VQVAEOptions(multipliers=[1, 2, 2], attention=[8, 7])
+    options_fit = VQVAEOptions(multipliers=[1, 2, 2], attention=[7])
+    options_fit.check_image_size(28)
+    with pytest.raises(ValueError, match=r"--attention 8 .*\[28, 14, 7\]"):
+        options.check_image_size(28)
