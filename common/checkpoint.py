@@ -80,7 +80,9 @@ def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
         try:
             part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except (OSError, RuntimeError, EOFError, KeyError) as error:
-            raise ValueError(f"{path} cannot be resumed from ({error}); delete {folder} to resume earlier") from error
+            raise ValueError(
+                f"{path} cannot be resumed from ({error}); delete {folder} to resume earlier"
+            ) from error
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -134,8 +134,12 @@ def _program() -> str:
 
 def _print_help(options_class: type) -> None:
     """Every flag with its type, default and the sentence that stands under its field."""
-    print(f"usage: {_program()} [--config FILE.yaml] [--FLAG VALUE ...]\n\n{options_class.__doc__}\n")
-    print("  --config FILE.yaml\n        A preset: the values of any flags; a flag on the command line wins.")
+    print(
+        f"usage: {_program()} [--config FILE.yaml] [--FLAG VALUE ...]\n\n{options_class.__doc__}\n"
+    )
+    print(
+        "  --config FILE.yaml\n        A preset: the values of any flags; a flag on the command line wins."
+    )
     print("  --dry_run\n        Print the resolved options as YAML and stop.")
     for name, kind, default, sentence in _described_flags(options_class):
         shown = getattr(kind, "__name__", None) if isinstance(kind, type) else None

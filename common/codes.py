@@ -88,7 +88,7 @@ class CodeSpec:
             ValueError: on missing or unknown fields.
         """
         try:
-            restored = {
+            restored: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in values.items()
             }
@@ -98,7 +98,9 @@ class CodeSpec:
             raise ValueError(f"not a code spec: {error}") from error
 
 
-def check_same_codes(expected: CodeSpec, found: CodeSpec, expected_name: str, found_name: str) -> None:
+def check_same_codes(
+    expected: CodeSpec, found: CodeSpec, expected_name: str, found_name: str
+) -> None:
     """Stop a hand-over between parts that speak about different codes.
 
     Class names are left out: they belong to the data, not to the codes.
@@ -106,7 +108,14 @@ def check_same_codes(expected: CodeSpec, found: CodeSpec, expected_name: str, fo
     Raises:
         ValueError: naming both sides and both fingerprints.
     """
-    coupled = ("kind", "levels", "image_size", "image_channels", "autoencoder_type", "autoencoder_fingerprint")
+    coupled = (
+        "kind",
+        "levels",
+        "image_size",
+        "image_channels",
+        "autoencoder_type",
+        "autoencoder_fingerprint",
+    )
     differing = [name for name in coupled if getattr(expected, name) != getattr(found, name)]
     if differing:
         raise ValueError(
@@ -206,7 +215,10 @@ class CodesSplit:
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         """Rows as tensors: int64 maps under their level names, and `labels` (-1 without classes)."""
         chosen = indices.numpy()
-        batch = {name: torch.from_numpy(values[chosen].astype(np.int64)) for name, values in self.maps.items()}
+        batch = {
+            name: torch.from_numpy(values[chosen].astype(np.int64))
+            for name, values in self.maps.items()
+        }
         labels = np.full(len(chosen), -1) if self.labels is None else self.labels[chosen]
         return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
 
@@ -221,11 +233,15 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
 
     path = Path(folder)
     if not (path / SPEC_FILE).is_file():
-        raise ValueError(f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py")
+        raise ValueError(
+            f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py"
+        )
     try:
         opened = load_from_disk(str(path))
     except (FileNotFoundError, OSError) as error:
-        raise ValueError(f"--codes {path}: the dataset is damaged ({error}); encode again") from error
+        raise ValueError(
+            f"--codes {path}: the dataset is damaged ({error}); encode again"
+        ) from error
     if not isinstance(opened, DatasetDict):
         raise ValueError(f"--codes {path}: a dataset without splits; write it with encode.py")
     description = json.loads(next(iter(opened.values())).info.description)
@@ -242,7 +258,11 @@ def _read_split(rows: Dataset, spec: CodeSpec) -> CodesSplit:
 
     maps = {}
     for level in spec.levels:
-        shape = (level.height, level.width) if level.channels is None else (level.channels, level.height, level.width)
+        shape = (
+            (level.height, level.width)
+            if level.channels is None
+            else (level.channels, level.height, level.width)
+        )
         values = rows.data.column(level.name).combine_chunks()
         flat = getattr(values, "storage", values)
         for _ in shape:
@@ -260,5 +280,11 @@ def _check_range(path: Path, split: str, codes: CodesSplit, spec: CodeSpec) -> N
                 f"--codes {path}: split {split}, column {level.name} holds code {values.max()}, "
                 f"outside its vocabulary of {level.vocabulary}; encode again"
             )
-    if codes.labels is not None and codes.labels.size and not 0 <= codes.labels.min() <= codes.labels.max() < len(spec.class_names):
-        raise ValueError(f"--codes {path}: split {split} holds labels outside its {len(spec.class_names)} classes")
+    if (
+        codes.labels is not None
+        and codes.labels.size
+        and not 0 <= codes.labels.min() <= codes.labels.max() < len(spec.class_names)
+    ):
+        raise ValueError(
+            f"--codes {path}: split {split} holds labels outside its {len(spec.class_names)} classes"
+        )

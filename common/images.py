@@ -1,4 +1,6 @@
-"""Images in, pictures out. The value contract of the whole project stands here, once:
+"""Images in, pictures out.
+
+The value contract of the whole project stands here, once:
 
 - on disk and in this module: uint8, HWC in files and arrays, NCHW in tensors, grey images with one channel;
 - inside every model: float32 NCHW in [-1, 1] (`to_float`, `to_uint8`).
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import whole_file
+from common.machine import available_cores
 from common.options import ImageOptions
 from common.sources import ImageTable, open_table
 
@@ -58,7 +61,7 @@ def save_png(image: Tensor, path: Path) -> None:
         to_pil(image).save(temporary)
 
 
-def decode_image(data: bytes, channels: int | None) -> NDArray[np.uint8]:
+def decode_image(data: bytes, channels: Literal[1, 3] | None) -> NDArray[np.uint8]:
     """An encoded image -> uint8 (H, W, C), as a viewer would show it.
 
     Palettes are resolved, 16-bit samples scaled to 8, transparency laid over white, camera rotation applied.
@@ -113,7 +116,7 @@ class ImageSet:
 
     table: ImageTable
     options: ImageOptions
-    channels: int
+    channels: Literal[1, 3]
     source_index: NDArray[np.int64]
     skipped: int = 0
     cached: Tensor | None = field(default=None, repr=False)
@@ -144,15 +147,7 @@ class ImageSet:
 
     def decode_row(self, row: int) -> NDArray[np.uint8]:
         """The image of a row of the source; see `array`."""
-        try:
-            array = decode_image(self.table.read(row), self.channels)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"{self.table.name_of(row)} cannot be read as an image ({error}); "
-                "mend or remove it, or leave such images out with --on_corrupt skip"
-            ) from error
-        size = self.options.resize or self.options.image_size
-        return array if size is None else resize_and_crop(array, size)
+        return _decode_row(self.table, row, self.options, self.channels)
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Images as uint8 (B, C, R, R), R = `resize` or `image_size`.
@@ -182,9 +177,8 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
     table = open_table(options, split)
     if len(table) == 0:
         raise ValueError(f"--dataset {options.dataset}: split {split!r} holds no images")
-    images = ImageSet(table, options, options.channels or 0, np.arange(len(table)))
-    if options.channels is None:
-        images.channels = _first_readable(images).shape[-1]
+    channels = options.channels or (1 if _first_readable(table, options).shape[-1] == 1 else 3)
+    images = ImageSet(table, options, channels, np.arange(len(table)))
     side = options.resize or options.image_size
     fits = side is not None and len(table) * images.channels * side**2 <= options.cache_mb * 2**20
     if fits or options.on_corrupt == "skip":
@@ -221,7 +215,9 @@ def random_offsets(count: int, options: ImageOptions, generator: torch.Generator
     """Corners for `crop_windows`, int64 (count, 2), uniform over all windows."""
     assert options.image_size is not None
     side = options.resize or options.image_size
-    return torch.randint(side + 2 * options.crop_padding - options.image_size + 1, (count, 2), generator=generator)
+    return torch.randint(
+        side + 2 * options.crop_padding - options.image_size + 1, (count, 2), generator=generator
+    )
 
 
 def square_size(images: ImageSet) -> int:
@@ -230,15 +226,17 @@ def square_size(images: ImageSet) -> int:
     Raises:
         ValueError: the image is not square.
     """
-    height, width = _first_readable(images).shape[:2]
+    height, width = images.array(0).shape[:2]
     if height != width:
-        raise ValueError(f"the images are {height} x {width}: set --image_size to crop them to squares")
+        raise ValueError(
+            f"the images are {height} x {width}: set --image_size to crop them to squares"
+        )
     return height
 
 
-def stream_images(options: ImageOptions, split: str, *, start: int = 0, shuffle_seed: int | None = None) -> Iterator[
-    tuple[int, NDArray[np.uint8], int]
-]:
+def stream_images(
+    options: ImageOptions, split: str, *, start: int = 0, shuffle_seed: int | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
     """The images of a dataset one after the other, without an index: (row, uint8 (R, R, C), label or -1).
 
     Args:
@@ -262,30 +260,54 @@ def stream_images(options: ImageOptions, split: str, *, start: int = 0, shuffle_
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
             if options.on_corrupt == "skip":
                 continue
-            raise ValueError(f"row {number} of {options.dataset} cannot be read as an image ({error})") from error
+            raise ValueError(
+                f"row {number} of {options.dataset} cannot be read as an image ({error})"
+            ) from error
         yield number, resize_and_crop(array, options.resize or options.image_size), label
 
 
-def _first_readable(images: ImageSet) -> NDArray[np.uint8]:
-    """The first image; with `--on_corrupt skip` the first that can be read."""
-    channels = images.channels
-    images.channels = channels or None  # type: ignore[assignment]  # None lets the image decide
+def _decode_row(
+    table: ImageTable, row: int, options: ImageOptions, channels: Literal[1, 3] | None
+) -> NDArray[np.uint8]:
+    """One image as uint8 (H, W, C), resized and cropped where the options say so.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
     try:
-        for row in images.source_index:
-            try:
-                return images.decode_row(int(row))
-            except ValueError:
-                if images.options.on_corrupt == "error":
-                    raise
-    finally:
-        images.channels = channels
-    raise ValueError(f"--dataset {images.options.dataset}: not one image can be read")
+        array = decode_image(table.read(row), channels)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ValueError(
+            f"{table.name_of(row)} cannot be read as an image ({error}); "
+            "mend or remove it, or leave such images out with --on_corrupt skip"
+        ) from error
+    size = options.resize or options.image_size
+    return array if size is None else resize_and_crop(array, size)
+
+
+def _first_readable(table: ImageTable, options: ImageOptions) -> NDArray[np.uint8]:
+    """The first image; with `--on_corrupt skip` the first that can be read."""
+    for row in range(len(table)):
+        try:
+            return _decode_row(table, row, options, None)
+        except ValueError:
+            if options.on_corrupt == "error":
+                raise
+    raise ValueError(f"--dataset {options.dataset}: not one image can be read")
 
 
 def _decode_all(images: ImageSet, side: int | None) -> None:
     """Decode every row once: fill the cache (side given), find the rows to leave out (`--on_corrupt skip`)."""
     count, skip = len(images), images.options.on_corrupt == "skip"
-    cached = torch.empty((count if side else 0, images.channels, side or 0, side or 0), dtype=torch.uint8)
+    cached = torch.empty(
+        (count if side else 0, images.channels, side or 0, side or 0), dtype=torch.uint8
+    )
     readable = np.ones(count, dtype=bool)
 
     def decode(row: int) -> None:
@@ -305,7 +327,9 @@ def _decode_all(images: ImageSet, side: int | None) -> None:
     if len(images) == 0:
         raise ValueError(f"--dataset {images.options.dataset}: not one image can be read")
     if images.skipped and _is_main():
-        print(f"{images.options.dataset}: left out {images.skipped} of {count} images that cannot be read")
+        print(
+            f"{images.options.dataset}: left out {images.skipped} of {count} images that cannot be read"
+        )
     if side:
         images.cached = cached if images.skipped == 0 else cached[torch.from_numpy(readable)]
 
@@ -329,5 +353,5 @@ _POOL: list[ThreadPoolExecutor] = []
 def _pool() -> ThreadPoolExecutor:
     """One pool of decoding threads per process, started when first needed."""
     if not _POOL:
-        _POOL.append(ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))))
+        _POOL.append(ThreadPoolExecutor(min(8, available_cores())))
     return _POOL[0]

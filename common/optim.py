@@ -36,8 +36,12 @@ def learning_rate_at(step: int, options: RunOptions) -> float:
         return peak * (step + 1) / options.warmup_steps
     if options.schedule == "constant":
         return peak
-    progress = min(1.0, (step - options.warmup_steps) / max(1, options.max_steps - options.warmup_steps))
-    remaining = 1 - progress if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    progress = min(
+        1.0, (step - options.warmup_steps) / max(1, options.max_steps - options.warmup_steps)
+    )
+    remaining = (
+        1 - progress if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    )
     return final + (peak - final) * remaining
 
 

@@ -40,9 +40,17 @@ class ImageOptions:
         if self.crop_padding < 0:
             raise ValueError(f"--crop_padding must not be negative, not {self.crop_padding}")
         if self.resize is not None and self.image_size is None:
-            raise ValueError("--resize needs --image_size, the size that is cut out of the resized image")
-        if self.resize is not None and self.image_size is not None and self.resize < self.image_size:
-            raise ValueError(f"--resize {self.resize} is smaller than --image_size {self.image_size}")
+            raise ValueError(
+                "--resize needs --image_size, the size that is cut out of the resized image"
+            )
+        if (
+            self.resize is not None
+            and self.image_size is not None
+            and self.resize < self.image_size
+        ):
+            raise ValueError(
+                f"--resize {self.resize} is smaller than --image_size {self.image_size}"
+            )
 
 
 @dataclass(kw_only=True)

@@ -114,13 +114,18 @@ class StrictModel(PreTrainedModel):
                 f"{str(values['weights_sha256'])[:12]}: one of the two files was exchanged; restore the folder"
             )
         try:
-            model, report = super().from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            loaded: Any = super().from_pretrained(folder, dtype=dtype, output_loading_info=True)
         except RuntimeError as error:
             raise ValueError(f"{folder}: the weights do not fit the config: {error}") from error
+        model, report = loaded
         for problem in ("missing_keys", "unexpected_keys"):
             if report[problem]:
-                raise ValueError(f"{folder}: {problem.replace('_', ' ')} in the weights: {sorted(report[problem])[:3]}")
-        return model.eval()
+                raise ValueError(
+                    f"{folder}: {problem.replace('_', ' ')} in the weights: {sorted(report[problem])[:3]}"
+                )
+        model.eval()
+        strict: Self = model
+        return strict
 
     @classmethod
     def _read_config(cls, folder: Path) -> dict[str, Any]:
@@ -132,12 +137,18 @@ class StrictModel(PreTrainedModel):
         values = read_json(folder / CONFIG_FILE)
         expected = cls.config_class.model_type
         if values.get("model_type") != expected:
-            raise ValueError(f"{folder} holds a model of type {values.get('model_type')!r}, expected {expected!r}")
+            raise ValueError(
+                f"{folder} holds a model of type {values.get('model_type')!r}, expected {expected!r}"
+            )
         known = {field.name for field in dataclasses.fields(cls.config_class)} | _TRANSFORMERS_KEYS
         if unknown := sorted(set(values) - known):
-            raise ValueError(f"{folder / CONFIG_FILE}: unknown key {unknown[0]!r}; {expected} does not have it")
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: unknown key {unknown[0]!r}; {expected} does not have it"
+            )
         if "weights_sha256" not in values:
-            raise ValueError(f"{folder / CONFIG_FILE}: weights_sha256 is missing; save the model with save_pretrained")
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: weights_sha256 is missing; save the model with save_pretrained"
+            )
         return values
 
 
@@ -146,7 +157,7 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -175,7 +186,9 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
             f"there is no folder {text}, and the hub cannot be reached: check the path or the network"
         ) from error
     except HfHubHTTPError as error:
-        raise ValueError(f"there is no folder {text}, and the hub has no such repository for you: {error}") from error
+        raise ValueError(
+            f"there is no folder {text}, and the hub has no such repository for you: {error}"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -185,7 +198,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: missing file, or not a JSON object.
     """
     if not path.is_file():
-        there = ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:8]) if path.parent.is_dir() else ""
+        there = (
+            ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:8])
+            if path.parent.is_dir()
+            else ""
+        )
         raise ValueError(f"{path} is missing; the folder holds: {there or 'nothing'}")
     try:
         values = json.loads(path.read_text())
@@ -212,7 +229,9 @@ def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
             with safe_open(folder / name, framework="pt") as weights:
                 yield from [(key, weights.get_tensor(key)) for key in weights.keys()]  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged ({error}); restore it or train again") from error
+            raise ValueError(
+                f"{folder / name} is damaged ({error}); restore it or train again"
+            ) from error
 
 
 class ImageDecoder(Protocol):

@@ -9,6 +9,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from transformers.utils import logging as transformers_logging
 
+from common.machine import available_cores
 from common.options import RunOptions
 
 
@@ -49,7 +50,7 @@ def start_processes(
         if mixed_precision == "fp16":
             raise ValueError("--mixed_precision fp16 is not computed on a CPU; use no")
         on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(cpu_threads or max(1, len(os.sched_getaffinity(0)) // on_this_machine))
+        torch.set_num_threads(cpu_threads or max(1, available_cores() // on_this_machine))
     transformers_logging.disable_progress_bar()
     set_seed(seed)
     return accelerator

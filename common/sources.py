@@ -64,7 +64,9 @@ def split_names(options: ImageOptions) -> list[str]:
     return list(_splits(options))
 
 
-def open_stream(options: ImageOptions, split: str, *, shuffle_seed: int | None) -> Iterator[tuple[bytes, int]]:
+def open_stream(
+    options: ImageOptions, split: str, *, shuffle_seed: int | None
+) -> Iterator[tuple[bytes, int]]:
     """(content of an image file, label or -1) row by row, without an index.
 
     Raises:
@@ -73,7 +75,11 @@ def open_stream(options: ImageOptions, split: str, *, shuffle_seed: int | None) 
     if options.dataset == EMBEDDED:
         table = open_table(options, split)
         assert table.labels is not None
-        order = np.arange(len(table)) if shuffle_seed is None else np.random.default_rng(shuffle_seed).permutation(len(table))
+        order = (
+            np.arange(len(table))
+            if shuffle_seed is None
+            else np.random.default_rng(shuffle_seed).permutation(len(table))
+        )
         for row in order:
             yield table.read(int(row)), int(table.labels[row])
         return
@@ -119,7 +125,13 @@ def _embedded_table(split: str) -> ImageTable:
         return buffer.getvalue()
 
     names = tuple(str(digit) for digit in range(10))
-    return ImageTable(read, lambda row: f"mnist5k {split} {row}", len(chosen), labels[chosen].astype(np.int64), names)
+    return ImageTable(
+        read,
+        lambda row: f"mnist5k {split} {row}",
+        len(chosen),
+        labels[chosen].astype(np.int64),
+        names,
+    )
 
 
 def _splits(options: ImageOptions, *, streaming: bool = False) -> dict[str, Any]:
@@ -142,7 +154,9 @@ def _splits(options: ImageOptions, *, streaming: bool = False) -> dict[str, Any]
         else:
             opened = datasets.load_dataset(options.dataset, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise ValueError(f"--dataset {options.dataset}: neither a folder here nor a dataset on the hub") from error
+        raise ValueError(
+            f"--dataset {options.dataset}: neither a folder here nor a dataset on the hub"
+        ) from error
     except (ConnectionError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(
             f"--dataset {options.dataset}: no such folder here, and the hub cannot be read "
@@ -165,7 +179,9 @@ def _open_folder(path: Path, streaming: bool) -> Any:
     try:
         return datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming)
     except (datasets.exceptions.EmptyDatasetError, FileNotFoundError) as error:
-        raise ValueError(f"--dataset {path}: the folder holds no images and no parquet or arrow files") from error
+        raise ValueError(
+            f"--dataset {path}: the folder holds no images and no parquet or arrow files"
+        ) from error
 
 
 def _dataset_table(splits: dict[str, Any], options: ImageOptions, split: str) -> ImageTable:
@@ -177,7 +193,9 @@ def _dataset_table(splits: dict[str, Any], options: ImageOptions, split: str) ->
     try:
         rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"--image_column {options.image_column}: the column does not hold images") from error
+        raise ValueError(
+            f"--image_column {options.image_column}: the column does not hold images"
+        ) from error
     labels, names = _labels(rows, options.label_column or "label")
     images = rows.select_columns([options.image_column])
 
@@ -186,20 +204,31 @@ def _dataset_table(splits: dict[str, Any], options: ImageOptions, split: str) ->
 
     def name_of(row: int) -> str:
         path = cell(row).get("path")
-        return path if path and Path(path).is_absolute() else f"row {row} of split {split} of {options.dataset}"
+        return (
+            path
+            if path and Path(path).is_absolute()
+            else f"row {row} of split {split} of {options.dataset}"
+        )
 
     return ImageTable(lambda row: _content(cell(row)), name_of, len(rows), labels, names)
 
 
 def _check_split(options: ImageOptions, splits: dict[str, Any], split: str) -> None:
     if split not in splits:
-        raise ValueError(f"--dataset {options.dataset} has no split {split!r}; it has: {', '.join(splits)}")
+        raise ValueError(
+            f"--dataset {options.dataset} has no split {split!r}; it has: {', '.join(splits)}"
+        )
 
 
 def _check_columns(options: ImageOptions, names: list[str]) -> None:
-    for flag, column in (("image_column", options.image_column), ("label_column", options.label_column)):
+    for flag, column in (
+        ("image_column", options.image_column),
+        ("label_column", options.label_column),
+    ):
         if column is not None and column not in names:
-            raise ValueError(f"--{flag} {column}: there is no such column; there are: {', '.join(names)}")
+            raise ValueError(
+                f"--{flag} {column}: there is no such column; there are: {', '.join(names)}"
+            )
 
 
 def _labels(rows: Dataset, column: str) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

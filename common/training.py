@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,8 +73,12 @@ class Window:
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the window and all processes; the one place that waits for the device."""
-        means = [value.to(accelerator.device) / self.counts[name] for name, value in self.sums.items()]
-        return dict(zip(self.sums, accelerator.reduce(torch.stack(means), "mean").tolist(), strict=True))
+        means = [
+            value.to(accelerator.device) / self.counts[name] for name, value in self.sums.items()
+        ]
+        return dict(
+            zip(self.sums, accelerator.reduce(torch.stack(means), "mean").tolist(), strict=True)
+        )
 
 
 def train(
@@ -107,12 +111,19 @@ def train(
     resume(accelerator, run, state, options)
     log = MetricsLog(accelerator, run, options, start=state.step)
     window, finished = Window(), _out_of_time(accelerator, state, options)
-    bar = tqdm(total=options.max_steps, initial=state.step, unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=options.max_steps,
+        initial=state.step,
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
     stream = prefetch(batches(state.step))
     while state.step < options.max_steps and not finished:
         started = time.monotonic()
         for micro in range(options.accumulation_steps):
-            torch.manual_seed(derive_seed(options.seed, state.step, micro, accelerator.process_index))
+            torch.manual_seed(
+                derive_seed(options.seed, state.step, micro, accelerator.process_index)
+            )
             window.add(step(next(stream)))
         state.step += 1
         bar.update()
@@ -138,11 +149,17 @@ def train(
 
 
 def save(
-    accelerator: Accelerator, run: Path, state: TrainState, options: RunOptions, export: Callable[[], None] | None
+    accelerator: Accelerator,
+    run: Path,
+    state: TrainState,
+    options: RunOptions,
+    export: Callable[[], None] | None,
 ) -> None:
     """Checkpoint and export; every process waits until both are on disk."""
     if accelerator.is_main_process:
-        save_checkpoint(run, state.step, {"state": state, **state.parts}, keep=options.checkpoints_to_keep)
+        save_checkpoint(
+            run, state.step, {"state": state, **state.parts}, keep=options.checkpoints_to_keep
+        )
     if export is not None:
         export()
     accelerator.wait_for_everyone()
@@ -177,10 +194,14 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
 class MetricsLog:
     """`metrics.jsonl` and, if asked for, a tracker; only the main process writes."""
 
-    def __init__(self, accelerator: Accelerator, run: Path, options: RunOptions, *, start: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, run: Path, options: RunOptions, *, start: int
+    ) -> None:
         if options.report_to is not None:
             if importlib.util.find_spec(options.report_to) is None:
-                raise ValueError(f"--report_to {options.report_to} needs: pip install {options.report_to}")
+                raise ValueError(
+                    f"--report_to {options.report_to} needs: pip install {options.report_to}"
+                )
             accelerator.log_with = [options.report_to]
             accelerator.project_configuration.set_directories(str(run))
             accelerator.init_trackers("latent-prior", config=_texts(options))
@@ -189,14 +210,21 @@ class MetricsLog:
         if accelerator.is_main_process and self._path.exists():
             # Lines later than the checkpoint will be written again.
             with whole_file(self._path) as path:
-                kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= start]
+                kept = [
+                    line for line in self._path.read_text().splitlines() if _step_of(line) <= start
+                ]
                 path.write_text("".join(f"{line}\n" for line in kept))
 
     def write(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Append one line."""
         if self._accelerator.is_main_process:
             images = state.step * self._batch_size
-            line = {"step": state.step, "images_seen": images, "seconds": round(state.seconds, 3), **metrics}
+            line = {
+                "step": state.step,
+                "images_seen": images,
+                "seconds": round(state.seconds, 3),
+                **metrics,
+            }
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         self._accelerator.log(metrics, step=state.step)
@@ -230,7 +258,9 @@ def index_batches(
         numbers = torch.arange(step * options.batch_size, (step + 1) * options.batch_size)
         first, last = int(numbers[0]) // size, int(numbers[-1]) // size
         epochs = {
-            epoch: epochs[epoch] if epoch in epochs else torch.randperm(size, generator=generator(options.seed, epoch))
+            epoch: epochs[epoch]
+            if epoch in epochs
+            else torch.randperm(size, generator=generator(options.seed, epoch))
             for epoch in range(first, last + 1)
         }
         order = torch.cat([epochs[epoch] for epoch in range(first, last + 1)])
@@ -243,10 +273,12 @@ def index_batches(
 
 def shares(count: int, accelerator: Accelerator, size: int = 128) -> Iterator[Tensor]:
     """This process's share of the indices 0 .. count - 1, in batches that do not depend on the number of processes."""
-    yield from torch.arange(count).split(size)[accelerator.process_index :: accelerator.num_processes]
+    yield from torch.arange(count).split(size)[
+        accelerator.process_index :: accelerator.num_processes
+    ]
 
 
-def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, prepared ahead by a thread while the caller computes."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
@@ -292,7 +324,9 @@ def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOption
     if options.max_seconds is None:
         return False
     decision = [state.seconds >= options.max_seconds]
-    return bool(broadcast_object_list(decision)[0]) if accelerator.num_processes > 1 else decision[0]
+    return (
+        bool(broadcast_object_list(decision)[0]) if accelerator.num_processes > 1 else decision[0]
+    )
 
 
 def _step_of(line: str) -> float:
@@ -305,4 +339,7 @@ def _step_of(line: str) -> float:
 
 def _texts(options: RunOptions) -> dict[str, Any]:
     """Options under dotted names, in the types that every tracker takes."""
-    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in dotted(dump_config(options))}
+    return {
+        k: v if isinstance(v, int | float | str) else str(v)
+        for k, v in dotted(dump_config(options))
+    }

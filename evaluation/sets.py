@@ -71,7 +71,8 @@ class ScoredSet:
     def resized(self, size: int, channels: int) -> ScoredSet:
         """The same images at another size and number of channels."""
         options = replace(self.images.options, image_size=size)
-        return replace(self, images=replace(self.images, options=options, channels=channels))
+        images = replace(self.images, options=options, channels=1 if channels == 1 else 3)
+        return replace(self, images=images)
 
 
 def open_reference(options: ScoreOptions) -> ScoredSet:

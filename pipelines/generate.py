@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches = [range(first, min(first + options.batch_size, options.num_images))
                for first in range(0, options.num_images, options.batch_size)]  # fmt: skip
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    for numbers in tqdm(mine, desc="generating", unit="batch", disable=not accelerator.is_main_process):
+    for numbers in tqdm(
+        mine, desc="generating", unit="batch", disable=not accelerator.is_main_process
+    ):
         if not all(image_path(folder, number).exists() for number in numbers):
             images = draw(pipe, numbers, [labels[number] for number in numbers], options, settings)
             for number, image in zip(numbers, images, strict=True):
@@ -90,13 +92,21 @@ def resolved_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any
         ValueError: a sampler setting out of its range, or nothing to sample from.
     """
     if pipe.prior is None and not options.random_codes:
-        raise ValueError(f"--pipeline {options.pipeline} has no prior; assemble one with --prior, or use --random_codes")
-    given = {name: getattr(options, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")}
-    sampler = dataclasses.asdict(pipe.sampler) | {name: value for name, value in given.items() if value is not None}
+        raise ValueError(
+            f"--pipeline {options.pipeline} has no prior; assemble one with --prior, or use --random_codes"
+        )
+    given = {
+        name: getattr(options, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")
+    }
+    sampler = dataclasses.asdict(pipe.sampler) | {
+        name: value for name, value in given.items() if value is not None
+    }
     check_settings(**sampler)
     return {
         "autoencoder_fingerprint": pipe.autoencoder.fingerprint,
-        "prior_fingerprint": None if options.random_codes or pipe.prior is None else pipe.prior.fingerprint,
+        "prior_fingerprint": None
+        if options.random_codes or pipe.prior is None
+        else pipe.prior.fingerprint,
         "random_codes": options.random_codes,
         **(dict.fromkeys(sampler) if options.random_codes else sampler),
         "labels": dump_config(options)["labels"],
@@ -113,7 +123,9 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / SETTINGS_FILE).is_file():
-        raise ValueError(f"--output_dir {folder} is not empty and was not written by this command; choose another folder")
+        raise ValueError(
+            f"--output_dir {folder} is not empty and was not written by this command; choose another folder"
+        )
     before = read_json(folder / SETTINGS_FILE)
     differing = [key for key in settings if before.get(key) != settings[key]]
     if differing:
@@ -124,7 +136,11 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def draw(
-    pipe: Pipeline, numbers: range, labels: list[int], options: GenerateOptions, settings: dict[str, Any]
+    pipe: Pipeline,
+    numbers: range,
+    labels: list[int],
+    options: GenerateOptions,
+    settings: dict[str, Any],
 ) -> Tensor:
     """The images with these numbers, uint8 (B, C, H, W); every image has its own random numbers."""
     generators = [generator(options.seed, "image", number) for number in numbers]
@@ -132,7 +148,12 @@ def draw(
         return to_uint8(pipe.decode(pipe.random_codes(len(numbers), generators)).cpu())
     sampler = {name: settings[name] for name in ("guidance_scale", "temperature", "top_k", "top_p")}
     output = pipe(
-        len(numbers), labels=labels, **sampler, generator=generators, batch_size=len(numbers), output_type="pt"
+        len(numbers),
+        labels=labels,
+        **sampler,
+        generator=generators,
+        batch_size=len(numbers),
+        output_type="pt",
     )
     assert isinstance(output.images, Tensor)
     return to_uint8(output.images)

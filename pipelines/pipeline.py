@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,7 +24,7 @@ from transformers.utils.hub import PushToHubMixin
 
 from common.checkpoint import whole_folder
 from common.codes import CodeMaps, CodeSpec, check_same_codes
-from common.images import to_float, to_pil, to_uint8
+from common.images import to_pil, to_uint8
 from common.pretrained import local_folder, read_json
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
@@ -71,7 +71,10 @@ class Pipeline(PushToHubMixin):
     """Generate images: `Pipeline.from_pretrained("runs/mnist/pipeline")(num_images=16).images`."""
 
     def __init__(
-        self, autoencoder: Autoencoder, prior: TransformerPrior | None = None, sampler: Sampler | None = None
+        self,
+        autoencoder: Autoencoder,
+        prior: TransformerPrior | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         """Chain an autoencoder with a prior over its codes; without a prior the pipeline encodes and decodes only.
 
@@ -85,7 +88,9 @@ class Pipeline(PushToHubMixin):
         self.sampler = sampler or Sampler()
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls, path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None
+    ) -> Self:
         """Load a pipeline folder, or a repository of the Hugging Face hub that holds one.
 
         Raises:
@@ -95,18 +100,28 @@ class Pipeline(PushToHubMixin):
         index = read_json(folder / INDEX_FILE)
         missing = {"components", "code_spec", "sampler"} - set(index)
         if missing:
-            raise ValueError(f"{folder / INDEX_FILE} is not a pipeline's index: {', '.join(sorted(missing))} missing")
+            raise ValueError(
+                f"{folder / INDEX_FILE} is not a pipeline's index: {', '.join(sorted(missing))} missing"
+            )
         try:
             sampler = Sampler(**index["sampler"])
         except TypeError as error:
             raise ValueError(f"{folder / INDEX_FILE}: sampler: {error}") from error
         autoencoder = load_autoencoder(folder / "autoencoder")
-        prior = TransformerPrior.from_pretrained(folder / "prior") if "prior" in index["components"] else None
+        prior = (
+            TransformerPrior.from_pretrained(folder / "prior")
+            if "prior" in index["components"]
+            else None
+        )
         spec = CodeSpec.from_dict(index["code_spec"])
-        check_same_codes(spec, autoencoder.code_spec, f"{folder / INDEX_FILE}", f"{folder / 'autoencoder'}")
+        check_same_codes(
+            spec, autoencoder.code_spec, f"{folder / INDEX_FILE}", f"{folder / 'autoencoder'}"
+        )
         return cls(autoencoder, prior, sampler)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "50GB") -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "50GB"
+    ) -> None:
         """Write the pipeline folder; a folder already there is replaced when the new one is complete."""
         with whole_folder(Path(save_directory)) as folder:
             self.autoencoder.save_pretrained(folder / "autoencoder", max_shard_size=max_shard_size)
@@ -117,7 +132,9 @@ class Pipeline(PushToHubMixin):
             index = {
                 "components": components,
                 "sampler": dataclasses.asdict(self.sampler),
-                "versions": {name: _version(name) for name in ("latent-prior", "torch", "transformers")},
+                "versions": {
+                    name: _version(name) for name in ("latent-prior", "torch", "transformers")
+                },
                 "code_spec": self.code_spec.to_dict(),
             }
             (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
@@ -142,7 +159,9 @@ class Pipeline(PushToHubMixin):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes that can be asked for; empty for an unconditional prior."""
-        return self.code_spec.class_names if self.prior is not None and self.prior.num_classes else ()
+        return (
+            self.code_spec.class_names if self.prior is not None and self.prior.num_classes else ()
+        )
 
     @torch.no_grad()
     def __call__(
@@ -177,14 +196,25 @@ class Pipeline(PushToHubMixin):
             ValueError: an argument out of its range, or a pipeline without a prior.
         """
         if self.prior is None:
-            raise ValueError("this pipeline has no prior to sample from; use encode, decode and reconstruct")
+            raise ValueError(
+                "this pipeline has no prior to sample from; use encode, decode and reconstruct"
+            )
         if output_type not in ("pil", "pt", "np"):
             raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
         if num_images < 1 or batch_size < 1:
-            raise ValueError(f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}")
+            raise ValueError(
+                f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
+            )
         numbers = self.label_numbers(labels, num_images)
-        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        sampler = dataclasses.replace(self.sampler, **{k: v for k, v in given.items() if v is not None})
+        given: dict[str, Any] = {
+            "guidance_scale": guidance_scale,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        sampler = dataclasses.replace(
+            self.sampler, **{k: v for k, v in given.items() if v is not None}
+        )
         parts: list[CodeMaps] = []
         images: list[Tensor] = []
         for start in range(0, num_images, batch_size):
@@ -193,14 +223,18 @@ class Pipeline(PushToHubMixin):
                 chunk.stop - chunk.start,
                 numbers[chunk],
                 **dataclasses.asdict(sampler),
-                generator=generator if isinstance(generator, Generator) or generator is None else generator[chunk],
+                generator=generator
+                if isinstance(generator, Generator) or generator is None
+                else generator[chunk],
             )
             parts.append(codes)
             images.append(self.decode(codes).cpu())
         codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return PipelineOutput(_convert(torch.cat(images), output_type), codes, numbers)
 
-    def label_numbers(self, labels: int | str | Sequence[int | str] | None, num_images: int) -> list[int]:
+    def label_numbers(
+        self, labels: int | str | Sequence[int | str] | None, num_images: int
+    ) -> list[int]:
         """Class numbers for `num_images` images; see `__call__`.
 
         Raises:
@@ -230,9 +264,15 @@ class Pipeline(PushToHubMixin):
             found = codes.get(level.name)
             if found is None or tuple(found.shape[1:]) != (level.height, level.width):
                 shape = None if found is None else tuple(found.shape)
-                raise ValueError(f"codes {level.name!r}: expected (B, {level.height}, {level.width}), found {shape}")
-            if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < (level.vocabulary or 0):
-                raise ValueError(f"codes {level.name!r}: values must lie in [0, {level.vocabulary})")
+                raise ValueError(
+                    f"codes {level.name!r}: expected (B, {level.height}, {level.width}), found {shape}"
+                )
+            if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < (
+                level.vocabulary or 0
+            ):
+                raise ValueError(
+                    f"codes {level.name!r}: values must lie in [0, {level.vocabulary})"
+                )
         on_device = {name: values.to(self.device) for name, values in codes.items()}
         return self.autoencoder.decode(on_device).float().clamp(-1, 1)
 
@@ -240,14 +280,20 @@ class Pipeline(PushToHubMixin):
         """Images to codes and back; shapes and ranges as in `encode` and `decode`."""
         return self.decode(self.encode(images))
 
-    def random_codes(self, num_images: int, generator: Generator | Sequence[Generator] | None = None) -> CodeMaps:
+    def random_codes(
+        self, num_images: int, generator: Generator | Sequence[Generator] | None = None
+    ) -> CodeMaps:
         """Uniformly random codes: what decoding looks like without a prior, the line any prior must beat."""
-        generators = [generator] * num_images if isinstance(generator, Generator | None) else list(generator)
+        generators = (
+            [generator] * num_images if isinstance(generator, Generator | None) else list(generator)
+        )
         codes: CodeMaps = {}
         for level in self.code_spec.levels:
             assert level.vocabulary is not None
             shape = (level.height, level.width)
-            codes[level.name] = torch.stack([torch.randint(level.vocabulary, shape, generator=g) for g in generators])
+            codes[level.name] = torch.stack(
+                [torch.randint(level.vocabulary, shape, generator=g) for g in generators]
+            )
         return codes
 
 
@@ -265,7 +311,11 @@ def label_number(label: int | str, names: Sequence[str]) -> int:
         number = len(names)
     if -1 <= number < len(names):
         return number
-    known = f"the classes are 0 to {len(names) - 1}: {', '.join(names[:20])}" if names else "this prior has no classes"
+    known = (
+        f"the classes are 0 to {len(names) - 1}: {', '.join(names[:20])}"
+        if names
+        else "this prior has no classes"
+    )
     raise ValueError(f"label {label!r} is out of range: {known}")
 
 

@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse_config(EncodeOptions, argv)
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
-    autoencoder = load_autoencoder(options.autoencoder).to(accelerator.device, memory_format=torch.channels_last)
+    autoencoder = load_autoencoder(options.autoencoder).to(
+        accelerator.device, memory_format=torch.channels_last
+    )
     options = fit_options(options, autoencoder.code_spec)
     settings = {**dump_config(options), "autoencoder_fingerprint": autoencoder.fingerprint}
     final = Path(options.output_dir)
@@ -62,10 +64,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         start_or_continue(shard_folder, settings)
     accelerator.wait_for_everyone()
 
-    shards = {name: plan_shards(shard_folder, name, len(images), options) for name, images in sets.items()}
+    shards = {
+        name: plan_shards(shard_folder, name, len(images), options) for name, images in sets.items()
+    }
     work = [(name, first, path) for name, parts in shards.items() for first, path in parts]
     mine = work[accelerator.process_index :: accelerator.num_processes]
-    for name, first, path in tqdm(mine, desc="encoding", unit="shard", disable=not accelerator.is_main_process):
+    for name, first, path in tqdm(
+        mine, desc="encoding", unit="shard", disable=not accelerator.is_main_process
+    ):
         if not path.exists():
             rows = encode_images(autoencoder, sets[name], name, first, options)
             with whole_file(path) as temporary:
@@ -74,7 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if accelerator.is_main_process:
         with whole_folder(final) as folder:
-            join_shards(folder, {name: [path for _, path in parts] for name, parts in shards.items()}, spec, settings)
+            join_shards(
+                folder,
+                {name: [path for _, path in parts] for name, parts in shards.items()},
+                spec,
+                settings,
+            )
             (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
         shutil.rmtree(shard_folder)
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
@@ -106,9 +117,13 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     if not (folder / SPEC_FILE).is_file():
-        raise ValueError(f"--output_dir {folder} is not empty and holds no codes; choose another folder")
+        raise ValueError(
+            f"--output_dir {folder} is not empty and holds no codes; choose another folder"
+        )
     before = read_json(folder / SETTINGS_FILE)
-    differing = sorted(key for key in settings if key not in HARMLESS and before.get(key) != settings[key])
+    differing = sorted(
+        key for key in settings if key not in HARMLESS and before.get(key) != settings[key]
+    )
     if differing:
         key = differing[0]
         raise ValueError(
@@ -133,7 +148,9 @@ def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def plan_shards(folder: Path, split: str, count: int, options: EncodeOptions) -> list[tuple[int, Path]]:
+def plan_shards(
+    folder: Path, split: str, count: int, options: EncodeOptions
+) -> list[tuple[int, Path]]:
     """(first image, file) of every shard of a split; the plan does not depend on the number of processes."""
     firsts = range(0, count, options.shard_images)
     return [(first, folder / f"{split}-{number:06d}.arrow") for number, first in enumerate(firsts)]
@@ -147,7 +164,9 @@ def encode_images(
     maps: dict[str, list[NDArray[Any]]] = {}
     for start in range(first, last, options.batch_size):
         indices = range(start, min(start + options.batch_size, last))
-        views = make_views(images.read(indices), images.source_index[indices.start : indices.stop], split, options)
+        views = make_views(
+            images.read(indices), images.source_index[indices.start : indices.stop], split, options
+        )
         columns = [encode_view(autoencoder, view) for view in views]
         for name in columns[0]:
             stacked = np.stack([column[name] for column in columns], axis=1)  # (B, views, H, W)
@@ -163,7 +182,9 @@ def encode_images(
     }
 
 
-def make_views(images: Tensor, rows: NDArray[np.int64], split: str, options: EncodeOptions) -> list[Tensor]:
+def make_views(
+    images: Tensor, rows: NDArray[np.int64], split: str, options: EncodeOptions
+) -> list[Tensor]:
     """The plain images, and for the augmented split their moved windows and the mirrored ones of all of these.
 
     A window depends on (seed, row, view) only, not on how the work is cut into batches.
@@ -172,8 +193,13 @@ def make_views(images: Tensor, rows: NDArray[np.int64], split: str, options: Enc
     views = [crop_windows(images, options.image_size, 0, None)]
     if split == options.augmented_split:
         for number in range(options.crops):
-            offsets = [random_offsets(1, options, generator(options.seed, "crop", int(row), number)) for row in rows]
-            views.append(crop_windows(images, options.image_size, options.crop_padding, torch.cat(offsets)))
+            offsets = [
+                random_offsets(1, options, generator(options.seed, "crop", int(row), number))
+                for row in rows
+            ]
+            views.append(
+                crop_windows(images, options.image_size, options.crop_padding, torch.cat(offsets))
+            )
         if options.flip:
             views = [view for plain in views for view in (plain, plain.flip(-1))]
     return views

@@ -28,12 +28,18 @@ class Meter(nn.Module):
         self.register_buffer("pixels", torch.zeros((), dtype=torch.float64))
         self.names = [level.name for level in spec.levels]
         for level in spec.levels:
-            self.register_buffer(f"counts_{level.name}", torch.zeros(level.vocabulary or 0, dtype=torch.int64))
+            self.register_buffer(
+                f"counts_{level.name}", torch.zeros(level.vocabulary or 0, dtype=torch.int64)
+            )
 
     @torch.no_grad()
     def update(self, images: Tensor, reconstructions: Tensor, codes: CodeMaps) -> None:
         """Count one batch: images and reconstructions (B, C, H, W) in [-1, 1], codes by level."""
-        error = (reconstructions.float().clamp(-1, 1) - images.float()).square().sum(dtype=torch.float64)
+        error = (
+            (reconstructions.float().clamp(-1, 1) - images.float())
+            .square()
+            .sum(dtype=torch.float64)
+        )
         self.squared_error += error
         self.pixels += images.numel()
         for name in self.names:
@@ -45,7 +51,9 @@ class Meter(nn.Module):
 
         `mse` is per value in [-1, 1]; PSNR takes the range of 2. `usage` is the share of codes that occurred at all.
         """
-        totals = {name: accelerator.reduce(buffer.clone(), "sum") for name, buffer in self.named_buffers()}
+        totals = {
+            name: accelerator.reduce(buffer.clone(), "sum") for name, buffer in self.named_buffers()
+        }
         for buffer in self.buffers():
             buffer.zero_()
         mse = float(totals["squared_error"] / totals["pixels"].clamp(min=1))
@@ -56,4 +64,3 @@ class Meter(nn.Module):
             metrics[f"usage{suffix}"] = float(usage(counts))
             metrics[f"perplexity{suffix}"] = float(perplexity(counts))
         return {prefix + name: value for name, value in metrics.items()}
-

@@ -53,19 +53,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_config(TrainOptions, argv)
     accelerator = start_training_processes(options)
     images, options = open_training_images(options)
-    validation = None if options.validation_split is None else open_images(options, options.validation_split)
+    validation = (
+        None if options.validation_split is None else open_images(options, options.validation_split)
+    )
     assert options.image_size is not None
     assert options.channels is not None
 
     config = VQVAEConfig(
-        **dataclasses.asdict(options.model), image_size=options.image_size, image_channels=options.channels
+        **dataclasses.asdict(options.model),
+        image_size=options.image_size,
+        image_channels=options.channels,
     )
-    model = VQVAE(config).to(memory_format=torch.channels_last)
+    model = VQVAE(config)
+    torch.nn.Module.to(model, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, options)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema = EMA(model, options.ema_decay)
     meter = Meter(model.code_spec).to(accelerator.device)
-    state = training.TrainState({"model": model, "optimizer": optimizer, "ema": ema, "meter": meter})
+    state = training.TrainState(
+        {"model": model, "optimizer": optimizer, "ema": ema, "meter": meter}
+    )
 
     def step(batch: training.Batch) -> training.Metrics:
         """Everything that learns in a VQ-VAE."""
@@ -91,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with ema.applied_to(model), torch.no_grad():
             if validation is not None:
                 held_out = Meter(model.code_spec).to(accelerator.device)
-                for indices in training.shares(min(len(validation), options.validation_images), accelerator):
+                for indices in training.shares(
+                    min(len(validation), options.validation_images), accelerator
+                ):
                     pixels = prepare(plain(validation, options, indices))
                     output = model(pixels)
                     held_out.update(pixels, output.images, output.codes)
@@ -99,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if accelerator.is_main_process:
                 shown = prepare(first_images(validation or images, options))
                 pairs = torch.stack([shown, model(shown).images], dim=1).flatten(0, 1)
-                save_png(grid(to_uint8(pairs), 8), Path(options.output_dir, "samples", f"step-{state.step:09d}.png"))
+                save_png(
+                    grid(to_uint8(pairs), 8),
+                    Path(options.output_dir, "samples", f"step-{state.step:09d}.png"),
+                )
         model.train()
         return metrics
 
@@ -127,10 +139,9 @@ def open_training_images(options: TrainOptions) -> tuple[ImageSet | None, TrainO
         return None, options
     images = open_images(options, options.split)
     if options.image_size is None or options.channels is None:
-        resolved = dataclasses.replace(
-            options, image_size=options.image_size or square_size(images), channels=images.channels
-        )
-        images, options = open_images(resolved, options.split), resolved
+        side, channels = options.image_size or square_size(images), images.channels
+        options = dataclasses.replace(options, image_size=side, channels=channels)
+        images = open_images(options, options.split)
     every = options.evaluate_every or math.ceil(len(images) / options.batch_size)
     return images, dataclasses.replace(options, evaluate_every=every)
 
@@ -141,7 +152,9 @@ def indexed_batches(
     """Batches of uint8 images from a step on; windows and mirroring depend on (seed, step, place in the batch) only."""
     assert images is not None
     assert options.image_size is not None
-    places = training.index_batches(start, size=len(images), options=options, accelerator=accelerator)
+    places = training.index_batches(
+        start, size=len(images), options=options, accelerator=accelerator
+    )
     for step, indices, place in places:
         yield {"images": augment(images.read(indices), options, step, place)}
 
@@ -158,18 +171,26 @@ def streamed_batches(
     for number in itertools.count():
         step, micro = divmod(number, options.accumulation_steps)
         begin = accelerator.process_index * share
-        taken = list(itertools.islice(rows, accelerator.num_processes * share))[begin : begin + share]
+        taken = list(itertools.islice(rows, accelerator.num_processes * share))[
+            begin : begin + share
+        ]
         if step >= start:
-            stacked = torch.stack([torch.from_numpy(array.copy()) for _, array, _ in taken]).permute(0, 3, 1, 2)
+            stacked = torch.stack(
+                [torch.from_numpy(array.copy()) for _, array, _ in taken]
+            ).permute(0, 3, 1, 2)
             place = slice((micro * accelerator.num_processes) * share + begin, None)
-            yield {"images": augment(stacked, options, step, slice(place.start, place.start + share))}
+            yield {
+                "images": augment(stacked, options, step, slice(place.start, place.start + share))
+            }
 
 
 def augment(images: Tensor, options: TrainOptions, step: int, place: slice) -> Tensor:
     """Windows and mirror images, drawn for the whole batch of the step, of which `images` are the part at `place`."""
     assert options.image_size is not None
     random = generator(options.seed, "augmentation", step)
-    offsets = random_offsets(options.batch_size, options, random)[place] if options.random_crop else None
+    offsets = (
+        random_offsets(options.batch_size, options, random)[place] if options.random_crop else None
+    )
     images = crop_windows(images, options.image_size, options.crop_padding, offsets)
     if options.random_flip:
         flipped = torch.rand(options.batch_size, generator=random)[place] < 0.5
@@ -189,7 +210,9 @@ def first_images(images: ImageSet | None, options: TrainOptions, count: int = 16
         return plain(images, options, range(min(count, len(images))))
     assert options.image_size is not None
     rows = itertools.islice(stream_images(options, options.split), count)
-    stacked = torch.stack([torch.from_numpy(array.copy()) for _, array, _ in rows]).permute(0, 3, 1, 2)
+    stacked = torch.stack([torch.from_numpy(array.copy()) for _, array, _ in rows]).permute(
+        0, 3, 1, 2
+    )
     return crop_windows(stacked, options.image_size, 0, None)
 
 

@@ -45,11 +45,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = start_training_processes(options)
     splits, spec = open_codes(options.codes)
     train_codes, validation = choose_splits(splits, options)
-    decoder = None if options.autoencoder is None else open_decoder(options.autoencoder, spec, options, accelerator)
+    decoder = (
+        None
+        if options.autoencoder is None
+        else open_decoder(options.autoencoder, spec, options, accelerator)
+    )
     every = options.evaluate_every or math.ceil(len(train_codes) / options.batch_size)
     options = dataclasses.replace(options, evaluate_every=every)
 
-    model = TransformerPrior(PriorConfig(**dataclasses.asdict(options.model), code_spec=spec.to_dict()))
+    model = TransformerPrior(
+        PriorConfig(**dataclasses.asdict(options.model), code_spec=spec.to_dict())
+    )
     optimizer = make_optimizer(model, options)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema = EMA(model, options.ema_decay)
@@ -67,18 +73,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         return {"nats_per_code": loss, **updated}
 
     def maps_of(batch: training.Batch) -> CodeMaps:
-        return {level.name: batch[level.name].to(accelerator.device, non_blocking=True) for level in spec.levels}
+        return {
+            level.name: batch[level.name].to(accelerator.device, non_blocking=True)
+            for level in spec.levels
+        }
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
         """Validation loss of the averaged weights, and a grid of samples."""
         model.eval()
         with ema.applied_to(model):
-            nats = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # sum over images, images
-            for indices in training.shares(min(len(validation), options.validation_images), accelerator):
+            nats = torch.zeros(
+                2, dtype=torch.float64, device=accelerator.device
+            )  # sum over images, images
+            for indices in training.shares(
+                min(len(validation), options.validation_images), accelerator
+            ):
                 batch = validation.batch(indices)
                 loss = model(maps_of(batch), batch["labels"].to(accelerator.device)).loss
-                nats += torch.tensor([float(loss) * len(indices), len(indices)], device=accelerator.device)
+                nats += torch.tensor(
+                    [float(loss) * len(indices), len(indices)], device=accelerator.device
+                )
             if accelerator.is_main_process:
                 path = Path(options.output_dir, "samples", f"step-{state.step:09d}.png")
                 save_png(sample_grid(model, decoder, options), path)
@@ -95,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 model.save_pretrained(folder, state_dict=ema.state_for(model))
 
     def batches(start: int) -> Iterator[training.Batch]:
-        places = training.index_batches(start, size=len(train_codes), options=options, accelerator=accelerator)
+        places = training.index_batches(
+            start, size=len(train_codes), options=options, accelerator=accelerator
+        )
         return (train_codes.batch(indices) for _, indices, _ in places)
 
     training.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
@@ -103,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"prior: {Path(options.output_dir, 'model')}")
 
 
-def choose_splits(splits: dict[str, CodesSplit], options: TrainOptions) -> tuple[CodesSplit, CodesSplit]:
+def choose_splits(
+    splits: dict[str, CodesSplit], options: TrainOptions
+) -> tuple[CodesSplit, CodesSplit]:
     """The rows to train on, and plain rows of other images to validate on.
 
     Raises:
@@ -113,7 +132,9 @@ def choose_splits(splits: dict[str, CodesSplit], options: TrainOptions) -> tuple
         if name is not None and name not in splits:
             raise ValueError(f"--{flag} {name}: the codes have the splits {', '.join(splits)}")
     chosen = splits[options.split]
-    held_out = options.validation_split or next((name for name in ("validation", "test") if name in splits), None)
+    held_out = options.validation_split or next(
+        (name for name in ("validation", "test") if name in splits), None
+    )
     if held_out is not None and held_out != options.split:
         validation = splits[held_out]
         return chosen, validation.rows(validation.view == 0)
@@ -122,7 +143,9 @@ def choose_splits(splits: dict[str, CodesSplit], options: TrainOptions) -> tuple
     order = torch.randperm(len(images), generator=generator(options.seed, "validation")).numpy()
     count = max(1, round(len(images) * options.validation_fraction))
     if count >= len(images):
-        raise ValueError(f"--codes {options.codes}: {len(images)} images are too few to set some aside for validation")
+        raise ValueError(
+            f"--codes {options.codes}: {len(images)} images are too few to set some aside for validation"
+        )
     aside = np.isin(chosen.source_index, images[order[:count]])
     return chosen.rows(~aside), chosen.rows(aside & (chosen.view == 0))
 
@@ -136,25 +159,35 @@ def open_decoder(
         ValueError: it is another one than wrote the codes.
     """
     decoder = load_decoder(autoencoder)
-    check_same_codes(spec, decoder.code_spec, f"--codes {options.codes}", f"--autoencoder {autoencoder}")
+    check_same_codes(
+        spec, decoder.code_spec, f"--codes {options.codes}", f"--autoencoder {autoencoder}"
+    )
     assert isinstance(decoder, torch.nn.Module)
     decoder.to(accelerator.device)
     return decoder
 
 
-def sample_grid(model: TransformerPrior, decoder: ImageDecoder | None, options: TrainOptions) -> Tensor:
+def sample_grid(
+    model: TransformerPrior, decoder: ImageDecoder | None, options: TrainOptions
+) -> Tensor:
     """A picture of samples, class by class along the columns; without a decoder the codes themselves as grey levels."""
     count = GRID_ROWS * GRID_COLUMNS
     labels = [place % model.num_classes for place in range(count)] if model.num_classes else None
     codes = model.sample(
-        count, labels, guidance_scale=options.guidance_scale, generator=generator(options.seed, "grid")
+        count,
+        labels,
+        guidance_scale=options.guidance_scale,
+        generator=generator(options.seed, "grid"),
     )
     if decoder is not None:
         return grid(to_uint8(decoder.decode(codes)), GRID_COLUMNS)
     level = model.code_spec.levels[-1]
     assert level.vocabulary is not None
     grey = codes[level.name].float() * (255 / (level.vocabulary - 1))
-    return grid(grey.to(torch.uint8).unsqueeze(1).repeat_interleave(4, 2).repeat_interleave(4, 3), GRID_COLUMNS)
+    return grid(
+        grey.to(torch.uint8).unsqueeze(1).repeat_interleave(4, 2).repeat_interleave(4, 3),
+        GRID_COLUMNS,
+    )
 
 
 if __name__ == "__main__":
