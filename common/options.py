@@ -24,8 +24,6 @@ class ImageOptions:
     """Pixels the shorter side is resized to (antialiased) before cropping; null means image_size."""
     crop_padding: int = 0
     """Pixels of repeated edge around the resized image that a random crop may reach into."""
-    streaming: bool = False
-    """Read the images one after the other without an index; for hub datasets too large for the disk."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What an unreadable image does: end the program with its name, or be left out and counted."""
     cache_mb: int = 2048

@@ -99,6 +99,8 @@ class TrainOptions(RunOptions, ImageOptions):
     """Reconstruction error to minimise: mean absolute or mean squared difference."""
     split: str = "train"
     """Split to train on."""
+    streaming: bool = False
+    """Read the images one after the other without an index, shuffled in a buffer; for sets too large for the disk."""
     validation_split: str | None = None
     """Split whose error is logged at every evaluation; null looks at training images only."""
     validation_images: int = 512
