@@ -14,14 +14,16 @@ def code_spec(*levels: tuple[int, int, int], num_classes: int = 3) -> CodeSpec:
     return CodeSpec(
         kind="codes",
         levels=tuple(
-            Level("codes" if len(levels) == 1 else f"level{i}", height, width, vocabulary=vocabulary)
+            Level(
+                "codes" if len(levels) == 1 else f"level{i}", height, width, vocabulary=vocabulary
+            )
             for i, (height, width, vocabulary) in enumerate(levels)
         ),
         image_size=16,
         image_channels=1,
         autoencoder_type="test",
         autoencoder_fingerprint="0" * 64,
-        class_names=tuple("abcdefgh"[:num_classes]),
+        class_names=tuple(f"class {number}" for number in range(num_classes)),
     )
 
 

@@ -1,0 +1,323 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from common.codes import CodeSpec
+from stage2_prior.decoding import Decoder
+from stage2_prior.prior import PriorConfig, TransformerPrior
+from stage2_prior.tokens import maps_to_sequence
+from stage2_prior.transformer import swiglu_width
+
+SHAPES = [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))]
+
+
+def random_codes(prior, batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        span.name: torch.randint(
+            span.last - span.first, (batch, span.height, span.width), generator=generator
+        )
+        for span in prior.levels
+    }
+
+
+@pytest.mark.parametrize("levels", SHAPES)
+def test_loss_is_the_mean_negative_log_likelihood_per_code(make_prior, levels):
+    prior = make_prior(*levels)
+    codes = random_codes(prior, 6)
+    labels = torch.tensor([0, 1, 2, 0, -1, -1])
+    with torch.no_grad():
+        output = prior(codes, labels)
+    assert output.logits.shape == (6, prior.length, prior.num_codes)
+    sequence = maps_to_sequence(codes, prior.code_spec)
+    total = 0.0
+    for image in range(6):
+        for position in range(prior.length):
+            row = output.logits[image, position].double()
+            total -= float(row[sequence[image, position]] - row.logsumexp(0))
+    assert float(output.loss) == pytest.approx(total / 6 / prior.length, rel=1e-6)
+
+
+@pytest.mark.parametrize("levels", SHAPES)
+def test_a_code_changes_only_what_comes_after_it(make_prior, levels):
+    prior = make_prior(*levels)
+    codes = random_codes(prior, 1)
+    labels = torch.tensor([1])
+    with torch.no_grad():
+        before = prior(codes, labels).logits
+        other_class = prior(codes, torch.tensor([2])).logits
+        assert (other_class != before).any(-1).all()  # the class reaches every position
+        for level in prior.levels:
+            for place in range(level.height * level.width):
+                changed = {name: maps.clone() for name, maps in codes.items()}
+                flat = changed[level.name].view(-1)
+                flat[place] = (flat[place] + 1) % (level.last - level.first)
+                after = prior(changed, labels).logits
+                position = level.start + place
+                assert torch.equal(after[:, : position + 1], before[:, : position + 1])
+                assert (after != before)[:, position + 1 :].any(-1).all()
+
+
+def test_logits_are_those_of_llama_with_the_same_weights(make_prior):
+    prior = make_prior(width=32, heads=2, depth=3)
+    width, head_width = 32, 16
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=prior.null_token + 1,
+            hidden_size=width,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=swiglu_width(width, 4.0),
+            max_position_embeddings=prior.length,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    ).eval()
+    # Llama turns channel i with channel i + D / 2, RoFormer (and the prior) channel 2 i with 2 i + 1.
+    halves = torch.arange(head_width).view(-1, 2).T.flatten()
+    order = torch.cat([halves + head * head_width for head in range(2)])
+    with torch.no_grad():
+        llama.model.embed_tokens.weight.copy_(prior.embedding.weight)
+        llama.model.norm.weight.copy_(prior.final_gain)
+        llama.lm_head.weight.zero_()[: prior.num_codes] = prior.head.weight
+        for theirs, ours in zip(llama.model.layers, prior.blocks, strict=True):
+            q, k, v = ours.qkv.weight.chunk(3)
+            theirs.self_attn.q_proj.weight.copy_(q[order])
+            theirs.self_attn.k_proj.weight.copy_(k[order])
+            theirs.self_attn.v_proj.weight.copy_(v)
+            theirs.self_attn.o_proj.weight.copy_(ours.attention_out.weight)
+            gate, up = ours.gate_up.weight.chunk(2)
+            theirs.mlp.gate_proj.weight.copy_(gate)
+            theirs.mlp.up_proj.weight.copy_(up)
+            theirs.mlp.down_proj.weight.copy_(ours.mlp_out.weight)
+            theirs.input_layernorm.weight.copy_(ours.attention_gain)
+            theirs.post_attention_layernorm.weight.copy_(ours.mlp_gain)
+        codes = random_codes(prior, 5)
+        labels = torch.tensor([0, 1, 2, -1, -1])
+        start = torch.where(labels < 0, prior.null_token, labels + prior.num_codes)
+        tokens = torch.cat((start.unsqueeze(1), codes["codes"].flatten(1)[:, :-1]), dim=1)
+        expected = llama(input_ids=tokens).logits[..., : prior.num_codes]
+        found = prior(codes, labels).logits
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_do_not_depend_on_their_batch(make_prior):
+    prior = make_prior((4, 4, 64))
+    labels = [0, 1, 2, -1, 0, 1, 2]
+
+    def generators(places):
+        return [torch.Generator().manual_seed(place) for place in places]
+
+    for scale in (1.0, 2.0):
+        whole = prior.sample(7, labels, guidance_scale=scale, generator=generators(range(7)))
+        for places in ([0], [3], [5, 2], [6, 0, 4, 1]):
+            part = prior.sample(
+                len(places),
+                [labels[place] for place in places],
+                guidance_scale=scale,
+                generator=generators(places),
+            )
+            assert torch.equal(part["codes"], whole["codes"][places])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_call_split_into_smaller_ones_gives_the_same_codes(make_prior, scale):
+    prior = make_prior((4, 4, 64))
+    labels = torch.arange(7) % 3
+    generator = torch.Generator().manual_seed(5)
+    whole = prior.sample(7, labels, guidance_scale=scale, generator=generator)["codes"]
+    generator.manual_seed(5)
+    parts = [
+        prior.sample(len(part), part, guidance_scale=scale, generator=generator)["codes"]
+        for part in labels.split(3)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_global_seed_repeats_samples_without_a_generator(make_prior):
+    prior = make_prior()
+    torch.manual_seed(1)
+    first, second = prior.sample(2)["codes"], prior.sample(2)["codes"]
+    torch.manual_seed(1)
+    assert torch.equal(prior.sample(2)["codes"], first)
+    assert not torch.equal(first, second)
+
+
+def test_samples_are_ordinary_tensors(make_prior):
+    """Tensors made in inference mode could not be used in training."""
+    prior = make_prior()
+    codes = prior.sample(2, [0, 1])
+    assert codes["codes"].dtype == torch.int64
+    prior(codes, torch.tensor([0, 1])).loss.backward()
+    assert all(parameter.grad is not None for parameter in prior.parameters())
+
+
+def test_guidance_without_a_class_or_at_scale_one_changes_nothing(make_prior):
+    def draw(prior, labels, scale):
+        generator = torch.Generator().manual_seed(0)
+        return prior.sample(4, labels, guidance_scale=scale, generator=generator)["codes"]
+
+    prior = make_prior()
+    labels = [0, 1, 2, 0]
+    assert not torch.equal(draw(prior, labels, 3.0), draw(prior, labels, 1.0))
+    assert torch.equal(draw(prior, labels, 0.0), draw(prior, None, 1.0))
+    assert torch.equal(draw(prior, None, 3.0), draw(prior, None, 1.0))
+    assert torch.equal(draw(prior, [-1] * 4, 3.0), draw(prior, None, 1.0))
+    for unconditional in (make_prior(class_conditional=False), make_prior(num_classes=0)):
+        assert torch.equal(draw(unconditional, None, 3.0), draw(unconditional, None, 1.0))
+
+
+def test_the_doubled_batch_is_computed_only_where_guidance_acts(make_prior, monkeypatch):
+    rows = []
+
+    class Counting(Decoder):
+        def __init__(self, prior, count):
+            rows.append(count)
+            super().__init__(prior, count)
+
+    monkeypatch.setattr("stage2_prior.prior.Decoder", Counting)
+    prior = make_prior()
+    prior.sample(4, [0, 1, 2, 0])
+    prior.sample(4, guidance_scale=2.0)
+    prior.sample(4, [0, 1, 2, 0], guidance_scale=2.0)
+    assert rows == [4, 4, 8]
+
+
+def test_an_unconditional_prior_starts_at_the_null_class(make_prior):
+    prior = make_prior(class_conditional=False)
+    assert prior.num_classes == 0
+    assert prior.null_token == prior.num_codes
+    codes = random_codes(prior, 4)
+    with torch.no_grad():  # a dataset's labels are of no interest to it
+        assert torch.equal(prior(codes, torch.tensor([0, 1, 2, 0])).loss, prior(codes).loss)
+    with pytest.raises(ValueError, match="it has no classes"):
+        prior.sample(1, [0])
+
+
+def test_label_dropout_of_one_makes_labels_irrelevant_in_training_only(make_prior):
+    prior = make_prior(label_dropout=1.0)
+    codes, labels = random_codes(prior, 8), torch.arange(8) % 3
+    with torch.no_grad():
+        assert not torch.equal(prior(codes, labels).loss, prior(codes).loss)
+        prior.train()
+        assert torch.equal(prior(codes, labels).loss, prior(codes).loss)
+
+
+def test_label_dropout_follows_the_global_generator_and_its_rate(make_prior):
+    prior = make_prior((1, 1, 2), label_dropout=0.3).train()
+    codes, labels = random_codes(prior, 3000), torch.zeros(3000, dtype=torch.long)
+
+    def hidden():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            logits = prior(codes, labels).logits
+        return (logits == prior(codes).logits).all(-1).flatten()
+
+    assert torch.equal(hidden(), hidden())
+    assert float(hidden().float().mean()) == pytest.approx(0.3, abs=0.03)
+
+
+def test_it_learns_sixteen_images_by_heart(make_prior):
+    prior = make_prior((4, 4, 16), num_classes=16, spread=1.0).train()
+    codes, labels = random_codes(prior, 16), torch.arange(16)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(150):
+        loss = prior(codes, labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.01
+    assert torch.equal(prior.sample(16, labels, temperature=0.0)["codes"], codes["codes"])
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "dropout": 0.2}])
+def test_saving_and_loading_keeps_every_tensor_and_output(make_prior, tmp_path, options):
+    prior = make_prior((2, 2, 5), (3, 3, 7), **options)
+    prior.save_pretrained(tmp_path)
+    loaded = TransformerPrior.from_pretrained(tmp_path)
+    assert loaded.code_spec == prior.code_spec
+    assert loaded.fingerprint == prior.fingerprint
+    assert loaded.config.gradient_checkpointing == prior.config.gradient_checkpointing
+    everything, again = dict(prior.named_parameters()), dict(loaded.named_parameters())
+    everything |= dict(prior.named_buffers())
+    again |= dict(loaded.named_buffers())
+    assert everything.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in everything.items())
+    codes, labels = random_codes(prior, 3), torch.tensor([0, 2, -1])
+    with torch.no_grad():
+        assert torch.equal(loaded(codes, labels).logits, prior(codes, labels).logits)
+    seeds = [torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)]
+    ours, theirs = (
+        model.sample(2, [0, 1], generator=seed)
+        for model, seed in zip((prior, loaded), seeds, strict=True)
+    )
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
+def test_gradient_checkpointing_changes_no_gradient(make_prior):
+    gradients = []
+    for gradient_checkpointing in (False, True):
+        prior = make_prior(gradient_checkpointing=gradient_checkpointing, dropout=0.5).train()
+        torch.manual_seed(1)
+        prior(random_codes(prior, 4), torch.tensor([0, 1, 2, -1])).loss.backward()
+        gradients.append([parameter.grad for parameter in prior.parameters()])
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
+
+
+def test_autocast_still_gives_float32(make_prior):
+    prior = make_prior()
+    codes, labels = random_codes(prior, 3), torch.tensor([0, 1, 2])
+    expected = prior(codes, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = prior(codes, labels)
+    output.loss.backward()
+    assert output.logits.dtype == output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, expected.loss, rtol=0.05, atol=0)
+
+
+def test_fresh_weights_are_normal_and_smaller_into_the_residual_stream(make_spec):
+    torch.manual_seed(0)
+    config = PriorConfig(code_spec=make_spec((4, 4, 256)).to_dict(), width=64, depth=8)
+    prior = TransformerPrior(config)
+    for name, parameter in prior.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == 1).all()
+        else:
+            into_stream = name.endswith(("attention_out.weight", "mlp_out.weight"))
+            wanted = 0.02 / 4 if into_stream else 0.02
+            assert float(parameter.detach().std()) == pytest.approx(wanted, rel=0.05)
+
+
+def test_values_out_of_range_are_named(make_prior):
+    prior = make_prior((2, 2, 5), (3, 3, 7))
+    codes = random_codes(prior, 2)
+    codes["level1"][1, 2, 2] = 7
+    with pytest.raises(
+        ValueError, match="code 7 in map level1 is out of range: its vocabulary is 7"
+    ):
+        prior(codes)
+    codes["level1"][1, 2, 2] = -1
+    with pytest.raises(ValueError, match="code -1 in map level1"):
+        prior(codes)
+    codes = random_codes(prior, 2)
+    for wrong in (3, -2):
+        with pytest.raises(ValueError, match=f"label {wrong} is out of range: .* 0 to 2, or -1"):
+            prior(codes, torch.tensor([0, wrong]))
+        with pytest.raises(ValueError, match=f"label {wrong} is out of range"):
+            prior.sample(2, [0, wrong])
+    with pytest.raises(ValueError, match="labels of shape"):
+        prior(codes, torch.tensor([0]))
+    with pytest.raises(ValueError, match="num_images must be at least 1"):
+        prior.sample(0)
+    with pytest.raises(ValueError, match="top_p must lie in"):
+        prior.sample(1, top_p=0.0)
+
+
+def test_a_config_without_codes_is_refused(make_spec):
+    with pytest.raises(ValueError, match="not a code spec"):
+        TransformerPrior(PriorConfig())
+    with pytest.raises(ValueError, match="multiple of 2 x heads"):
+        PriorConfig(code_spec=make_spec((2, 2, 4)).to_dict(), width=30)
+    assert CodeSpec.from_dict(PriorConfig(code_spec=make_spec((2, 2, 4)).to_dict()).code_spec)
