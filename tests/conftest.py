@@ -1,0 +1,198 @@
+"""Tiny real components, and entry scripts run in this process or in two, for the tests of several rooms."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.cli import run
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ("apple", "bee", "car")
+
+# Flags of models that take milliseconds a step.
+TINY_VQVAE = {
+    "model.width": 8,
+    "model.multipliers": [1, 2],
+    "model.codebook_size": 16,
+    "model.code_dim": 4,
+}
+TINY_PRIOR = {"model.width": 16, "model.depth": 2, "model.heads": 2}
+
+# Calls the `main` of several entry scripts one after the other within one process group.
+SEVERAL_MAINS = """
+import importlib, json, sys
+from accelerate.state import AcceleratorState, GradientState
+for module, words in json.loads(sys.argv[1]):
+    importlib.import_module(module).main(words)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+"""
+
+
+def words(flags: dict[str, object]) -> list[str]:
+    """Flags as the words of a command line; None leaves a flag out, True gives it no value."""
+    line: list[str] = []
+    for name, value in flags.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        line += [f"--{name}", *map(str, values)]
+    return line
+
+
+def write_images(
+    folder: Path, count: int, *, size: int = 16, mode: str = "RGB", seed: int = 0
+) -> Path:
+    """`count` smooth random images as PNG files, dealt out to a sub-folder for each class."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        path = folder / CLASSES[number % len(CLASSES)] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 4), dtype=np.uint8))
+        coarse.resize((size, size), Image.Resampling.BICUBIC).convert(mode).save(path)
+    return folder
+
+
+def make_vqvae(seed: int = 0, **shape: object) -> torch.nn.Module:
+    """An untrained VQ-VAE of 16 x 16 RGB images whose codes visibly change the image."""
+    from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+
+    torch.manual_seed(seed)
+    options = {name.removeprefix("model."): value for name, value in TINY_VQVAE.items()}
+    settings = {"image_size": 16, "image_channels": 3, **options, **shape}
+    model = VQVAE(VQVAEConfig(**settings)).eval()
+    with torch.no_grad():
+        # Spread the codebook over what the encoder says about noise, as training would.
+        vectors = model.encoder(torch.rand(8, settings["image_channels"], 16, 16) * 2 - 1)
+        rows = vectors.permute(0, 2, 3, 1).flatten(0, 2)
+        centred = (rows - rows.mean(0)) * 3 + rows.mean(0)
+        chosen = torch.randperm(len(rows))[: settings["codebook_size"]]
+        model.quantizer.codebook.copy_(centred[chosen])
+        list(model.decoder.parameters())[-2].mul_(2)
+    return model
+
+
+def make_prior(autoencoder: torch.nn.Module, classes: Sequence[str] = CLASSES) -> torch.nn.Module:
+    """An untrained prior over an autoencoder's codes, far enough from its start to have preferences."""
+    import dataclasses
+
+    from stage2_prior.prior import PriorConfig, TransformerPrior
+
+    torch.manual_seed(1)
+    spec = dataclasses.replace(autoencoder.code_spec, class_names=tuple(classes))
+    shape = {name.removeprefix("model."): value for name, value in TINY_PRIOR.items()}
+    prior = TransformerPrior(PriorConfig(code_spec=spec.to_dict(), **shape)).eval()
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            if parameter.ndim > 1:
+                parameter *= 5
+    return prior
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """40 RGB images of 16 x 16 in three classes."""
+    return write_images(tmp_path_factory.mktemp("images") / "shapes", 40)
+
+
+@pytest.fixture(scope="session")
+def autoencoder_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parts") / "autoencoder"
+    make_vqvae().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory, autoencoder_folder) -> Path:
+    from pipelines import Pipeline, Sampler
+    from stage1_autoencoders import load_autoencoder
+
+    autoencoder = load_autoencoder(autoencoder_folder)
+    folder = tmp_path_factory.mktemp("pipeline") / "tiny"
+    Pipeline(autoencoder, make_prior(autoencoder), Sampler(temperature=0.9)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parts() -> dict[str, Callable[..., object]]:
+    """Makers of tiny components, for tests that need more than one."""
+    return {"vqvae": make_vqvae, "prior": make_prior, "images": write_images, "words": words}
+
+
+Call = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """`call(module, output_dir=..., ...)` runs an entry script in this process."""
+
+    def run_main(module: ModuleType, **flags: object) -> None:
+        module.main(words({**_defaults(module), **flags}))
+
+    return run_main
+
+
+@pytest.fixture
+def refused(capfd, monkeypatch) -> Callable[..., str]:
+    """`refused(module, ...)`: the one line of an entry script that ends with code 2 and leaves nothing behind."""
+
+    def run_main(module: ModuleType, **flags: object) -> str:
+        program = f"{module.__name__.rpartition('.')[2]}.py"
+        monkeypatch.setattr(sys, "argv", [program])
+        parent = Path(str(flags["output_dir"])).parent
+        before = _tree(parent)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run(lambda: module.main(words({**_defaults(module), **flags})))
+        said = capfd.readouterr().err.splitlines()
+        assert stopped.value.code == 2
+        assert len(said) == 1, said
+        assert said[0].startswith(f"{program}: error: ")
+        assert _tree(parent) == before
+        return said[0].removeprefix(f"{program}: error: ")
+
+    return run_main
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, object]]]], None]:
+    """Run the mains of several entry scripts, [(module name, flags)], in a group of two processes on the CPU."""
+    script = tmp_path_factory.mktemp("driver") / "several_mains.py"
+    script.write_text(SEVERAL_MAINS)
+
+    def start(mains: list[tuple[str, dict[str, object]]]) -> None:
+        work = json.dumps([(name, words({**flags, "cpu_threads": 1})) for name, flags in mains])
+        launcher = [sys.executable, "-m", "torch.distributed.run"]
+        launcher += ["--standalone", "--nproc_per_node", "2"]
+        done = subprocess.run(
+            [*launcher, str(script), work],
+            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            cwd=script.parent,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return start
+
+
+def _defaults(module: ModuleType) -> dict[str, object]:
+    return {} if module.__name__.endswith("assemble") else {"cpu_threads": 1}
+
+
+def _tree(folder: Path) -> dict[str, int]:
+    """Every file below a folder with its size, hidden ones too."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
+        for path in folder.rglob("*")
+    }

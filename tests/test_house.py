@@ -1,0 +1,158 @@
+"""Rules about the house as a whole: who may import whom, what is never called, what an import costs."""
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("common", "stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
+SCRIPTS = ("train", "encode", "assemble", "generate", "score")
+MAY_IMPORT = {
+    "common": set(),
+    "stage1_autoencoders": {"common"},
+    "stage2_prior": {"common"},
+    "pipelines": {"common", "stage1_autoencoders", "stage2_prior"},
+    "evaluation": {"common", "pipelines"},
+}
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, wherever in the file; `from a import b` gives a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_there_are_files_to_look_at():
+    assert len(FILES) > 30
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_one_way(path):
+    room = path.relative_to(ROOT).parts[0]
+    for name in imported(path):
+        target = name.partition(".")[0]
+        if target in ROOMS and target != room:
+            assert target in MAY_IMPORT[room], f"{path}: {room} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_imports_an_entry_script(path):
+    scripts = {f"{room}.{script}" for room in ROOMS for script in SCRIPTS}
+    assert not scripts & set(imported(path))
+
+
+def test_stage_one_is_opened_by_stage_two_through_its_entry_point_only():
+    """`load_decoder` must find stage 1 without any module of common or stage 2 naming it."""
+    found = importlib.metadata.entry_points(group="latent_prior", name="load_autoencoder")
+    assert {entry.value for entry in found} == {"stage1_autoencoders:load_autoencoder"}
+    for path in FILES:
+        if path.relative_to(ROOT).parts[0] in ("common", "stage2_prior"):
+            assert "stage1_autoencoders" not in path.read_text(), path
+
+
+def test_clean_fid_is_wrapped_in_one_file():
+    users = {
+        name_of(path) for path in FILES if any(n.startswith("cleanfid") for n in imported(path))
+    }
+    assert users == {"evaluation.fid"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_is_unpickled_or_executed(path):
+    modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    assert not modules & {name.partition(".")[0] for name in imported(path)}
+    for called, node in calls(path):
+        options = {word.arg: word.value for word in node.keywords}
+        assert called not in ("eval", "exec", "compile", "__import__"), path
+        assert called not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"), path
+        assert not called.endswith(("read_pickle", "torch.hub.load")), path
+        if called == "torch.load":
+            assert ast.unparse(options["weights_only"]) == "True", path
+        if called.endswith("np.load"):
+            assert "allow_pickle" not in options, path
+        assert "trust_remote_code" not in options, path
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_module_beside_a_script_shadows_another_one(room):
+    """Python puts a script's folder first on the path: `common/logging.py` would break every import of logging."""
+    scripts = [path for path in (ROOT / room).rglob("*.py") if path.stem in SCRIPTS]
+    others = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
+    for script in scripts:
+        beside = {path.stem for path in script.parent.glob("*.py")} | {
+            path.name for path in script.parent.iterdir() if (path / "__init__.py").is_file()
+        }
+        beside -= {"__init__"}
+        # The project's own distribution lists the rooms.
+        assert not beside & (others - set(ROOMS)), script
+        assert not beside & set(ROOMS), script
+
+
+def test_every_script_answers_help_before_it_imports_torch():
+    """What stands above the parsing is torch-free, in the file itself and in what it imports."""
+    scripts = [path for path in FILES if path.stem in SCRIPTS]
+    assert {name_of(path) for path in scripts} >= {
+        "stage1_autoencoders.train", "stage1_autoencoders.encode", "stage2_prior.train",
+        "pipelines.assemble", "pipelines.generate", "evaluation.score",
+    }  # fmt: skip
+    answers = "\n".join(
+        f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
+        f"except SystemExit as stopped: codes.append(stopped.code)"
+        for path in scripts
+    )
+    done = python(
+        f"import runpy, sys\ncodes = []\nsys.argv = ['script.py', '--help']\n{answers}\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'PIL'} & set(sys.modules)\n"
+        "print(codes, heavy, file=sys.stderr)"
+    )
+    assert done.stderr.strip() == f"{[0] * len(scripts)} set()"
+    assert done.stdout.count("--dry_run") == len(scripts)
+
+
+def test_the_pipeline_imports_hardly_more_than_transformers_itself():
+    done = python(
+        "import sys, torch\nfrom transformers import PreTrainedModel\nbefore = set(sys.modules)\n"
+        "from pipelines import Pipeline\n"
+        "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(added - {'common', 'stage1_autoencoders', 'stage2_prior', 'pipelines'}))\n"
+        "print(sorted({'cleanfid', 'datasets', 'pyarrow', 'tensorboard', 'wandb', 'trackio'} & set(sys.modules)))"
+    )
+    added, unwanted = (ast.literal_eval(line) for line in done.stdout.splitlines())
+    assert not unwanted
+    assert not {"torchvision", "accelerate", "mlxtend", "draccus", "yaml", "tqdm"} & set(added)
+    assert len(added) < 10, added
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter whose folder is elsewhere."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
