@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         in_channels: int,
         out_channels: int,
         widths: Sequence[int],
-        blocks: int,
+        blocks: Sequence[int],
         attention: Sequence[bool],
     ) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
             if level > 0:
                 # 4x4 rather than 3x3: every pixel is seen by the same number of strided windows.
                 stages.append(nn.Conv2d(widths[level - 1], width, 4, stride=2, padding=1))
-            stages += _blocks(width, blocks, attention[level])
+            stages += _blocks(width, blocks[level], attention[level])
         self.stages = nn.Sequential(*stages)
         self.head = nn.Sequential(
             nn.GroupNorm(_groups(widths[-1]), widths[-1]),
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         in_channels: int,
         out_channels: int,
         widths: Sequence[int],
-        blocks: int,
+        blocks: Sequence[int],
         attention: Sequence[bool],
         upsampling: Upsampling,
     ) -> None:
@@ -84,7 +84,7 @@ class Decoder(nn.Module):
         self.stem = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
         stages: list[nn.Module] = []
         for level in reversed(range(len(widths))):
-            stages += _blocks(widths[level], blocks, attention[level])
+            stages += _blocks(widths[level], blocks[level], attention[level])
             if level > 0:
                 stages.append(upsampling_layer(upsampling, widths[level], widths[level - 1]))
         self.stages = nn.Sequential(*stages)

@@ -16,8 +16,8 @@ class VQVAEOptions:
     """Channels of the convolutions at full resolution, before the multiplier."""
     multipliers: list[int] = field(default_factory=lambda: [1, 2, 4])
     """Channels at each resolution in units of width, full resolution first; every further one halves the image."""
-    blocks: int = 1
-    """Residual blocks at each resolution, in the encoder and again in the decoder."""
+    blocks: int | list[int] = 1
+    """Residual blocks in the encoder, and again in the decoder: a number for every resolution, or a list of numbers."""
     attention: list[int] = field(default_factory=list)
     """Resolutions, in pixels, at which each residual block is followed by self-attention."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
@@ -43,11 +43,18 @@ class VQVAEOptions:
         Raises:
             ValueError: naming the flag.
         """
-        for name in ("width", "blocks", "code_dim"):
+        for name in ("width", "code_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"--multipliers must be numbers of at least 1, not {self.multipliers}")
+        if (
+            len(self.blocks_per_resolution) != len(self.multipliers)
+            or min(self.blocks_per_resolution) < 0
+        ):
+            raise ValueError(
+                f"--blocks must be one number, or one for each of the multipliers {self.multipliers}, not {self.blocks}"
+            )
         if self.codebook_size < 2:
             raise ValueError(f"--codebook_size must be at least 2, not {self.codebook_size}")
         if self.commitment < 0:
@@ -65,6 +72,13 @@ class VQVAEOptions:
                 raise ValueError(
                     f"--{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
+
+    @property
+    def blocks_per_resolution(self) -> list[int]:
+        """Residual blocks at each resolution, full resolution first."""
+        return (
+            [self.blocks] * len(self.multipliers) if isinstance(self.blocks, int) else self.blocks
+        )
 
     @property
     def downsampling(self) -> int:

@@ -61,7 +61,7 @@ class VQVAE(Autoencoder):
             in_channels=config.image_channels,
             out_channels=config.code_dim,
             widths=widths,
-            blocks=config.blocks,
+            blocks=config.blocks_per_resolution,
             attention=attention,
         )
         self.quantizer = _CODEBOOKS[config.codebook](
@@ -76,7 +76,7 @@ class VQVAE(Autoencoder):
             in_channels=config.code_dim,
             out_channels=config.image_channels,
             widths=widths,
-            blocks=config.blocks,
+            blocks=config.blocks_per_resolution,
             attention=attention,
             upsampling=config.upsampling,
         )

@@ -19,7 +19,9 @@ WIDTHS = (8, 16, 24)
 
 def encoder(attention=(False, False, True)) -> Encoder:
     torch.manual_seed(0)
-    return Encoder(in_channels=3, out_channels=5, widths=WIDTHS, blocks=1, attention=attention)
+    return Encoder(
+        in_channels=3, out_channels=5, widths=WIDTHS, blocks=(0, 1, 2), attention=attention
+    )
 
 
 def decoder(upsampling="nearest") -> Decoder:
@@ -28,7 +30,7 @@ def decoder(upsampling="nearest") -> Decoder:
         in_channels=5,
         out_channels=3,
         widths=WIDTHS,
-        blocks=1,
+        blocks=(0, 1, 2),
         attention=(False, False, True),
         upsampling=upsampling,
     )
@@ -88,7 +90,11 @@ def test_activations_stay_channels_last():
         layouts.append(output.is_contiguous(memory_format=torch.channels_last))
 
     grey = Encoder(
-        in_channels=1, out_channels=5, widths=WIDTHS, blocks=1, attention=(False, False, True)
+        in_channels=1,
+        out_channels=5,
+        widths=WIDTHS,
+        blocks=(0, 1, 2),
+        attention=(False, False, True),
     )
     decode = decoder()
     for module in [*grey.stages, *decode.stages]:

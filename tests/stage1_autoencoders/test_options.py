@@ -9,7 +9,9 @@ from stage1_autoencoders.options import VQVAEOptions
     ("field", "value"),
     [
         ("width", 0),
-        ("blocks", 0),
+        ("blocks", -1),
+        ("blocks", [1, 1]),
+        ("blocks", [1, -1, 1]),
         ("code_dim", 0),
         ("multipliers", []),
         ("multipliers", [1, 0]),
@@ -48,3 +50,8 @@ def test_attention_at_a_resolution_that_does_not_occur_is_named():
     options_fit.check_image_size(28)
     with pytest.raises(ValueError, match=r"--attention 8 .*\[28, 14, 7\]"):
         options.check_image_size(28)
+
+
+def test_one_number_of_blocks_stands_for_every_resolution():
+    assert VQVAEOptions(blocks=2).blocks_per_resolution == [2, 2, 2]
+    assert VQVAEOptions(blocks=[0, 1, 2]).blocks_per_resolution == [0, 1, 2]
