@@ -149,7 +149,11 @@ class TransformerPrior(StrictModel):
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         start = self._sample_start(num_images, labels)
         guided = guidance_scale != 1 and bool((start != self.null_token).any())
-        uniforms = sampling.draw_uniforms(num_images, self.length, generator).to(self.device)
+        precision = (
+            torch.float32 if self.device.type == "mps" else torch.float64
+        )  # Metal lacks the latter
+        uniforms = sampling.draw_uniforms(num_images, self.length, generator)
+        uniforms = uniforms.to(self.device, precision)
         null = torch.full_like(start, self.null_token)
         sequence = torch.empty(num_images, self.length, dtype=torch.long, device=self.device)
         # A lone row goes through other matrix kernels with other rounding than two or more: compute it twice.
