@@ -206,6 +206,7 @@ class Pipeline(PushToHubMixin):
                 f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
             )
         numbers = self.label_numbers(labels, num_images)
+        generators = _one_each(generator, num_images)
         given: dict[str, Any] = {
             "guidance_scale": guidance_scale,
             "temperature": temperature,
@@ -223,9 +224,7 @@ class Pipeline(PushToHubMixin):
                 chunk.stop - chunk.start,
                 numbers[chunk],
                 **dataclasses.asdict(sampler),
-                generator=generator
-                if isinstance(generator, Generator) or generator is None
-                else generator[chunk],
+                generator=None if generators is None else generators[chunk],
             )
             parts.append(codes)
             images.append(self.decode(codes).cpu())
@@ -284,9 +283,8 @@ class Pipeline(PushToHubMixin):
         self, num_images: int, generator: Generator | Sequence[Generator] | None = None
     ) -> CodeMaps:
         """Uniformly random codes: what decoding looks like without a prior, the line any prior must beat."""
-        generators = (
-            [generator] * num_images if isinstance(generator, Generator | None) else list(generator)
-        )
+        given = _one_each(generator, num_images)
+        generators: Sequence[Generator | None] = given or [None] * num_images
         codes: CodeMaps = {}
         for level in self.code_spec.levels:
             assert level.vocabulary is not None
@@ -317,6 +315,20 @@ def label_number(label: int | str, names: Sequence[str]) -> int:
         else "this prior has no classes"
     )
     raise ValueError(f"label {label!r} is out of range: {known}")
+
+
+def _one_each(
+    generator: Generator | Sequence[Generator] | None, num_images: int
+) -> list[Generator] | None:
+    """A source of randomness for every image; None stays torch's global one."""
+    if generator is None:
+        return None
+    generators = [generator] * num_images if isinstance(generator, Generator) else list(generator)
+    if len(generators) != num_images:
+        raise ValueError(
+            f"{num_images} images need one generator, or one each, not {len(generators)}"
+        )
+    return generators
 
 
 def _convert(images: Tensor, output_type: Literal["pil", "pt", "np"]) -> Images:

@@ -22,6 +22,7 @@ CLASSES = ("apple", "bee", "car")
 TINY_VQVAE = {
     "model.width": 8,
     "model.multipliers": [1, 2],
+    "model.blocks": [1, 1],
     "model.codebook_size": 16,
     "model.code_dim": 4,
 }
