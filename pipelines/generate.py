@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = resolved_settings(pipe, options)
     folder = Path(options.output_dir)
     if accelerator.is_main_process:
-        check_folder(folder, settings)
+        check_folder(folder, settings, options.num_images)
         with whole_file(folder / SETTINGS_FILE) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
     accelerator.wait_for_everyone()
@@ -103,19 +103,19 @@ def resolved_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any
     }
     check_settings(**sampler)
     return {
+        "random_codes": options.random_codes,
         "autoencoder_fingerprint": pipe.autoencoder.fingerprint,
         "prior_fingerprint": None
         if options.random_codes or pipe.prior is None
         else pipe.prior.fingerprint,
-        "random_codes": options.random_codes,
         **(dict.fromkeys(sampler) if options.random_codes else sampler),
         "labels": dump_config(options)["labels"],
         "seed": options.seed,
     }
 
 
-def check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Images of other settings must not be mixed with these.
+def check_folder(folder: Path, settings: dict[str, Any], num_images: int) -> None:
+    """Images of other settings, or more of them than asked for, must not be mixed with these.
 
     Raises:
         ValueError: the folder holds something else.
@@ -132,6 +132,10 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(
             f"--output_dir {folder} holds images with {differing[0]} = {before.get(differing[0])!r}, this command says "
             f"{settings[differing[0]]!r}: choose another folder"
+        )
+    if image_path(folder, num_images).exists():
+        raise ValueError(
+            f"--output_dir {folder} holds more than --num_images {num_images} images: choose another folder"
         )
 
 

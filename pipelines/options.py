@@ -56,6 +56,7 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("num_images", "batch_size", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
