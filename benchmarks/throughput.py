@@ -1,0 +1,184 @@
+"""How fast the hot paths are, each against what a user would otherwise pick, measured in one run on this machine.
+
+    pip install -e ".[bench]" && python benchmarks/throughput.py --output throughput.json
+
+Ours and the peer's take turns, and the ratio is the median of the ratios of neighbouring turns: a machine that grows
+slower or faster meanwhile slows both. Each line prints the share of the machine's matrix-multiply peak, measured in
+the same run. Ratios above 1 mean that ours is faster (or, for memory, uses that share of the peer's).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.cli import parse_config, run
+
+
+@dataclass(kw_only=True)
+class ThroughputOptions:
+    """Measure throughput against peers."""
+
+    output: str | None = None
+    """JSON file for the results; null only prints them."""
+    only: str = ""
+    """Measure the lines whose name contains this text."""
+    seconds: float = 20.0
+    """Measuring time per line, after one warm-up turn each; at least five pairs are timed."""
+    threads: int | None = None
+    """Threads; null takes all cores."""
+
+
+if __name__ == "__main__":
+    parse_config(ThroughputOptions)
+
+import prior
+import stage1
+import torch
+
+from common.machine import available_cores
+
+PAIRS = 5
+
+
+@dataclass
+class Line:
+    """One measurement; `ours` and `peer` in units per second."""
+
+    name: str
+    ours: float
+    peer: float
+    peer_name: str
+    unit: str
+    ratio: float
+    share_of_peak: float | None = None
+    memory_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a line measures: how to build both sides, and what one call of them amounts to."""
+
+    build: Callable[[], tuple[Callable[[], object], Callable[[], object]]]
+    peer_name: str
+    unit: str
+    units: float
+    flops: Callable[[str], float]
+    memory: bool = False
+
+
+def main() -> None:
+    """Entry point."""
+    options = parse_config(ThroughputOptions)
+    torch.set_num_threads(options.threads or available_cores())
+    chosen = {name: case for name, case in cases().items() if options.only in name}
+    if not chosen:
+        raise ValueError(f"--only {options.only!r} matches none of: {', '.join(cases())}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, matrix product peak {peak_flops() / 1e9:.0f} GFLOP/s"
+    )
+    lines = []
+    for name, case in chosen.items():
+        line = measure(name, case, options.seconds)
+        lines.append(line)
+        memory = "" if line.memory_ratio is None else f", {line.memory_ratio:.1%} of its memory"
+        share = "" if line.share_of_peak is None else f", {line.share_of_peak:.0%} of peak"
+        print(
+            f"{name:24} {line.ours:12,.1f} {line.unit}, {line.peer_name} {line.peer:12,.1f}: "
+            f"{line.ratio:.2f}x{memory}{share}",
+            flush=True,
+        )
+    if options.output is not None:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.output).write_text(
+            json.dumps([asdict(line) for line in lines], indent=2) + "\n"
+        )
+
+
+def cases() -> dict[str, Case]:
+    """Every line by name."""
+    found = {
+        "stage1_train_step": Case(
+            stage1.stage1_train_step, "diffusers.VQModel", "images/s", stage1.TRAIN_BATCH,
+            stage1.matmul_flops,
+        ),
+        **{
+            name: Case(
+                getattr(stage1, name), "vector_quantize_pytorch.VectorQuantize", "vectors/s", stage1.NUM_VECTORS,
+                stage1.matmul_flops, memory=True,
+            )
+            for name in ("codebook_lookup_d8", "codebook_lookup_d64")
+        },
+        "prior_train_step": Case(
+            prior.prior_train_step, "transformers.LlamaForCausalLM", "codes/s", prior.TRAIN_BATCH * prior.LENGTH,
+            prior.matmul_flops,
+        ),
+    }  # fmt: skip
+    for kind in ("sample", "sample_guided"):
+        for batch in (1, 16, 64):
+            name = f"{kind}_b{batch}"
+            found[name] = Case(
+                getattr(prior, name), "LlamaForCausalLM.generate", "codes/s", batch * prior.LENGTH,
+                prior.matmul_flops,
+            )  # fmt: skip
+    return found
+
+
+def measure(name: str, case: Case, seconds: float) -> Line:
+    """Time both sides in turns, then, where asked for, their memory."""
+    ours, peer = case.build()
+    ours(), peer()  # warm-up
+    peak = peak_flops()
+    times: list[tuple[float, float]] = []
+    started = time.perf_counter()
+    while len(times) < PAIRS or time.perf_counter() - started < seconds:
+        # The order alternates, so that neither side always runs on the other's warm caches.
+        pair = (clock(ours), clock(peer)) if len(times) % 2 else (clock(peer), clock(ours))[::-1]
+        times.append(pair)
+    ours_s, peer_s = (statistics.median(column) for column in zip(*times, strict=True))
+    return Line(
+        name=name,
+        ours=case.units / ours_s,
+        peer=case.units / peer_s,
+        peer_name=case.peer_name,
+        unit=case.unit,
+        ratio=statistics.median(theirs / own for own, theirs in times),
+        share_of_peak=case.flops(name) / ours_s / peak,
+        memory_ratio=extra_memory(ours) / extra_memory(peer) if case.memory else None,
+    )
+
+
+def clock(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def peak_flops(size: int = 2048, repeats: int = 5) -> float:
+    """The best rate of a square float32 matrix product, in operations per second."""
+    a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    torch.mm(a, b, out=out)
+    return 2 * size**3 / min(clock(lambda: torch.mm(a, b, out=out)) for _ in range(repeats))
+
+
+def extra_memory(call: Callable[[], object]) -> int:
+    """Bytes that a call needs at its peak beyond what was resident before (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    call()
+    return max(_status("VmHWM") - before, 4096)
+
+
+def _status(key: str) -> int:
+    """A figure of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+if __name__ == "__main__":
+    run(main)
