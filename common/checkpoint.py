@@ -64,7 +64,9 @@ def save_checkpoint(run: Path, step: int, parts: Mapping[str, Stateful], *, keep
     """Write `checkpoints/step-*/NAME.pt` for every part, then delete all but the newest `keep` checkpoints."""
     with whole_folder(run / "checkpoints" / f"step-{step:09d}") as folder:
         for name, part in parts.items():
-            torch.save(part.state_dict(), folder / f"{name}.pt")
+            # Given a file, torch passes on what the system said (a full disk, say); given a path it does not.
+            with (folder / f"{name}.pt").open("wb") as file:
+                torch.save(part.state_dict(), file)
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
 
@@ -79,9 +81,10 @@ def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
         path = folder / f"{name}.pt"
         try:
             part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, KeyError) as error:
+        except Exception as error:  # whatever a damaged file provokes
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{path} cannot be resumed from ({error}); delete {folder} to resume earlier"
+                f"{path} cannot be resumed from ({reason}); delete {folder} to resume earlier"
             ) from error
 
 

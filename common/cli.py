@@ -25,6 +25,8 @@ import draccus
 import yaml
 from draccus.utils import DraccusException
 
+from common.values import check_kind, is_list, read_value, read_yaml
+
 T = TypeVar("T")
 
 
@@ -50,9 +52,12 @@ def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T
     try:
         flags = dict(flag_values([word for word in words if word != "--dry_run"], kinds))
         preset = _read_preset(flags.pop("config", None), kinds)
-        options = draccus.decode(options_class, _nested({**preset, **flags}))
-    except (DraccusException, ValueError, TypeError) as error:
-        fail(_one_line(error, kinds))
+        values = {**preset, **flags}
+        for name, value in values.items():
+            check_kind(name, value, kinds[name])
+        options = draccus.decode(options_class, _nested(values))
+    except (DraccusException, ValueError) as error:
+        fail(_one_line(error))
     if dry_run:
         print(yaml.safe_dump(dump_config(options), sort_keys=False), end="")
         raise SystemExit(0)
@@ -96,12 +101,16 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
         if name != "config" and name not in kinds:
             raise ValueError(f"unknown option --{name}{_suggest(name, kinds)}")
         kind = kinds.get(name, str)
-        if _is_list(kind):
-            yield name, [_value(word, kind) for word in values]
+        if is_list(kind):
+            if [other for other, _ in groups].count(name) > 1:
+                raise ValueError(f"--{name} is given twice: write all its values behind one")
+            listed = [read_value(word, kind) for word in values]
+            # `--blocks "[1, 2]"`, as in a preset, is the same as `--blocks 1 2`.
+            yield name, listed[0] if len(listed) == 1 and isinstance(listed[0], list) else listed
         elif not values and kind is bool:
             yield name, True
         elif len(values) == 1:
-            yield name, _value(values[0], kind)
+            yield name, read_value(values[0], kind)
         else:
             raise ValueError(f"--{name} takes one value, not {len(values)}")
 
@@ -112,11 +121,11 @@ def run(main: Callable[[], None]) -> None:
         main()
     except ValueError as error:
         fail(str(error))
-    except OSError as error:
-        if error.errno not in _USERS_ERRNO:
+    except Exception as error:
+        reason = _disk_error(error)
+        if reason is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        fail(f"{os.strerror(error.errno)}{where}; nothing incomplete was kept")
+        fail(f"{reason}; nothing incomplete was kept")
 
 
 def fail(message: str) -> NoReturn:
@@ -126,6 +135,19 @@ def fail(message: str) -> NoReturn:
 
 
 _USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+def _disk_error(error: BaseException | None) -> str | None:
+    """What a full or protected disk did, however the library that met it wraps the system's error."""
+    while error is not None:
+        # safetensors gives the number in its text only.
+        in_text = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(in_text[1]) if in_text else getattr(error, "errno", None)
+        if number in _USERS_ERRNO:
+            name = getattr(error, "filename", None)
+            return os.strerror(number) + (f": {name}" if name else "")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _program() -> str:
@@ -175,23 +197,6 @@ def _sentences(options_class: type) -> Iterator[tuple[str, str]]:
             yield field.target.id, " ".join(str(below.value.value).split())
 
 
-def _is_list(kind: Any) -> bool:
-    return any(typing.get_origin(k) is list for k in (kind, *typing.get_args(kind)))
-
-
-def _value(word: str, kind: Any) -> Any:
-    """Text stays text (`--dataset 2024`); everything else is read as YAML reads it, and 1e-4 as a number."""
-    parts = (kind, *typing.get_args(kind))
-    if word in ("null", "None") and type(None) in parts:
-        return None
-    if any(part is str or part == list[str] for part in parts):
-        return word
-    value = yaml.safe_load(word)
-    if isinstance(value, str) and any(part is float for part in parts):
-        return float(value)
-    return value
-
-
 def _read_preset(path: str | None, kinds: dict[str, Any]) -> dict[str, Any]:
     """The preset's values under their dotted names.
 
@@ -203,7 +208,7 @@ def _read_preset(path: str | None, kinds: dict[str, Any]) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"--config: there is no file {path}")
     try:
-        preset = yaml.safe_load(Path(path).read_text())
+        preset = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config: {path} is not YAML: {error}") from error
     if not isinstance(preset, dict):
@@ -241,16 +246,13 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else "; --help lists them all"
 
 
-def _one_line(error: Exception, kinds: dict[str, Any]) -> str:
-    """A check of the dataclass speaks for itself; draccus' `a.b`: reason becomes `--a.b: reason`."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if type(cause) is ValueError and "instantiate" in str(error):
-            return str(cause)
-        cause = cause.__cause__
-    text = " ".join(str(error).split()).replace("`", "") or type(error).__name__
-    name = text.partition(":")[0].strip()
-    missing = re.match(r"Missing required field\(s\) (.+) for", text)
+def _one_line(error: Exception) -> str:
+    """A check of the dataclass speaks for itself; of draccus' own errors only a missing option is left."""
+    missing = re.match(r"Missing required field\(s\) (.+) for", str(error))
     if missing:
-        return f"--{missing[1]} is required"
-    return f"--{text}" if name in kinds else text
+        flags = [f"--{name}" for name in re.findall(r"[\w.]+", missing[1])]
+        return f"{', '.join(flags)} {'is' if len(flags) == 1 else 'are'} required"
+    cause: BaseException = error
+    while isinstance(cause, DraccusException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause)

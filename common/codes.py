@@ -152,11 +152,21 @@ def codes_features(spec: CodeSpec) -> Features:
 
 
 def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Write rows as one Arrow file; the values are checked against their types on the way."""
+    """Write rows as one Arrow file; codes outside their vocabulary are refused."""
     from datasets.arrow_writer import ArrowWriter
 
+    for level in spec.levels:
+        values = columns[level.name]
+        assert (
+            level.vocabulary is None
+            or values.size == 0
+            or (0 <= values.min() <= values.max() < level.vocabulary)
+        ), f"{level.name} holds values outside [0, {level.vocabulary})"
+    rows = dict(columns)
+    if spec.class_names:  # a split without labels beside one that has them
+        rows.setdefault("label", np.full(len(columns["view"]), -1))
     with ArrowWriter(path=str(path), features=codes_features(spec)) as writer:
-        writer.write_batch(dict(columns))
+        writer.write_batch(rows)
         writer.finalize()
 
 
@@ -189,7 +199,7 @@ class CodesSplit:
 
     Attributes:
         maps: level name -> (N, H, W) integers, or (N, C, H, W) float16 latents.
-        labels: int64 (N,), or None.
+        labels: int64 (N,), -1 where the class is unknown; or None.
         view: (N,), 0 is the plain image.
         source_index: (N,), row of the image in its own dataset.
     """
@@ -213,12 +223,12 @@ class CodesSplit:
         )
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Rows as tensors: int64 maps under their level names, and `labels` (-1 without classes)."""
+        """Rows as tensors: int64 codes or float32 latents under their level names, `labels` (-1 where there is none)."""
         chosen = indices.numpy()
-        batch = {
-            name: torch.from_numpy(values[chosen].astype(np.int64))
-            for name, values in self.maps.items()
-        }
+        batch = {}
+        for name, values in self.maps.items():
+            kind = np.float32 if values.dtype.kind == "f" else np.int64
+            batch[name] = torch.from_numpy(values[chosen].astype(kind))
         labels = np.full(len(chosen), -1) if self.labels is None else self.labels[chosen]
         return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
 
@@ -238,15 +248,16 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
         )
     try:
         opened = load_from_disk(str(path))
-    except (FileNotFoundError, OSError) as error:
+        if not isinstance(opened, DatasetDict):
+            raise ValueError("it has no splits")
+        spec = CodeSpec.from_dict(
+            json.loads(next(iter(opened.values())).info.description)["code_spec"]
+        )
+        splits = {str(split): _read_split(rows, spec) for split, rows in opened.items()}
+    except (OSError, ValueError, KeyError, StopIteration) as error:
         raise ValueError(
-            f"--codes {path}: the dataset is damaged ({error}); encode again"
+            f"--codes {path}: the dataset is damaged or was not written by encode.py ({error}); encode again"
         ) from error
-    if not isinstance(opened, DatasetDict):
-        raise ValueError(f"--codes {path}: a dataset without splits; write it with encode.py")
-    description = json.loads(next(iter(opened.values())).info.description)
-    spec = CodeSpec.from_dict(description["code_spec"])
-    splits = {str(split): _read_split(rows, spec) for split, rows in opened.items()}
     for name, codes in splits.items():
         _check_range(path, name, codes, spec)
     return splits, spec
@@ -263,11 +274,15 @@ def _read_split(rows: Dataset, spec: CodeSpec) -> CodesSplit:
             if level.channels is None
             else (level.channels, level.height, level.width)
         )
-        values = rows.data.column(level.name).combine_chunks()
-        flat = getattr(values, "storage", values)
-        for _ in shape:
-            flat = flat.flatten()
-        maps[level.name] = flat.to_numpy(zero_copy_only=False).reshape(-1, *shape)
+        kind = np.dtype(smallest_integer_type(level.vocabulary) if level.vocabulary else "float16")
+        parts = [np.empty((0, *shape), kind)]
+        # Chunk by chunk: one array of all would overflow Arrow's 32-bit offsets at 2^31 codes.
+        for chunk in rows.data.column(level.name).chunks:
+            flat = chunk.storage
+            for _ in shape:
+                flat = flat.flatten()
+            parts.append(flat.to_numpy(zero_copy_only=False).reshape(-1, *shape))
+        maps[level.name] = np.concatenate(parts)
     labels = scalars("label") if "label" in rows.column_names else None
     return CodesSplit(maps, labels, scalars("view"), scalars("source_index"))
 
@@ -283,7 +298,7 @@ def _check_range(path: Path, split: str, codes: CodesSplit, spec: CodeSpec) -> N
     if (
         codes.labels is not None
         and codes.labels.size
-        and not 0 <= codes.labels.min() <= codes.labels.max() < len(spec.class_names)
+        and not -1 <= codes.labels.min() <= codes.labels.max() < len(spec.class_names)
     ):
         raise ValueError(
             f"--codes {path}: split {split} holds labels outside its {len(spec.class_names)} classes"

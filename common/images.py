@@ -9,21 +9,19 @@ The value contract of the whole project stands here, once:
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from common.checkpoint import whole_file
-from common.machine import available_cores
+from common.decoding import UNREADABLE, decode_image, resize_and_crop
+from common.machine import in_threads, is_main_process, thread_pool
 from common.options import ImageOptions
 from common.sources import ImageTable, open_table
 
@@ -59,46 +57,6 @@ def save_png(image: Tensor, path: Path) -> None:
     """Uint8 (C, H, W) -> PNG file, whole or not at all."""
     with whole_file(path) as temporary:
         to_pil(image).save(temporary)
-
-
-def decode_image(data: bytes, channels: Literal[1, 3] | None) -> NDArray[np.uint8]:
-    """An encoded image -> uint8 (H, W, C), as a viewer would show it.
-
-    Palettes are resolved, 16-bit samples scaled to 8, transparency laid over white, camera rotation applied.
-
-    Args:
-        data: content of an image file of any format PIL reads.
-        channels: 1 or 3; None keeps grey images grey and makes all others RGB.
-
-    Raises:
-        OSError, ValueError, SyntaxError: damaged or no image.
-    """
-    with Image.open(io.BytesIO(data)) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits, as "I;16" or widened to 32
-            levels = np.asarray(image).astype(np.float64) / 257.0
-            image = Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        grey = image.mode in ("1", "L") or (opened.mode == "LA" and channels is None)
-        wanted = channels or (1 if grey else 3)
-        array = np.asarray(image.convert("L" if wanted == 1 else "RGB"))
-    return array if array.ndim == 3 else array[..., None]
-
-
-def resize_and_crop(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Uint8 (H, W, C) -> (size, size, C): shorter side to `size` with antialiasing, then the centre."""
-    height, width = array.shape[:2]
-    if (height, width) == (size, size):
-        return array
-    scale = size / min(height, width)
-    target = (max(size, round(width * scale)), max(size, round(height * scale)))
-    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    image = image.resize(target, Image.Resampling.BICUBIC)
-    left, top = (target[0] - size) // 2, (target[1] - size) // 2
-    cropped = np.asarray(image.crop((left, top, left + size, top + size)))
-    return cropped if cropped.ndim == 3 else cropped[..., None]
 
 
 @dataclass
@@ -158,7 +116,7 @@ class ImageSet:
         rows = torch.as_tensor(indices)
         if self.cached is not None:
             return self.cached[rows]
-        arrays = list(_pool().map(self.array, rows.tolist()))
+        arrays = list(thread_pool().map(self.array, rows.tolist()))
         for array, index in zip(arrays, rows.tolist(), strict=True):
             if array.shape != arrays[0].shape:
                 name = self.table.name_of(int(self.source_index[index]))
@@ -221,16 +179,31 @@ def random_offsets(count: int, options: ImageOptions, generator: torch.Generator
 
 
 def square_size(images: ImageSet) -> int:
-    """The side of the first image, for options that leave `image_size` open.
+    """The side of all images, for options that leave `image_size` open.
 
     Raises:
-        ValueError: the image is not square.
+        ValueError: they are not square, or not of one size.
     """
     height, width = images.array(0).shape[:2]
     if height != width:
         raise ValueError(
             f"the images are {height} x {width}: set --image_size to crop them to squares"
         )
+
+    def check(index: int) -> None:
+        row = int(images.source_index[index])
+        try:
+            with Image.open(io.BytesIO(images.table.read(row))) as opened:  # reads the header only
+                size = opened.size
+        except UNREADABLE as error:
+            raise _unreadable(images.table.name_of(row), error) from error
+        if size != (height, width):
+            raise ValueError(
+                f"{images.table.name_of(row)} has {size[0]} x {size[1]} pixels, others {width} x {height}: "
+                "set --image_size to bring them to one"
+            )
+
+    in_threads(check, len(images))
     return height
 
 
@@ -252,17 +225,15 @@ def stream_images(
 
     assert options.image_size is not None
     rows = open_stream(options, split, shuffle_seed=shuffle_seed)
-    for number, (data, label) in enumerate(rows, start=0):
+    for number, (read, name, label) in enumerate(rows):
         if number < start:
             continue
         try:
-            array = decode_image(data, options.channels)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+            array = decode_image(read(), options.channels)
+        except UNREADABLE as error:
             if options.on_corrupt == "skip":
                 continue
-            raise ValueError(
-                f"row {number} of {options.dataset} cannot be read as an image ({error})"
-            ) from error
+            raise _unreadable(name, error) from error
         yield number, resize_and_crop(array, options.resize or options.image_size), label
 
 
@@ -276,19 +247,17 @@ def _decode_row(
     """
     try:
         array = decode_image(table.read(row), channels)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(
-            f"{table.name_of(row)} cannot be read as an image ({error}); "
-            "mend or remove it, or leave such images out with --on_corrupt skip"
-        ) from error
+    except UNREADABLE as error:
+        raise _unreadable(table.name_of(row), error) from error
     size = options.resize or options.image_size
     return array if size is None else resize_and_crop(array, size)
+
+
+def _unreadable(name: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"{name} cannot be read as an image ({error}); "
+        "mend or remove it, or leave such images out with --on_corrupt skip"
+    )
 
 
 def _first_readable(table: ImageTable, options: ImageOptions) -> NDArray[np.uint8]:
@@ -321,37 +290,14 @@ def _decode_all(images: ImageSet, side: int | None) -> None:
             if side:
                 cached[row] = torch.from_numpy(array.copy()).permute(2, 0, 1)
 
-    _each(decode, count)
+    in_threads(decode, count)
     images.source_index = np.flatnonzero(readable)
     images.skipped = int(count - readable.sum())
     if len(images) == 0:
         raise ValueError(f"--dataset {images.options.dataset}: not one image can be read")
-    if images.skipped and _is_main():
+    if images.skipped and is_main_process():
         print(
             f"{images.options.dataset}: left out {images.skipped} of {count} images that cannot be read"
         )
     if side:
         images.cached = cached if images.skipped == 0 else cached[torch.from_numpy(readable)]
-
-
-def _each(function: Callable[[int], Any], count: int) -> None:
-    """Call `function` for 0 .. count - 1 in threads; PIL decodes outside Python's lock."""
-    hidden = count < 20_000 or not _is_main()
-    with tqdm(total=count, desc="decoding", unit="image", disable=hidden) as bar:
-        for start in range(0, count, 1024):  # in blocks: the pool takes in all it is given at once
-            block = range(start, min(start + 1024, count))
-            bar.update(len(list(_pool().map(function, block))))
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-_POOL: list[ThreadPoolExecutor] = []
-
-
-def _pool() -> ThreadPoolExecutor:
-    """One pool of decoding threads per process, started when first needed."""
-    if not _POOL:
-        _POOL.append(ThreadPoolExecutor(min(8, available_cores())))
-    return _POOL[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,7 +112,7 @@ class RunOptions:
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, not {value}")
         for name in ("max_steps", "warmup_steps", "weight_decay", "final_learning_rate", "seed"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "max_seconds"):
             value = getattr(self, name)
@@ -120,6 +121,10 @@ class RunOptions:
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
+            raise ValueError(
+                f'--report_to {self.report_to} needs: pip install "latent-prior[trackers]"'
+            )
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"--batch_size {self.batch_size} does not divide into --accumulation_steps {self.accumulation_steps}"

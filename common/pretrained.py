@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -22,6 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from common.codes import CodeMaps, CodeSpec
 
@@ -82,7 +84,10 @@ class StrictModel(PreTrainedModel):
         """
         weights = self.state_dict() if state_dict is None else state_dict
         self.config.weights_sha256 = fingerprint(weights.items())
-        super().save_pretrained(save_directory, state_dict=weights, max_shard_size=max_shard_size)
+        with _quiet():
+            super().save_pretrained(
+                save_directory, state_dict=weights, max_shard_size=max_shard_size
+            )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # strict: none of transformers' lenient options
@@ -114,14 +119,24 @@ class StrictModel(PreTrainedModel):
                 f"{str(values['weights_sha256'])[:12]}: one of the two files was exchanged; restore the folder"
             )
         try:
-            loaded: Any = super().from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: the weights do not fit the config: {error}") from error
+            with _quiet():
+                loaded: Any = super().from_pretrained(
+                    folder,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below, more clearly
+                    use_safetensors=True,
+                )
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} does not describe a model: {error}"
+            ) from error
         model, report = loaded
-        for problem in ("missing_keys", "unexpected_keys"):
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:
                 raise ValueError(
-                    f"{folder}: {problem.replace('_', ' ')} in the weights: {sorted(report[problem])[:3]}"
+                    f"{folder}: the weights do not fit the config: {problem.replace('_', ' ')}: "
+                    f"{', '.join(map(str, sorted(report[problem])[:3]))}"
                 )
         model.eval()
         strict: Self = model
@@ -140,16 +155,34 @@ class StrictModel(PreTrainedModel):
             raise ValueError(
                 f"{folder} holds a model of type {values.get('model_type')!r}, expected {expected!r}"
             )
-        known = {field.name for field in dataclasses.fields(cls.config_class)} | _TRANSFORMERS_KEYS
-        if unknown := sorted(set(values) - known):
+        known = {field.name for field in dataclasses.fields(cls.config_class)}
+        if unknown := sorted(set(values) - known - _TRANSFORMERS_KEYS):
             raise ValueError(
                 f"{folder / CONFIG_FILE}: unknown key {unknown[0]!r}; {expected} does not have it"
             )
-        if "weights_sha256" not in values:
+        own = known - {field.name for field in dataclasses.fields(PretrainedConfig)}
+        if missing := sorted(own - set(values)):
             raise ValueError(
-                f"{folder / CONFIG_FILE}: weights_sha256 is missing; save the model with save_pretrained"
+                f"{folder / CONFIG_FILE}: {missing[0]} is missing; save the model with save_pretrained"
             )
         return values
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and reports: what matters in them is raised."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
@@ -205,7 +238,7 @@ def read_json(path: Path) -> dict[str, Any]:
         )
         raise ValueError(f"{path} is missing; the folder holds: {there or 'nothing'}")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
@@ -219,8 +252,8 @@ def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
     Raises:
         ValueError: missing or damaged file.
     """
-    files = [WEIGHTS_FILE]
-    if (folder / INDEX_FILE).is_file():
+    files = [WEIGHTS_FILE]  # which transformers prefers where it finds both
+    if (folder / INDEX_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
         files = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
     for name in files:
         if not (folder / name).is_file():

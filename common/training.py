@@ -6,15 +6,13 @@ same command again: the run continues from its newest checkpoint and, on a CPU, 
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import itertools
-import json
-import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,12 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, whole_file
-from common.cli import dotted, dump_config
+from common.cli import dump_config
+from common.metrics import Metrics, MetricsLog, Window, check_finite
 from common.options import RunOptions
 from common.seeds import derive_seed, generator
 
 Batch = dict[str, Tensor]
-Metrics = dict[str, Tensor]
 T = TypeVar("T")
 
 # What may change between two calls of the same run: when it ends, what it reports, and how fast it is.
@@ -56,29 +54,6 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.step, self.seconds = state["step"], state["seconds"]
-
-
-@dataclass
-class Window:
-    """Sums of the metrics since the last line of the log; tensors stay on their device."""
-
-    sums: Metrics = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, metrics: Metrics) -> None:
-        """Add one step's metrics."""
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the window and all processes; the one place that waits for the device."""
-        means = [
-            value.to(accelerator.device) / self.counts[name] for name, value in self.sums.items()
-        ]
-        return dict(
-            zip(self.sums, accelerator.reduce(torch.stack(means), "mean").tolist(), strict=True)
-        )
 
 
 def train(
@@ -110,41 +85,41 @@ def train(
     run = Path(options.output_dir)
     resume(accelerator, run, state, options)
     log = MetricsLog(accelerator, run, options, start=state.step)
-    window, finished = Window(), _out_of_time(accelerator, state, options)
-    bar = tqdm(
-        total=options.max_steps,
-        initial=state.step,
-        unit="step",
-        disable=not accelerator.is_main_process,
-    )
-    stream = prefetch(batches(state.step))
-    while state.step < options.max_steps and not finished:
-        started = time.monotonic()
-        for micro in range(options.accumulation_steps):
-            torch.manual_seed(
-                derive_seed(options.seed, state.step, micro, accelerator.process_index)
-            )
-            window.add(step(next(stream)))
-        state.step += 1
-        bar.update()
-        # A CPU has nothing to wait for, so a bad step is noticed at once; elsewhere when the log is written.
-        logging = state.step % options.log_every == 0 or state.step == options.max_steps
-        if logging or accelerator.device.type == "cpu":
-            _check_finite(window.sums, state.step)
-        state.seconds += time.monotonic() - started
-        if logging:
-            log.write(state, window.means(accelerator))
-            window = Window()
-        if logging or accelerator.num_processes == 1:
-            finished = _out_of_time(accelerator, state, options)
-        finished = finished or state.step == options.max_steps
-        if evaluate is not None and (finished or state.step % options.evaluate_every == 0):
-            log.write(state, evaluate())
-        if finished or state.step % options.checkpoint_every == 0:
-            _check_finite(window.sums, state.step)
-            save(accelerator, run, state, options, export)
-    stream.close()
-    bar.close()
+    start, finished = state.step, _out_of_time(accelerator, state, options)
+    window, stream = Window(), prefetch(batches(start))
+    hidden = not accelerator.is_main_process
+    with (
+        contextlib.closing(stream),
+        tqdm(total=options.max_steps, initial=start, unit="step", disable=hidden) as bar,
+    ):
+        while state.step < options.max_steps and not finished:
+            started = time.monotonic()
+            for micro in range(options.accumulation_steps):
+                torch.manual_seed(
+                    derive_seed(options.seed, state.step, micro, accelerator.process_index)
+                )
+                window.add(step(next(stream)))
+            state.step += 1
+            bar.update()
+            # A CPU has nothing to wait for, so a bad step is noticed at once; elsewhere when the log is written.
+            logging = state.step % options.log_every == 0 or state.step == options.max_steps
+            if logging or accelerator.device.type == "cpu":
+                check_finite(window.sums, state.step)
+            state.seconds += time.monotonic() - started
+            if logging:
+                log.write(state.step, state.seconds, window.means(accelerator))
+                window = Window()
+            if logging or accelerator.num_processes == 1:
+                finished = _out_of_time(accelerator, state, options)
+            finished = finished or state.step == options.max_steps
+            if evaluate is not None and (finished or state.step % options.evaluate_every == 0):
+                log.write(state.step, state.seconds, evaluate())
+            if finished or state.step % options.checkpoint_every == 0:
+                check_finite(window.sums, state.step)
+                save(accelerator, run, state, options, export)
+    if state.step == start and export is not None:
+        export()  # the run may have been stopped between its last checkpoint and the export
+        accelerator.wait_for_everyone()
     log.close()
 
 
@@ -189,49 +164,6 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
         with whole_file(config) as path:
             path.write_text(yaml.safe_dump(resolved, sort_keys=False))
     accelerator.wait_for_everyone()
-
-
-class MetricsLog:
-    """`metrics.jsonl` and, if asked for, a tracker; only the main process writes."""
-
-    def __init__(
-        self, accelerator: Accelerator, run: Path, options: RunOptions, *, start: int
-    ) -> None:
-        if options.report_to is not None:
-            if importlib.util.find_spec(options.report_to) is None:
-                raise ValueError(
-                    f"--report_to {options.report_to} needs: pip install {options.report_to}"
-                )
-            accelerator.log_with = [options.report_to]
-            accelerator.project_configuration.set_directories(str(run))
-            accelerator.init_trackers("latent-prior", config=_texts(options))
-        self._accelerator, self._batch_size = accelerator, options.batch_size
-        self._path = run / "metrics.jsonl"
-        if accelerator.is_main_process and self._path.exists():
-            # Lines later than the checkpoint will be written again.
-            with whole_file(self._path) as path:
-                kept = [
-                    line for line in self._path.read_text().splitlines() if _step_of(line) <= start
-                ]
-                path.write_text("".join(f"{line}\n" for line in kept))
-
-    def write(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Append one line."""
-        if self._accelerator.is_main_process:
-            images = state.step * self._batch_size
-            line = {
-                "step": state.step,
-                "images_seen": images,
-                "seconds": round(state.seconds, 3),
-                **metrics,
-            }
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        self._accelerator.log(metrics, step=state.step)
-
-    def close(self) -> None:
-        """Flush the tracker."""
-        self._accelerator.end_training()
 
 
 def index_batches(
@@ -279,23 +211,25 @@ def shares(count: int, accelerator: Accelerator, size: int = 128) -> Iterator[Te
 
 
 def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items, prepared ahead by a thread while the caller computes."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    """The same items, prepared ahead by a thread while the caller computes; closing it ends the thread."""
+    ready: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
+
+    def put(item: list[T], error: BaseException | None = None) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put((item, error), timeout=0.1)
+                return
 
     def fill() -> None:
         try:
             for item in items:
-                while not stopped.is_set():
-                    try:
-                        ready.put((item, None), timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
+                put([item])
                 if stopped.is_set():
                     return
+            put([])
         except BaseException as error:
-            ready.put((None, error))
+            put([], error)
 
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()
@@ -304,19 +238,12 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
             item, error = ready.get()
             if error is not None:
                 raise error
-            assert item is not None
-            yield item
+            if not item:
+                return
+            yield item[0]
     finally:
         stopped.set()
-
-
-def _check_finite(sums: Metrics, step: int) -> None:
-    for name, value in sums.items():
-        if not math.isfinite(float(value)):
-            raise ValueError(
-                f"step {step}: {name} is {float(value)}; stopped before the weights took it up: resume from the last "
-                "checkpoint with a lower --learning_rate, or look at the images of this step"
-            )
+        thread.join()
 
 
 def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOptions) -> bool:
@@ -327,19 +254,3 @@ def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOption
     return (
         bool(broadcast_object_list(decision)[0]) if accelerator.num_processes > 1 else decision[0]
     )
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; a line cut off by a kill counts as later than any."""
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return math.inf
-
-
-def _texts(options: RunOptions) -> dict[str, Any]:
-    """Options under dotted names, in the types that every tracker takes."""
-    return {
-        k: v if isinstance(v, int | float | str) else str(v)
-        for k, v in dotted(dump_config(options))
-    }

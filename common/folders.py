@@ -1,0 +1,66 @@
+"""Folders of image files: which splits they hold and which classes.
+
+The `imagefolder` reader of `datasets` guesses splits from words anywhere in a path: one `img_test_3.png`, or a class
+called `test`, and it silently drops all other images. Here only whole folder names count.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IMAGE_SUFFIXES = frozenset((
+    ".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
+    ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))  # fmt: skip
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Files in a folder and below, links followed, in the order of their names; hidden ones are left out."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def image_splits(folder: Path, files: list[Path]) -> dict[str, Dataset]:
+    """The splits of a folder of image files.
+
+    Sub-folders are splits where each of them has the name of one (train, validation, test); otherwise everything is
+    `train`. Images of which each lies in a sub-folder, at one depth, have that folder's name as their class.
+    """
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    places = [path.relative_to(folder).parts for path in images]
+    top = [SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 1 else None for parts in places]
+    names = ["train" if None in top else name for name in top]
+    depths = {len(parts) - (None not in top) for parts in places}
+    classes = (
+        sorted({parts[-2] for parts in places}) if len(depths) == 1 and min(depths) > 1 else []
+    )
+    splits: dict[str, Dataset] = {}
+    for split in dict.fromkeys(SPLIT_NAMES.values()):
+        chosen = [path for path, name in zip(images, names, strict=True) if name == split]
+        if chosen:
+            splits[split] = _rows(chosen, classes)
+    return splits
+
+
+def _rows(images: list[Path], classes: list[str]) -> Dataset:
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    features: dict[str, Any] = {"image": Image(decode=False)}
+    columns: dict[str, Any] = {"image": [{"bytes": None, "path": str(path)} for path in images]}
+    if len(classes) > 1:
+        number = {name: place for place, name in enumerate(classes)}
+        features["label"] = ClassLabel(names=classes)
+        columns["label"] = [number[path.parent.name] for path in images]
+    return Dataset.from_dict(columns, features=Features(features))
