@@ -166,9 +166,10 @@ class EncodeOptions(ImageOptions):
     def __post_init__(self) -> None:
         """Check the numbers."""
         ImageOptions.__post_init__(self)
-        for name in ("batch_size", "shard_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("batch_size", "shard_images", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
         if self.crops < 0:
             raise ValueError(f"--crops must not be negative, not {self.crops}")
         if self.crops and not self.crop_padding and self.resize is None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,11 +32,42 @@ TINY_PRIOR = {"model.width": 16, "model.depth": 2, "model.heads": 2}
 # Calls the `main` of several entry scripts one after the other within one process group.
 SEVERAL_MAINS = """
 import importlib, json, sys
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import PartialState
+PartialState.destroy_process_group = lambda self, group=None: None
 for module, words in json.loads(sys.argv[1]):
     importlib.import_module(module).main(words)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+"""
+
+# Repeats a command, each time in a new process killed at a random moment, until it comes to its end; prints the kills.
+# The children are forked before anything has started a thread, which spares each the seconds of imports.
+KILLED_UNTIL_DONE = """
+import importlib, json, os, random, signal, sys, time
+import datasets, torchvision
+module, words = json.loads(sys.argv[1])
+main = importlib.import_module(module).main
+random.seed(0)
+kills, patience = 0, 0.5
+while True:
+    child = os.fork()
+    if child == 0:
+        try:
+            main(words)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    deadline, ended, status = time.monotonic() + random.uniform(0, patience), 0, 0
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.002)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        ended, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        break
+    kills, patience = kills + 1, patience * 1.05
+print(kills)
+sys.exit(os.WEXITSTATUS(status))
 """
 
 
@@ -124,9 +156,15 @@ def pipeline_folder(tmp_path_factory, autoencoder_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
-def parts() -> dict[str, Callable[..., object]]:
-    """Makers of tiny components, for tests that need more than one."""
-    return {"vqvae": make_vqvae, "prior": make_prior, "images": write_images, "words": words}
+def parts() -> dict[str, Any]:
+    """Makers and shapes of tiny components."""
+    return {
+        "vqvae": make_vqvae,
+        "prior": make_prior,
+        "images": write_images,
+        "vqvae_flags": TINY_VQVAE,
+        "prior_flags": TINY_PRIOR,
+    }
 
 
 Call = Callable[..., None]
@@ -183,6 +221,85 @@ def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, objec
             timeout=300,
         )
         assert done.returncode == 0, done.stderr[-4000:]
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path]:
+    """Folders "1" and "2" of what one and two processes make of the same input, each with ema, gradient, codes, prior."""
+    from stage1_autoencoders import encode
+    from stage1_autoencoders import train as train_autoencoder
+    from stage2_prior import train as train_prior
+
+    root = tmp_path_factory.mktemp("processes")
+    vqvae = {
+        **TINY_VQVAE,
+        "dataset": images,
+        "image_size": 16,
+        "batch_size": 8,
+        "max_steps": 12,
+        "log_every": 4,
+        "evaluate_every": 6,
+        "random_crop": True,
+        "crop_padding": 2,
+        "random_flip": True,
+        "validation_split": "train",
+    }
+    codes = {
+        "autoencoder": root / "1" / "ema" / "model",
+        "dataset": images,
+        "crops": 1,
+        "crop_padding": 2,
+        "flip": True,
+        "shard_images": 7,
+    }
+    prior = {
+        **TINY_PRIOR,
+        "model.dropout": 0,
+        "model.label_dropout": 0,
+        "codes": root / "1" / "codes",
+        "autoencoder": root / "1" / "ema" / "model",
+        "batch_size": 8,
+        "max_steps": 12,
+        "log_every": 4,
+        "evaluate_every": 6,
+    }
+    mains = [
+        (train_autoencoder, "ema", vqvae),
+        (train_autoencoder, "gradient", {**vqvae, "model.codebook": "gradient"}),
+        (encode, "codes", codes),
+        (train_prior, "prior", prior),
+    ]
+    for module, name, flags in mains:
+        call(module, output_dir=root / "1" / name, **flags)
+    two_processes(
+        [
+            (module.__name__, {**flags, "output_dir": root / "2" / name})
+            for module, name, flags in mains
+        ]
+    )
+    return {"1": root / "1", "2": root / "2"}
+
+
+@pytest.fixture(scope="session")
+def killed_until_done(tmp_path_factory) -> Callable[..., int]:
+    """`killed_until_done(module, ...)` kills a command again and again; returns how often, once it ended by itself."""
+    script = tmp_path_factory.mktemp("driver") / "killed_until_done.py"
+    script.write_text(KILLED_UNTIL_DONE)
+
+    def start(module: ModuleType, **flags: object) -> int:
+        work = json.dumps([module.__name__, words({**_defaults(module), **flags})])
+        done = subprocess.run(
+            [sys.executable, str(script), work],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=script.parent,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return int(done.stdout.splitlines()[-1])
 
     return start
 

@@ -1,0 +1,357 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, load_from_disk
+from PIL import Image
+
+from common.codes import open_codes
+from common.images import crop_windows, open_images, to_float
+from common.options import ImageOptions
+from stage1_autoencoders import encode, load_autoencoder
+
+NAMES = ["apple", "bee", "car"]
+
+
+@pytest.fixture
+def write(call, images, autoencoder_folder, tmp_path):
+    """`write(...)` encodes the 40 shapes into a new folder and returns its train split and the folder."""
+
+    def into(name="codes", **flags):
+        folder = tmp_path / name
+        settings = {"dataset": images, "batch_size": 16, "shard_images": 9, **flags}
+        call(encode, autoencoder=autoencoder_folder, output_dir=folder, **settings)
+        return load_from_disk(str(folder))["train"], folder
+
+    return into
+
+
+@pytest.fixture(scope="module")
+def autoencoder(autoencoder_folder):
+    return load_autoencoder(autoencoder_folder)
+
+
+def rows(split):
+    """Every row as plain Python values."""
+    return split.with_format(None).to_list()
+
+
+def column(split, name):
+    return np.asarray(split.with_format(None)[name][:])
+
+
+def encode_alone(autoencoder, images):
+    """The slow way: one uint8 image (C, 16, 16) at a time."""
+    with torch.no_grad():
+        maps = [autoencoder.encode(to_float(image[None]))["codes"][0] for image in images]
+    return torch.stack(maps).numpy()
+
+
+def test_a_row_for_each_image_with_its_code(write, images, autoencoder):
+    split, folder = write()
+    assert len(split) == 40
+    assert split.column_names == ["codes", "label", "view", "source_index"]
+    assert split.features["codes"].dtype == "uint8"  # 16 codes
+    assert split.features["codes"].shape == (8, 8)
+    assert split.features["label"] == ClassLabel(names=NAMES)
+    assert column(split, "source_index").tolist() == list(range(40))
+    assert set(column(split, "view")) == {0}
+    pictures = open_images(ImageOptions(dataset=str(images), image_size=16, channels=3), "train")
+    assert np.array_equal(column(split, "label"), pictures.labels.numpy())
+    assert np.array_equal(
+        column(split, "codes"), encode_alone(autoencoder, pictures.read(range(40)))
+    )
+    assert len(np.unique(column(split, "codes"))) > 4
+    assert not [path for path in folder.parent.iterdir() if path != folder]
+
+
+def test_the_dataset_says_what_it_holds(write, autoencoder):
+    split, folder = write()
+    inside = json.loads(split.info.description)
+    beside = json.loads((folder / "code_spec.json").read_text())
+    assert inside["code_spec"] == beside
+    assert beside["class_names"] == NAMES
+    assert beside["autoencoder_fingerprint"] == autoencoder.fingerprint
+    assert inside["encode"]["shard_images"] == 9
+    opened, spec = open_codes(folder)
+    assert spec.to_dict() == beside
+    assert np.array_equal(opened["train"].maps["codes"], column(split, "codes"))
+
+
+def test_a_large_codebook_takes_a_wider_type(call, parts, images, tmp_path):
+    parts["vqvae"](codebook_size=300).save_pretrained(tmp_path / "wide")
+    call(encode, autoencoder=tmp_path / "wide", dataset=images, output_dir=tmp_path / "codes")
+    split = load_from_disk(str(tmp_path / "codes"))["train"]
+    assert split.features["codes"].dtype == "uint16"
+
+
+def test_views_are_the_images_a_user_would_cut(write, images, autoencoder):
+    """View 0 is the plain image, 1 its mirror image, then each window and its mirror image."""
+    split, _ = write(crops=2, flip=True, crop_padding=3, seed=5)
+    plain, _ = write("plain")
+    assert len(split) == 40 * 6
+    codes = column(split, "codes").reshape(40, 6, 8, 8)
+    assert column(split, "view").reshape(40, 6).tolist() == [[0, 1, 2, 3, 4, 5]] * 40
+    assert np.array_equal(column(split, "source_index"), np.repeat(np.arange(40), 6))
+    assert np.array_equal(column(split, "label"), np.repeat(column(plain, "label"), 6))
+    assert np.array_equal(codes[:, 0], column(plain, "codes"))
+
+    pictures = open_images(ImageOptions(dataset=str(images), image_size=16, channels=3), "train")
+    whole = pictures.read(range(40))
+    assert np.array_equal(codes[:, 1], encode_alone(autoencoder, whole.flip(-1)))
+    # Every window is one of the 7 x 7 there are, and its mirror image stands beside it.
+    padded = torch.nn.functional.pad(whole.float(), (3, 3, 3, 3), mode="replicate").byte()
+    corners = [(top, left) for top in range(7) for left in range(7)]
+    chosen = set()
+    for image in range(4):
+        windows = [padded[image, :, t : t + 16, l : l + 16] for t, l in corners]
+        possible = encode_alone(autoencoder, windows)
+        mirrored = encode_alone(autoencoder, [window.flip(-1) for window in windows])
+        for view in (2, 4):
+            fits = (possible == codes[image, view]).all((1, 2))
+            assert fits.any()
+            assert (mirrored[fits] == codes[image, view + 1]).all((1, 2)).any()
+            chosen.add(int(fits.argmax()))
+    assert len(chosen) > 4
+
+
+def test_windows_of_a_larger_image_need_no_padding(write, images, autoencoder):
+    split, _ = write(image_size=16, resize=20, crops=1)
+    codes = column(split, "codes").reshape(40, 2, 8, 8)
+    options = ImageOptions(dataset=str(images), image_size=16, channels=3, resize=20)
+    larger = open_images(options, "train").read(range(40))
+    assert larger.shape[-1] == 20
+    centre = crop_windows(larger, 16, 0, None)
+    assert torch.equal(centre, larger[..., 2:18, 2:18])
+    assert np.array_equal(codes[:, 0], encode_alone(autoencoder, centre))
+    for image in range(3):
+        corners = [(t, l) for t in range(5) for l in range(5)]
+        windows = [larger[image, :, t : t + 16, l : l + 16] for t, l in corners]
+        assert (encode_alone(autoencoder, windows) == codes[image, 1]).all((1, 2)).any()
+
+
+def test_rows_do_not_depend_on_how_the_work_is_cut(write):
+    flags = {"crops": 1, "flip": True, "crop_padding": 2}
+    one, _ = write("one", batch_size=40, shard_images=1000, **flags)
+    two, _ = write("two", batch_size=7, shard_images=10, cache_mb=0, **flags)
+    assert rows(one) == rows(two)
+    other, _ = write("other", seed=1, **flags)
+    assert rows(other) != rows(one)
+
+
+@pytest.fixture
+def two_splits(parts, tmp_path):
+    for split, count in (("train", 12), ("test", 6)):
+        parts["images"](tmp_path / "data" / split, count)
+    return tmp_path / "data"
+
+
+def test_splits_are_kept_and_only_training_images_are_augmented(
+    call, two_splits, autoencoder_folder, tmp_path
+):
+    flags = {"autoencoder": autoencoder_folder, "dataset": two_splits, "flip": True}
+    call(encode, output_dir=tmp_path / "all", **flags)
+    splits = load_from_disk(str(tmp_path / "all"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 24, "test": 6}
+    call(encode, output_dir=tmp_path / "test", split="test", **flags)
+    assert list(load_from_disk(str(tmp_path / "test"))) == ["test"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_rows(write, monkeypatch):
+    whole, _ = write("whole", crops=1, crop_padding=2)
+
+    def dies(path, spec, columns):
+        if columns["source_index"][0] == 18:  # the third of five shards
+            raise KeyboardInterrupt
+        write_shard(path, spec, columns)
+
+    write_shard = encode.write_shard
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "write_shard", dies)
+        with pytest.raises(KeyboardInterrupt):
+            write("stopped", crops=1, crop_padding=2)
+    encoded = []
+    monkeypatch.setattr(
+        encode,
+        "encode_images",
+        lambda a, images, split, first, options: (
+            encoded.append(first) or encode_images(a, images, split, first, options)
+        ),
+    )
+    again, folder = write("stopped", crops=1, crop_padding=2)
+    assert encoded == [18, 27, 36]
+    assert rows(again) == rows(whole)
+    assert {path.name for path in folder.parent.iterdir()} == {"whole", "stopped"}
+    encoded.clear()
+    write("stopped", crops=1, crop_padding=2)
+    assert encoded == []
+
+
+encode_images = encode.encode_images
+
+
+def test_shards_of_other_settings_are_thrown_away(write, monkeypatch):
+    whole, _ = write("whole", crops=1, crop_padding=2)
+
+    def dies(folder, shards, spec, settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "join_shards", dies)
+        with pytest.raises(KeyboardInterrupt):
+            write("codes", crops=1, crop_padding=1)
+    split, _ = write("codes", crops=1, crop_padding=2)
+    assert rows(split) == rows(whole)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"flip": True}, {"crops": 1, "crop_padding": 1}, {"seed": 1}, {"on_corrupt": "skip"}]
+)
+def test_codes_of_other_settings_are_not_overwritten(
+    write, refused, images, autoencoder_folder, flags
+):
+    _, folder = write()
+    said = refused(
+        encode, autoencoder=autoencoder_folder, dataset=images, output_dir=folder, **flags
+    )
+    assert str(folder) in said
+    assert any(name in said for name in flags)
+
+
+def test_codes_of_another_autoencoder_are_not_overwritten(write, refused, images, parts, tmp_path):
+    _, folder = write()
+    parts["vqvae"](seed=4).save_pretrained(tmp_path / "other")
+    said = refused(encode, autoencoder=tmp_path / "other", dataset=images, output_dir=folder)
+    assert "autoencoder_fingerprint" in said
+
+
+def test_harmless_flags_may_change(write):
+    split, folder = write()
+    before = (folder / "code_spec.json").stat().st_mtime_ns
+    again, _ = write(batch_size=3, shard_images=100, cache_mb=1)
+    assert (folder / "code_spec.json").stat().st_mtime_ns == before
+    assert rows(again) == rows(split)
+
+
+@pytest.fixture
+def damaged(images, tmp_path):
+    """A copy of the images with one that cannot be read, in the middle."""
+    folder = shutil.copytree(images, tmp_path / "damaged")
+    path = folder / "bee" / "019.png"
+    path.write_bytes(path.read_bytes()[:50])
+    return folder, path
+
+
+def test_a_corrupt_image_is_named(refused, damaged, autoencoder_folder, tmp_path):
+    folder, path = damaged
+    flags = {"autoencoder": autoencoder_folder, "dataset": folder}
+    said = refused(encode, output_dir=tmp_path / "codes", **flags)
+    assert str(path) in said
+    assert "--on_corrupt skip" in said
+
+
+def test_a_corrupt_image_is_named_when_it_is_met_on_the_way(
+    call, damaged, autoencoder_folder, tmp_path
+):
+    """Too many images to decode beforehand: what was encoded is kept for the next try, but there is no dataset."""
+    folder, path = damaged
+    flags = {"autoencoder": autoencoder_folder, "dataset": folder, "cache_mb": 0}
+    with pytest.raises(ValueError, match=str(path)):
+        call(encode, output_dir=tmp_path / "codes", **flags)
+    assert not (tmp_path / "codes").exists()
+    shutil.copy(folder / "bee" / "001.png", path)
+    call(encode, output_dir=tmp_path / "codes", **flags)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["codes", "damaged"]
+
+
+def test_skipping_a_corrupt_image_keeps_the_numbers_of_the_others(write, damaged, capfd):
+    folder, path = damaged
+    whole, _ = write("whole")
+    capfd.readouterr()
+    split, _ = write("skipped", dataset=folder, on_corrupt="skip")
+    assert "left out 1 of 40" in capfd.readouterr().out
+    # Files are listed class by class, so the place of the file is its place among all of them.
+    place = sorted(folder.rglob("*.png")).index(path)
+    assert [row["source_index"] for row in rows(split)] == [n for n in range(40) if n != place]
+    assert rows(split) == [row for row in rows(whole) if row["source_index"] != place]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_images_of_any_kind_become_what_the_autoencoder_takes(
+    call, parts, autoencoder_folder, tmp_path, mode
+):
+    parts["images"](tmp_path / "odd", 6, size=24, mode=mode)
+    flags = {"autoencoder": autoencoder_folder, "dataset": tmp_path / "odd"}
+    call(encode, output_dir=tmp_path / "codes", **flags)
+    assert len(load_from_disk(str(tmp_path / "codes"))["train"]) == 6
+
+
+def test_images_without_classes_have_no_labels(call, autoencoder_folder, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (number * 80, 0, 0)).save(tmp_path / "flat" / f"{number}.png")
+    flags = {"autoencoder": autoencoder_folder, "dataset": tmp_path / "flat"}
+    call(encode, output_dir=tmp_path / "codes", **flags)
+    split = load_from_disk(str(tmp_path / "codes"))["train"]
+    assert split.column_names == ["codes", "view", "source_index"]
+    assert open_codes(tmp_path / "codes")[1].class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ({"image_size": 32}, "--image_size 32"),
+        ({"channels": 1}, "--channels 1"),
+        ({"channels": 2}, "--channels"),
+        ({"crops": 1}, "--crops"),
+        ({"crops": -1}, "--crops"),
+        ({"batch_size": 0}, "--batch_size"),
+        ({"split": "validation"}, "'validation'"),
+        ({"dataset": "./nowhere"}, "nowhere"),
+        ({"dataset": "no_such_dataset"}, "no_such_dataset"),
+        ({"dataset": "mnist5k", "split": "dev"}, "'dev'"),
+        ({"image_column": "picture"}, "--image_column picture"),
+        ({"label_column": "class"}, "--label_column class"),
+        ({"autoencoder": "./nowhere"}, "./nowhere"),
+        ({"flipp": True}, "did you mean flip"),
+        ({"on_corrupt": "ignore"}, "--on_corrupt"),
+        ({"config": "missing.yaml"}, "missing.yaml"),
+        ({"cpu_threads": 0}, "--cpu_threads"),
+    ],
+)
+def test_wrong_input_is_one_sentence(refused, images, autoencoder_folder, tmp_path, flags, culprit):
+    settings = {"autoencoder": autoencoder_folder, "dataset": images, **flags}
+    said = refused(encode, output_dir=tmp_path / "codes", **settings)
+    assert culprit in said
+
+
+def test_an_empty_folder_is_one_sentence(refused, autoencoder_folder, tmp_path):
+    (tmp_path / "empty" / "class").mkdir(parents=True)
+    said = refused(
+        encode,
+        autoencoder=autoencoder_folder,
+        dataset=tmp_path / "empty",
+        output_dir=tmp_path / "codes",
+    )
+    assert str(tmp_path / "empty") in said
+
+
+def test_a_folder_of_something_else_is_left_alone(refused, images, autoencoder_folder, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    said = refused(
+        encode, autoencoder=autoencoder_folder, dataset=images, output_dir=tmp_path / "thesis"
+    )
+    assert "thesis" in said
+
+
+def test_two_processes_write_the_rows_of_one(one_and_two):
+    one, two = (load_from_disk(str(one_and_two[n] / "codes"))["train"] for n in "12")
+    assert len(one) == 40 * 4
+    assert rows(one) == rows(two)
+    assert one.features == two.features
+    assert one.info.description.replace(str(one_and_two["1"]), "") == two.info.description.replace(
+        str(one_and_two["2"]), ""
+    ).replace(str(one_and_two["1"]), "")

@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from common.codes import CodeSpec, Level
+from stage1_autoencoders.meters import Meter
+
+
+@pytest.fixture(scope="module")
+def accelerator():
+    return Accelerator()
+
+
+def spec(*vocabularies):
+    levels = [Level(f"level{i}", 2, 2, vocabulary=v) for i, v in enumerate(vocabularies)]
+    if len(levels) == 1:
+        levels = [Level("codes", 2, 2, vocabulary=vocabularies[0])]
+    return CodeSpec("codes", tuple(levels), 8, 3, "test", "0" * 64)
+
+
+def batches(count=5, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        size = int(torch.randint(1, 6, (), generator=random))
+        images = torch.rand(size, 3, 8, 8, generator=random) * 2 - 1
+        noisy = images + 0.3 * torch.randn(images.shape, generator=random)
+        # Squared, so that low codes are more frequent and the highest ones may never occur.
+        codes = (torch.rand(size, 2, 2, generator=random).square() * 40).long()
+        yield images, noisy, {"codes": codes}
+
+
+def test_figures_of_many_batches_are_those_of_one(accelerator):
+    """Slow reference in float64 over everything at once, however it came in batches."""
+    meter = Meter(spec(50))
+    seen = list(batches())
+    for batch in seen:
+        meter.update(*batch)
+    found = meter.compute(accelerator, "epoch_")
+
+    images, noisy = (torch.cat([batch[i] for batch in seen]).double() for i in (0, 1))
+    error = (noisy.clamp(-1, 1) - images).square().mean()
+    codes = torch.cat([batch[2]["codes"].flatten() for batch in seen])
+    share = torch.bincount(codes, minlength=50).double() / len(codes)
+    entropy = -(share * share.clamp(min=1e-300).log()).sum()
+    assert found.keys() == {"epoch_mse", "epoch_psnr", "epoch_usage", "epoch_perplexity"}
+    assert found["epoch_mse"] == pytest.approx(float(error), rel=1e-6)
+    assert found["epoch_psnr"] == pytest.approx(-10 * math.log10(float(error) / 4), rel=1e-6)
+    assert found["epoch_usage"] == pytest.approx(len(codes.unique()) / 50)
+    assert found["epoch_perplexity"] == pytest.approx(math.exp(entropy), rel=1e-5)
+
+
+def test_usage_counts_the_whole_epoch_and_not_the_mean_of_batches(accelerator):
+    """Four codes a batch of a vocabulary of 16, each batch others: all are used, though no batch uses more than 4."""
+    meter = Meter(spec(16))
+    for first in range(0, 16, 4):
+        codes = torch.arange(first, first + 4).view(1, 2, 2)
+        meter.update(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), {"codes": codes})
+    found = meter.compute(accelerator)
+    assert found["usage"] == 1
+    assert found["perplexity"] == pytest.approx(16)
+    assert math.isfinite(found["psnr"])  # also where nothing is lost
+
+
+def test_a_collapsed_codebook_is_told(accelerator):
+    meter = Meter(spec(16))
+    codes = torch.full((3, 2, 2), 7)
+    meter.update(torch.zeros(3, 3, 8, 8), torch.zeros(3, 3, 8, 8), {"codes": codes})
+    found = meter.compute(accelerator)
+    assert found["usage"] == pytest.approx(1 / 16)
+    assert found["perplexity"] == pytest.approx(1)
+
+
+def test_computing_starts_a_new_epoch(accelerator):
+    meter, fresh = Meter(spec(50)), Meter(spec(50))
+    first, second = list(batches(2)), list(batches(2, seed=1))
+    for batch in first:
+        meter.update(*batch)
+    meter.compute(accelerator)
+    for batch in second:
+        meter.update(*batch)
+        fresh.update(*batch)
+    assert meter.compute(accelerator) == fresh.compute(accelerator)
+
+
+def test_a_restored_meter_counts_on(accelerator):
+    whole, stopped, resumed = Meter(spec(50)), Meter(spec(50)), Meter(spec(50))
+    seen = list(batches(6))
+    for number, batch in enumerate(seen):
+        whole.update(*batch)
+        if number < 3:
+            stopped.update(*batch)
+    resumed.load_state_dict(stopped.state_dict())
+    for batch in seen[3:]:
+        resumed.update(*batch)
+    assert resumed.compute(accelerator) == whole.compute(accelerator)
+
+
+def test_levels_are_counted_apart(accelerator):
+    meter = Meter(spec(4, 8))
+    codes = {"level0": torch.zeros(2, 2, 2).long(), "level1": torch.arange(8).view(2, 2, 2)}
+    meter.update(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), codes)
+    found = meter.compute(accelerator)
+    assert found["mse"] == 1
+    assert (found["usage_level0"], found["usage_level1"]) == (0.25, 1)
+
+
+def test_a_mean_of_means_would_weigh_small_batches_too_much(accelerator):
+    meter = Meter(spec(4))
+    codes = {"codes": torch.zeros(1, 2, 2).long()}
+    meter.update(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), codes)
+    meter.update(torch.zeros(9, 3, 8, 8), torch.zeros(9, 3, 8, 8), codes)
+    assert meter.compute(accelerator)["mse"] == pytest.approx(0.1)
