@@ -122,8 +122,15 @@ class Pipeline(PushToHubMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "50GB"
     ) -> None:
-        """Write the pipeline folder; a folder already there is replaced when the new one is complete."""
-        with whole_folder(Path(save_directory)) as folder:
+        """Write the pipeline folder; a pipeline already there is replaced when the new one is complete.
+
+        Raises:
+            ValueError: the folder holds something else, which would be lost.
+        """
+        final = Path(save_directory)
+        if final.is_dir() and any(final.iterdir()) and not (final / INDEX_FILE).is_file():
+            raise ValueError(f"{final} is not empty and holds no pipeline; choose another folder")
+        with whole_folder(final) as folder:
             self.autoencoder.save_pretrained(folder / "autoencoder", max_shard_size=max_shard_size)
             components = {"autoencoder": type(self.autoencoder).__name__}
             if self.prior is not None:
