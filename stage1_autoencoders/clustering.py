@@ -9,7 +9,9 @@ from torch import Tensor
 
 KMEANS_STEPS = 10
 _BLOCK = 64  # codes whose best score is found together in the look-up
-_TILE_CPU = 2**20  # scores held at once: 4 MB stay in the cache, and cost few synchronisations of the threads
+_TILE_CPU = (
+    2**20
+)  # scores held at once: 4 MB stay in a cache, and the threads seldom wait for each other
 _TILE_GPU = 2**25
 
 
