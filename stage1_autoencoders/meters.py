@@ -44,7 +44,8 @@ class Meter(nn.Module):
         self.pixels += images.numel()
         for name in self.names:
             counts = self.get_buffer(f"counts_{name}")
-            counts += torch.bincount(codes[name].flatten(), minlength=len(counts))
+            flat = codes[name].flatten()
+            counts.scatter_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
 
     def compute(self, accelerator: Accelerator, prefix: str = "") -> dict[str, float]:
         """Sum over all processes, reset, and return `mse`, `psnr` (dB) and `usage`, `perplexity` of every codebook.

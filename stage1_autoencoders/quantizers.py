@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,10 @@ class Codebook(nn.Module, ABC):
         self.restart_below = restart_below
         self.register_buffer("counts", torch.ones(size))
         self.register_buffer("initialised", torch.tensor(False))
+        # What the host knows of the state on the device; not part of the state.
+        self._filled = False
+        self._dead_found: Tensor | None = None
+        self._dead_copied: torch.cuda.Event | None = None
 
     def forward(self, inputs: Tensor) -> QuantizerOutput:
         """Quantize (B, C, H, W), and in training mode let the codebook learn from it."""
@@ -80,6 +84,7 @@ class Codebook(nn.Module, ABC):
             loss = self._loss(vectors, quantized)
             if self.training:
                 self._learn(vectors.detach(), codes)
+                self._announce_dead()
             # The zero in brackets carries the gradient; z + (e - z) would round e.
             straight = quantized.detach() + (vectors - vectors.detach())
         B, _, H, W = inputs.shape
@@ -130,17 +135,46 @@ class Codebook(nn.Module, ABC):
     @torch.no_grad()
     def _prepare(self, vectors: Tensor) -> None:
         """Fill the codebook from the first batch; afterwards restart the codes that are hardly used."""
-        if not self.initialised:
+        if not self._filled:
+            self._filled = bool(self.initialised)  # waits for the device, at the first step only
+        if not self._filled:
             centres, counts = kmeans(vectors, len(self.counts), normalise=self.distance == "cosine")
             self._set(torch.ones_like(counts, dtype=torch.bool), centres, counts)
             self.initialised.fill_(True)
+            self._filled = True
             return
-        even = self.counts.mean()
-        dead = self.counts < self.restart_below * even
-        if dead.any():
+        if self._any_dead():
+            even = self.counts.mean()
+            dead = self._dead()
             live = self._entries()[~dead]
             errors = (vectors - live[nearest_codes(vectors, live)]).square().sum(1)
             self._set(dead, sample_rows(vectors, errors, len(dead)), even.expand_as(self.counts))
+
+
+    def _dead(self) -> Tensor:
+        """Which codes are hardly used, bool (K,)."""
+        return self.counts < self.restart_below * self.counts.mean()
+
+    def _announce_dead(self) -> None:
+        """Start copying to the host whether any code is dead, as the counts stand after this step."""
+        if self.counts.is_cuda:
+            self._dead_found = self._dead().any().to("cpu", non_blocking=True)
+            self._dead_copied = torch.cuda.current_stream().record_event()
+
+    def _any_dead(self) -> bool:
+        """Whether any code is dead.
+
+        On a GPU this waits for the previous step's copy, long done, and not for the work queued since.
+        """
+        if self._dead_found is None or self._dead_copied is None:
+            return bool(self._dead().any())
+        self._dead_copied.synchronize()
+        return bool(self._dead_found)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Forget what the host knew of the old state."""
+        super()._load_from_state_dict(*arguments)
+        self._filled, self._dead_found, self._dead_copied = False, None, None
 
 
 class EMACodebook(Codebook):
