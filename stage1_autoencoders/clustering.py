@@ -9,9 +9,8 @@ from torch import Tensor
 
 KMEANS_STEPS = 10
 _BLOCK = 64  # codes whose best score is found together in the look-up
-_TILE_CPU = (
-    2**20
-)  # scores held at once: 4 MB stay in a cache, and the threads seldom wait for each other
+# Scores held at once. On a CPU 4 MB: they stay in a cache, and the threads seldom wait for each other.
+_TILE_CPU = 2**20
 _TILE_GPU = 2**25
 
 
