@@ -45,23 +45,23 @@ class VQVAEOptions:
         """
         for name in ("width", "code_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"--model.{name} must be at least 1, not {getattr(self, name)}")
         if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"--multipliers must be numbers of at least 1, not {self.multipliers}")
+            raise ValueError(f"--model.multipliers must be numbers of at least 1, not {self.multipliers}")
         if (
             len(self.blocks_per_resolution) != len(self.multipliers)
             or min(self.blocks_per_resolution) < 0
         ):
             raise ValueError(
-                f"--blocks must be one number, or one for each of the multipliers {self.multipliers}, not {self.blocks}"
+                f"--model.blocks must be one number, or one for each of the multipliers {self.multipliers}, not {self.blocks}"
             )
         if self.codebook_size < 2:
-            raise ValueError(f"--codebook_size must be at least 2, not {self.codebook_size}")
+            raise ValueError(f"--model.codebook_size must be at least 2, not {self.codebook_size}")
         if self.commitment < 0:
-            raise ValueError(f"--commitment must not be negative, not {self.commitment}")
+            raise ValueError(f"--model.commitment must not be negative, not {self.commitment}")
         for name in ("codebook_decay", "restart_below"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} must lie in [0, 1), not {getattr(self, name)}")
+                raise ValueError(f"--model.{name} must lie in [0, 1), not {getattr(self, name)}")
         choices = {
             "upsampling": ("nearest", "transposed"),
             "codebook": ("ema", "gradient"),
@@ -70,7 +70,7 @@ class VQVAEOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"--{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                    f"--model.{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
 
     @property
@@ -99,7 +99,7 @@ class VQVAEOptions:
         resolutions = [image_size >> level for level in range(len(self.multipliers))]
         if unknown := sorted(set(self.attention) - set(resolutions)):
             raise ValueError(
-                f"--attention {unknown[0]} is none of the resolutions {resolutions} of --image_size {image_size}"
+                f"--model.attention {unknown[0]} is none of the resolutions {resolutions} of --image_size {image_size}"
             )
 
 

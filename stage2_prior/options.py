@@ -32,16 +32,16 @@ class PriorOptions:
         """Check every number against its range."""
         for name in ("width", "depth", "heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"--model.{name} must be at least 1, not {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"width {self.width} must be a multiple of 2 x heads = {2 * self.heads}"
+                f"--model.width {self.width} must be a multiple of 2 x heads = {2 * self.heads}"
             )
         if not self.mlp_ratio > 0:
             raise ValueError(f"mlp_ratio must be positive, not {self.mlp_ratio}")
         for name in ("dropout", "label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+                raise ValueError(f"--model.{name} must lie in [0, 1], not {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)
