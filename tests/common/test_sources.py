@@ -173,17 +173,20 @@ def test_without_a_network_a_hub_name_is_one_sentence(options, name):
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "saved", "mnist5k"])
 def test_a_stream_holds_what_the_table_holds(kind, folder, parquet, tmp_path, options):
+    split = "train"
     if kind == "saved":
         with_names(rows()).save_to_disk(tmp_path / "saved")
     path = {"folder": folder, "saved": tmp_path / "saved", "mnist5k": "mnist5k"}.get(kind)
     chosen = options(path or parquet(rows(12), rows(3)))
-    table = open_table(chosen, "train")
-    streamed = list(islice(open_stream(chosen, "train", shuffle_seed=None), 50))
+    if kind == "mnist5k":
+        chosen, split = ImageOptions(), "test"
+    table = open_table(chosen, split)
+    streamed = list(islice(open_stream(chosen, split, shuffle_seed=None), 50))
     assert [read() for read, _, _ in streamed] == [
         table.read(n) for n in range(min(50, len(table)))
     ]
     assert [label for _, _, label in streamed] == table.labels[:50].tolist()
-    shuffled = [list(open_stream(chosen, "train", shuffle_seed=seed)) for seed in (1, 1, 2)]
+    shuffled = [list(open_stream(chosen, split, shuffle_seed=seed)) for seed in (1, 1, 2)]
     orders = [[read() for read, _, _ in each] for each in shuffled]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == sorted(map(table.read, range(len(table))))
