@@ -38,7 +38,7 @@ class PriorOptions:
                 f"--model.width {self.width} must be a multiple of 2 x heads = {2 * self.heads}"
             )
         if not self.mlp_ratio > 0:
-            raise ValueError(f"mlp_ratio must be positive, not {self.mlp_ratio}")
+            raise ValueError(f"--model.mlp_ratio must be positive, not {self.mlp_ratio}")
         for name in ("dropout", "label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--model.{name} must lie in [0, 1], not {getattr(self, name)}")

@@ -26,7 +26,7 @@ from stage1_autoencoders.options import VQVAEOptions
     ],
 )
 def test_an_impossible_value_is_named(field, value):
-    with pytest.raises(ValueError, match=f"--{field}"):
+    with pytest.raises(ValueError, match=f"--model.{field}"):
         VQVAEOptions(**{field: value})
 
 
@@ -48,7 +48,7 @@ def test_attention_at_a_resolution_that_does_not_occur_is_named():
     options = VQVAEOptions(multipliers=[1, 2, 2], attention=[8, 7])
     options_fit = VQVAEOptions(multipliers=[1, 2, 2], attention=[7])
     options_fit.check_image_size(28)
-    with pytest.raises(ValueError, match=r"--attention 8 .*\[28, 14, 7\]"):
+    with pytest.raises(ValueError, match=r"--model.attention 8 .*\[28, 14, 7\]"):
         options.check_image_size(28)
 
 
