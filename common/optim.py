@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019) that decays matrices and kernels, but no gains, biases or vectors."""
+    """AdamW (Loshchilov & Hutter, 2019) that decays the weights of linear and convolutional layers and nothing else.
+
+    Not gains and biases, and not tables of vectors: a codebook belongs where the encoder's vectors are.
+    """
+    layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, layers)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
     betas = (options.beta1, options.beta2)
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=True)
