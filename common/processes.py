@@ -49,6 +49,10 @@ def start_processes(
     if accelerator.device.type == "cpu":
         if mixed_precision == "fp16":
             raise ValueError("--mixed_precision fp16 is not computed on a CPU; use no")
+        if mixed_precision == "bf16":
+            accelerator.print(
+                "--mixed_precision bf16: most CPUs are many times slower with it than with no"
+            )
         on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(cpu_threads or max(1, available_cores() // on_this_machine))
     transformers_logging.disable_progress_bar()
