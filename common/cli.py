@@ -25,7 +25,7 @@ import draccus
 import yaml
 from draccus.utils import DraccusException
 
-from common.values import check_kind, is_list, read_value, read_yaml
+from common.values import check_kind, fits, is_list, read_value, read_yaml
 
 T = TypeVar("T")
 
@@ -105,8 +105,8 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
             if [other for other, _ in groups].count(name) > 1:
                 raise ValueError(f"--{name} is given twice: write all its values behind one")
             listed = [read_value(word, kind) for word in values]
-            # `--blocks "[1, 2]"`, as in a preset, is the same as `--blocks 1 2`.
-            yield name, listed[0] if len(listed) == 1 and isinstance(listed[0], list) else listed
+            # One word may be the whole value: `--blocks "[1, 2]"`, as in a preset, or `--blocks 1` of `int | list[int]`.
+            yield name, listed[0] if len(listed) == 1 and fits(listed[0], kind) else listed
         elif not values and kind is bool:
             yield name, True
         elif len(values) == 1:

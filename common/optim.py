@@ -24,7 +24,10 @@ def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, layers)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": options.weight_decay},
+        {
+            "params": [p for p in parameters if id(p) in decayed],
+            "weight_decay": options.weight_decay,
+        },
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
     betas = (options.beta1, options.beta2)

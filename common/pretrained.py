@@ -82,7 +82,8 @@ class StrictModel(PreTrainedModel):
             state_dict: weights to write in place of the model's own, under the same names.
             max_shard_size: above it the weights are split over several files.
         """
-        weights = self.state_dict() if state_dict is None else state_dict
+        # A copy: transformers empties the dictionary it is given.
+        weights = dict(self.state_dict() if state_dict is None else state_dict)
         self.config.weights_sha256 = fingerprint(weights.items())
         with _quiet():
             super().save_pretrained(
@@ -220,7 +221,8 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
         ) from error
     except HfHubHTTPError as error:
         raise ValueError(
-            f"there is no folder {text}, and the hub has no such repository for you: {error}"
+            f"there is no folder {text}, and the hub has no such repository or revision for you: "
+            f"{str(error).splitlines()[0]}"
         ) from error
 
 

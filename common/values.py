@@ -58,18 +58,19 @@ def check_kind(name: str, value: Any, kind: Any) -> None:
     Raises:
         ValueError: naming the flag, the value and what was expected.
     """
-    if not _fits(value, kind):
+    if not fits(value, kind):
         raise ValueError(f"--{name} takes {_kind_text(kind)}, not {_word(value)}")
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type a flag declares; numbers must be finite, and a bool is no number."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in inner)
+        return any(fits(value, part) for part in inner)
     if origin is typing.Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if origin is list:
-        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+        return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     if kind is str:

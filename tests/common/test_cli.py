@@ -54,6 +54,8 @@ class Options:
     """A number or nothing."""
     flip: bool = False
     """A switch."""
+    blocks: int | list[int] = 1
+    """A count, or several."""
     kind: Literal["no", "yes", "maybe"] = "yes"
     """A word."""
     channels: Literal[1, 3] | None = None
@@ -118,6 +120,8 @@ def test_forms_of_a_flag():
     assert parse("--words", "1", "-1").words == ["1", "-1"]
     assert parse("--model.sizes", "[3, 4]").model.sizes == [3, 4]
     assert parse("--steps", "1", "--steps", "-2").steps == -2
+    for words, value in ((["3"], 3), (["3", "4"], [3, 4]), (["[3]"], [3])):
+        assert parse("--blocks", *words).blocks == value
 
 
 @pytest.mark.parametrize("none", ["null", "None"])
