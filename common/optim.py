@@ -58,12 +58,13 @@ def update(
     optimizer: AcceleratedOptimizer,
     model: nn.Module,
     *,
+    loss: Tensor,
     step: int,
     options: RunOptions,
 ) -> dict[str, Tensor]:
     """Clip, step with the learning rate of `step`, and clear the gradients; while gradients accumulate, do nothing.
 
-    A gradient that is not finite must not reach the weights. The optimizer's kernel skips the update where
+    A loss or gradient that is not finite must not reach the weights. The optimizer's kernel skips the update where
     `found_inf` is set, on the device and without a host synchronisation; the training loop reads the returned
     norm when it logs, and stops.
 
@@ -77,7 +78,7 @@ def update(
         learning_rate = learning_rate_at(step, options)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        finite = torch.isfinite(norm)
+        finite = torch.isfinite(norm) & torch.isfinite(loss.detach())
         if accelerator.scaler is None:
             optimizer.optimizer.found_inf = (~finite).float()
         else:  # fp16's scaler sets the flag itself; its overflows are routine and no reason to stop

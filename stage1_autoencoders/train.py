@@ -81,7 +81,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             output = wrapped(pixels)
             losses = vqvae_objective(pixels, output, reconstruction=options.reconstruction)
             accelerator.backward(losses["total"])
-            updated = update(accelerator, optimizer, wrapped, step=state.step, options=options)
+            updated = update(
+                accelerator,
+                optimizer,
+                wrapped,
+                loss=losses["total"],
+                step=state.step,
+                options=options,
+            )
         if accelerator.sync_gradients:
             ema.update(model)
         meter.update(pixels, output.images, output.codes)

@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with accelerator.accumulate(wrapped):
             loss = wrapped(maps_of(batch), labels).loss
             accelerator.backward(loss)
-            updated = update(accelerator, optimizer, wrapped, step=state.step, options=options)
+            updated = update(
+                accelerator, optimizer, wrapped, loss=loss, step=state.step, options=options
+            )
         if accelerator.sync_gradients:
             ema.update(model)
         return {"nats_per_code": loss, **updated}

@@ -90,7 +90,9 @@ def test_an_update_equals_plain_adamw(training):
     for step in range(15):
         data = torch.randn(8, 3)
         accelerator.backward(model(data).square().mean())
-        metrics = update(accelerator, optimizer, model, step=step, options=options)
+        metrics = update(
+            accelerator, optimizer, model, loss=torch.zeros(()), step=step, options=options
+        )
         reference(data).square().mean().backward()
         norm = nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
         for group in plain.param_groups:
@@ -108,7 +110,7 @@ def test_no_clipping_leaves_gradients_alone(training):
     for clip in (None, 1e9):
         accelerator, model, optimizer, options = training(gradient_clip=clip)
         accelerator.backward(model(torch.full((2, 3), 100.0)).square().mean())
-        update(accelerator, optimizer, model, step=50, options=options)
+        update(accelerator, optimizer, model, loss=torch.zeros(()), step=50, options=options)
         results.append(weights(model))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -119,17 +121,17 @@ def test_a_gradient_that_is_not_finite_changes_nothing(training, bad, clip):
     accelerator, model, optimizer, options = training(gradient_clip=clip, weight_decay=0.1)
     for step in range(2):
         accelerator.backward(model(torch.randn(4, 3)).square().mean())
-        update(accelerator, optimizer, model, step=step, options=options)
+        update(accelerator, optimizer, model, loss=torch.zeros(()), step=step, options=options)
     before = weights(model)
     moments = [v.clone() for s in optimizer.state_dict()["state"].values() for v in s.values()]
     accelerator.backward(model(torch.full((4, 3), bad)).sum())
-    metrics = update(accelerator, optimizer, model, step=2, options=options)
+    metrics = update(accelerator, optimizer, model, loss=torch.zeros(()), step=2, options=options)
     assert not math.isfinite(metrics["gradient_norm"])
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
     after = [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
     accelerator.backward(model(torch.randn(4, 3)).square().mean())
-    update(accelerator, optimizer, model, step=2, options=options)
+    update(accelerator, optimizer, model, loss=torch.zeros(()), step=2, options=options)
     assert not torch.equal(before[0], weights(model)[0])
 
 
@@ -140,14 +142,16 @@ def test_nothing_happens_while_gradients_accumulate(training):
     for half in data.split(4):
         with accelerator.accumulate(model):
             accelerator.backward(model(half).square().mean())
-            metrics = update(accelerator, optimizer, model, step=0, options=options)
+            metrics = update(
+                accelerator, optimizer, model, loss=torch.zeros(()), step=0, options=options
+            )
         rates.append("learning_rate" in metrics)
         assert torch.equal(before[0], weights(model)[0]) is not rates[-1]
     assert rates == [False, True]
     accumulated = weights(model)
     accelerator, model, optimizer, options = training()
     accelerator.backward(model(data).square().mean())
-    update(accelerator, optimizer, model, step=0, options=options)
+    update(accelerator, optimizer, model, loss=torch.zeros(()), step=0, options=options)
     torch.testing.assert_close(accumulated, weights(model))
 
 
@@ -161,7 +165,18 @@ def test_the_rate_does_not_depend_on_the_number_of_processes(training, monkeypat
     prepared = AcceleratedScheduler(warmup, [optimizer], step_with_optimizer=True)
     for step in range(5):
         accelerator.backward(model(torch.randn(4, 3)).square().mean())
-        update(accelerator, optimizer, model, step=step, options=options)
+        update(accelerator, optimizer, model, loss=torch.zeros(()), step=step, options=options)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate_at(step, options))
         prepared.step()
     assert prepared.get_last_lr()[0] == pytest.approx(options.learning_rate)  # already at its peak
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_changes_nothing(training, bad):
+    """Its gradient may well be finite: a constant has none."""
+    accelerator, model, optimizer, options = training()
+    before = weights(model)
+    loss = model(torch.randn(4, 3)).square().mean() + torch.tensor(bad)
+    accelerator.backward(loss)
+    update(accelerator, optimizer, model, loss=loss, step=5, options=options)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))

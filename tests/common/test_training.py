@@ -67,7 +67,7 @@ class Run:
                 loss = loss * math.nan
             self.accelerator.backward(loss)
             updated = update(
-                self.accelerator, self.optimizer, self.wrapped, step=self.state.step, options=self.options
+                self.accelerator, self.optimizer, self.wrapped, loss=loss, step=self.state.step, options=self.options
             )  # fmt: skip
         if self.accelerator.sync_gradients:
             self.ema.update(self.model)
