@@ -45,7 +45,9 @@ class Meter(nn.Module):
         for name in self.names:
             counts = self.get_buffer(f"counts_{name}")
             flat = codes[name].flatten()
-            counts.scatter_add_(0, flat, torch.ones_like(flat))  # bincount would wait for the device
+            counts.scatter_add_(
+                0, flat, torch.ones_like(flat)
+            )  # bincount would wait for the device
 
     def compute(self, accelerator: Accelerator, prefix: str = "") -> dict[str, float]:
         """Sum over all processes, reset, and return `mse`, `psnr` (dB) and `usage`, `perplexity` of every codebook.

@@ -47,7 +47,9 @@ class VQVAEOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"--model.{name} must be at least 1, not {getattr(self, name)}")
         if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"--model.multipliers must be numbers of at least 1, not {self.multipliers}")
+            raise ValueError(
+                f"--model.multipliers must be numbers of at least 1, not {self.multipliers}"
+            )
         if (
             len(self.blocks_per_resolution) != len(self.multipliers)
             or min(self.blocks_per_resolution) < 0

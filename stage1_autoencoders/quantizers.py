@@ -150,7 +150,6 @@ class Codebook(nn.Module, ABC):
             errors = (vectors - live[nearest_codes(vectors, live)]).square().sum(1)
             self._set(dead, sample_rows(vectors, errors, len(dead)), even.expand_as(self.counts))
 
-
     def _dead(self) -> Tensor:
         """Which codes are hardly used, bool (K,)."""
         return self.counts < self.restart_below * self.counts.mean()
