@@ -34,14 +34,14 @@ $(OUT)/vqvae/.done:
 	@touch $@
 
 $(OUT)/codes/code_spec.json: $(OUT)/vqvae/.done
-	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset mnist5k --output_dir $(OUT)/codes
+	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset mnist5k --crops 3 --crop_padding 2 --output_dir $(OUT)/codes
 
 $(OUT)/prior/.done: $(OUT)/codes/code_spec.json
 	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/mnist.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
 	@touch $@
 
 $(OUT)/pipeline/pipeline.json: $(OUT)/prior/.done
-	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --output_dir $(OUT)/pipeline
+	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --guidance_scale 1.5 --output_dir $(OUT)/pipeline
 
 $(OUT)/samples/grid.png: $(OUT)/pipeline/pipeline.json
 	$(LAUNCH) pipelines/generate.py --pipeline $(OUT)/pipeline --num_images 1000 --output_dir $(OUT)/samples

@@ -52,8 +52,9 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def without_seconds(run):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(run)]
+def evaluations(run):
+    """Whole-epoch figures, without the time they took."""
+    return [{**line, "seconds": 0} for line in metrics(run) if "epoch_mse" in line]
 
 
 def test_the_loss_falls(fit):
@@ -172,7 +173,7 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(
     kills = killed_until_done(train, output_dir=killed, **{**flags, **often})
     assert kills >= 3
     assert weights(killed) == weights(whole)
-    assert without_seconds(killed)[-1] == without_seconds(whole)[-1]
+    assert evaluations(killed) == evaluations(whole)
     assert [line["step"] for line in metrics(killed)] == [line["step"] for line in metrics(whole)]
     assert {path.name for path in (killed / "samples").iterdir()} == {
         path.name for path in (whole / "samples").iterdir()
