@@ -5,7 +5,6 @@ Everything is written under a temporary name and renamed: a process that dies le
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,9 +48,12 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
-    """A file name to write to that becomes `final` when the block ends well; the file is removed otherwise."""
+    """A file name to write to that becomes `final` when the block ends well; the file is removed otherwise.
+
+    What a killed process leaves behind has the same name, so the next one writes over it.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.partial{final.suffix}")
+    temporary = final.with_name(f".{final.name}.partial{final.suffix}")
     try:
         yield temporary
         temporary.replace(final)

@@ -38,10 +38,6 @@ class ImageOptions:
                 raise ValueError(f"--{name} must be at least 1 pixel, not {value}")
         if self.crop_padding < 0:
             raise ValueError(f"--crop_padding must not be negative, not {self.crop_padding}")
-        if self.resize is not None and self.image_size is None:
-            raise ValueError(
-                "--resize needs --image_size, the size that is cut out of the resized image"
-            )
         if (
             self.resize is not None
             and self.image_size is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -34,6 +35,8 @@ def start_processes(
         ValueError: several processes were started, but not in a way that lets them find each other; or
             an autocast type that the device computes wrongly.
     """
+    # accelerate passes this argument on in every case; torch calls its name deprecated since 2.14.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     # Codebook statistics are all-reduced by the quantizer; DDP's broadcast would overwrite them with rank 0's.
     accelerator = Accelerator(
         mixed_precision=mixed_precision,

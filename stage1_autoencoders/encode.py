@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     names = split_names(options) if options.split is None else [options.split]
     sets = {name: open_images(options, name) for name in names}
-    spec = dataclasses.replace(autoencoder.code_spec, class_names=sets[names[0]].class_names)
+    class_names = next((images.class_names for images in sets.values() if images.class_names), ())
+    spec = dataclasses.replace(autoencoder.code_spec, class_names=class_names)
     shard_folder = final.with_name(f".{final.name}.shards")
     if accelerator.is_main_process:
         start_or_continue(shard_folder, settings)

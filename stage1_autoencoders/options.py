@@ -130,6 +130,10 @@ class TrainOptions(RunOptions, ImageOptions):
         """Check the numbers, and that image and model fit."""
         ImageOptions.__post_init__(self)
         RunOptions.__post_init__(self)
+        if self.resize is not None and self.image_size is None:
+            raise ValueError(
+                "--resize needs --image_size, the size that is cut out of the resized image"
+            )
         if self.image_size is not None:
             self.model.check_image_size(self.image_size)
         if self.streaming and (
@@ -158,7 +162,7 @@ class EncodeOptions(ImageOptions):
     """The split that gets windows and mirrored images; the others stay plain."""
     batch_size: int = 256
     """Images per forward pass and process."""
-    shard_images: int = 4096
+    shard_images: int = 1024
     """Images per unit of work: what a stopped run does again at most, and what one process holds in memory."""
     seed: int = 0
     """Seed of the windows."""
