@@ -86,7 +86,9 @@ def train(
     resume(accelerator, run, state, options)
     log = MetricsLog(accelerator, run, options, start=state.step)
     start, finished = state.step, _out_of_time(accelerator, state, options)
-    window, stream = Window(), prefetch(batches(start))
+    window = Window()
+    # A CPU's cores are all busy with the step: a second thread of tensor work would only fight for them.
+    stream = prefetch(batches(start), depth=0 if accelerator.device.type == "cpu" else 2)
     hidden = not accelerator.is_main_process
     with (
         contextlib.closing(stream),
@@ -211,7 +213,13 @@ def shares(count: int, accelerator: Accelerator, size: int = 128) -> Iterator[Te
 
 
 def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items, prepared ahead by a thread while the caller computes; closing it ends the thread."""
+    """The same items, prepared ahead by a thread while the caller computes; closing it ends the thread.
+
+    A depth of 0 prepares each item when it is asked for, without a thread.
+    """
+    if depth == 0:
+        yield from items
+        return
     ready: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
