@@ -28,7 +28,8 @@ from common.images import grid, save_png, to_uint8
 from common.pretrained import read_json
 from common.processes import start_processes
 from common.seeds import generator
-from pipelines.pipeline import Pipeline, label_number
+from pipelines.arguments import label_number
+from pipelines.pipeline import Pipeline
 from stage2_prior.sampling import check_settings
 
 SETTINGS_FILE = "generation.json"

@@ -26,6 +26,7 @@ from common.checkpoint import whole_folder
 from common.codes import CodeMaps, CodeSpec, check_same_codes
 from common.images import to_pil, to_uint8
 from common.pretrained import local_folder, read_json
+from pipelines.arguments import label_number, one_each
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
 from stage2_prior.prior import TransformerPrior
@@ -213,7 +214,7 @@ class Pipeline(PushToHubMixin):
                 f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
             )
         numbers = self.label_numbers(labels, num_images)
-        generators = _one_each(generator, num_images)
+        generators = one_each(generator, num_images)
         given: dict[str, Any] = {
             "guidance_scale": guidance_scale,
             "temperature": temperature,
@@ -290,7 +291,7 @@ class Pipeline(PushToHubMixin):
         self, num_images: int, generator: Generator | Sequence[Generator] | None = None
     ) -> CodeMaps:
         """Uniformly random codes: what decoding looks like without a prior, the line any prior must beat."""
-        given = _one_each(generator, num_images)
+        given = one_each(generator, num_images)
         generators: Sequence[Generator | None] = given or [None] * num_images
         codes: CodeMaps = {}
         for level in self.code_spec.levels:
@@ -300,42 +301,6 @@ class Pipeline(PushToHubMixin):
                 [torch.randint(level.vocabulary, shape, generator=g) for g in generators]
             )
         return codes
-
-
-def label_number(label: int | str, names: Sequence[str]) -> int:
-    """A class as number, from its number or name; -1 is any class.
-
-    Raises:
-        ValueError: there is no such class.
-    """
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    try:
-        number = int(label)
-    except ValueError:
-        number = len(names)
-    if -1 <= number < len(names):
-        return number
-    known = (
-        f"the classes are 0 to {len(names) - 1}: {', '.join(names[:20])}"
-        if names
-        else "this prior has no classes"
-    )
-    raise ValueError(f"label {label!r} is out of range: {known}")
-
-
-def _one_each(
-    generator: Generator | Sequence[Generator] | None, num_images: int
-) -> list[Generator] | None:
-    """A source of randomness for every image; None stays torch's global one."""
-    if generator is None:
-        return None
-    generators = [generator] * num_images if isinstance(generator, Generator) else list(generator)
-    if len(generators) != num_images:
-        raise ValueError(
-            f"{num_images} images need one generator, or one each, not {len(generators)}"
-        )
-    return generators
 
 
 def _convert(images: Tensor, output_type: Literal["pil", "pt", "np"]) -> Images:

@@ -67,6 +67,7 @@ class Codebook(nn.Module, ABC):
         self.restart_below = restart_below
         self.register_buffer("counts", torch.ones(size))
         self.register_buffer("initialised", torch.tensor(False))
+        self._create(torch.randn(size, dim))
         # What the host knows of the state on the device; not part of the state.
         self._filled = False
         self._dead_found: Tensor | None = None
@@ -102,6 +103,10 @@ class Codebook(nn.Module, ABC):
         """Int64 (B, H, W) to (B, C, H, W)."""
         with torch.autocast(codes.device.type, enabled=False):
             return self._as_map(F.embedding(codes.flatten(), self._entries()), *codes.shape)
+
+    @abstractmethod
+    def _create(self, vectors: Tensor) -> None:
+        """Hold the code vectors (K, C), as parameter or buffer, and what their learning needs besides."""
 
     @abstractmethod
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
@@ -181,26 +186,9 @@ class EMACodebook(Codebook):
 
     sums: Tensor
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        dim: int,
-        distance: Distance,
-        commitment: float,
-        decay: float,
-        restart_below: float,
-    ) -> None:
-        super().__init__(
-            size=size,
-            dim=dim,
-            distance=distance,
-            commitment=commitment,
-            decay=decay,
-            restart_below=restart_below,
-        )
-        self.register_buffer("codebook", torch.randn(size, dim))
-        self.register_buffer("sums", self.codebook.clone())
+    def _create(self, vectors: Tensor) -> None:
+        self.register_buffer("codebook", vectors)
+        self.register_buffer("sums", vectors.clone())
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         return self.commitment * F.mse_loss(vectors, quantized.detach())
@@ -226,25 +214,8 @@ class EMACodebook(Codebook):
 class GradientCodebook(Codebook):
     """Codes are parameters that the codebook loss pulls to their vectors (van den Oord et al., 2017, Eq. 3)."""
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        dim: int,
-        distance: Distance,
-        commitment: float,
-        decay: float,
-        restart_below: float,
-    ) -> None:
-        super().__init__(
-            size=size,
-            dim=dim,
-            distance=distance,
-            commitment=commitment,
-            decay=decay,
-            restart_below=restart_below,
-        )
-        self.codebook = nn.Parameter(torch.randn(size, dim))
+    def _create(self, vectors: Tensor) -> None:
+        self.codebook = nn.Parameter(vectors)
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         """|sg[z] - e|^2 + beta |z - sg[e]|^2: beta weighs the encoder's side, not the codebook's."""
