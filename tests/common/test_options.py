@@ -38,7 +38,6 @@ def test_the_limits_themselves_are_allowed():
         ({"image_size": 0}, "image_size"),
         ({"resize": 0, "image_size": 8}, "resize"),
         ({"crop_padding": -1}, "crop_padding"),
-        ({"resize": 8}, "resize"),
         ({"resize": 8, "image_size": 9}, "resize"),
     ],
 )

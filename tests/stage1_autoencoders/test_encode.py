@@ -118,7 +118,7 @@ def test_views_are_the_images_a_user_would_cut(write, images, autoencoder):
 
 
 def test_windows_of_a_larger_image_need_no_padding(write, images, autoencoder):
-    split, _ = write(image_size=16, resize=20, crops=1)
+    split, _ = write(resize=20, crops=1)
     codes = column(split, "codes").reshape(40, 2, 8, 8)
     options = ImageOptions(dataset=str(images), image_size=16, channels=3, resize=20)
     larger = open_images(options, "train").read(range(40))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stage1_autoencoders.options import VQVAEOptions
+from stage1_autoencoders.options import EncodeOptions, TrainOptions, VQVAEOptions
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,10 @@ def test_attention_at_a_resolution_that_does_not_occur_is_named():
 def test_one_number_of_blocks_stands_for_every_resolution():
     assert VQVAEOptions(blocks=2).blocks_per_resolution == [2, 2, 2]
     assert VQVAEOptions(blocks=[0, 1, 2]).blocks_per_resolution == [0, 1, 2]
+
+
+def test_resizing_needs_the_size_that_is_cut_out():
+    with pytest.raises(ValueError, match="--resize needs --image_size"):
+        TrainOptions(output_dir="x", resize=32)
+    # The autoencoder says it to the encoder.
+    assert EncodeOptions(autoencoder="x", output_dir="y", resize=32, crops=1).image_size is None
