@@ -35,7 +35,7 @@ $(OUT)/vqvae/.done:
 	@touch $@
 
 $(OUT)/codes/code_spec.json: $(OUT)/vqvae/.done
-	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset mnist5k --crops 3 --crop_padding 2 --output_dir $(OUT)/codes
+	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset mnist5k --output_dir $(OUT)/codes
 
 $(OUT)/prior/.done: $(OUT)/codes/code_spec.json
 	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/mnist.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
