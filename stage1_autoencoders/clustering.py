@@ -58,19 +58,22 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def kmeans(vectors: Tensor, size: int, *, normalise: bool) -> tuple[Tensor, Tensor]:
+def kmeans(
+    vectors: Tensor, size: int, *, normalise: bool, steps: int = KMEANS_STEPS
+) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm over the vectors of all processes; an empty cluster is moved to a badly coded vector.
 
     Args:
         vectors: this process's vectors, float32 (N, D).
         size: number of centres K.
         normalise: scale the centres to length 1 (spherical k-means).
+        steps: with 0 the centres are vectors drawn from the batch.
 
     Returns:
         Centres (K, D) and how many vectors belong to each (K,), the same on all processes.
     """
     centres = sample_rows(vectors, torch.ones_like(vectors[:, 0]), size)
-    for _ in range(KMEANS_STEPS):
+    for _ in range(steps):
         codes = nearest_codes(vectors, centres)
         counts, sums = cluster_statistics(vectors, codes, size)
         spare = sample_rows(vectors, (vectors - centres[codes]).square().sum(1), size)
