@@ -1,0 +1,80 @@
+"""Differentiable augmentation of everything a critic sees (Zhao et al., 2020, https://arxiv.org/abs/2006.10738).
+
+A critic that sees originals and generated images only after the same kind of random change cannot learn the originals by
+heart, and since the changes are differentiable the generator learns through them. Every image draws its own, from
+torch's global generator on the images' device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Augmentation = Literal["color", "translation", "cutout"]
+
+_LONGEST_SHIFT = 1 / 8  # of the side
+_CUTOUT = 1 / 2  # of the side
+
+
+def augment(images: Tensor, augmentations: Sequence[Augmentation]) -> Tensor:
+    """Change images at random, in the order given; nothing given, nothing changed.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1], C 1 or 3.
+        augmentations: `color` changes brightness, saturation and contrast and may leave [-1, 1]; `translation` moves by up
+            to an eighth; `cutout` covers a square of half the side, part of which may lie outside. What comes into
+            view, or is covered, is 0.
+
+    Returns:
+        Images of the same shape, through which the gradient flows.
+    """
+    changes = {"color": change_color, "translation": translate, "cutout": cut_out}
+    for name in augmentations:
+        images = changes[name](images)
+    return images
+
+
+def change_color(images: Tensor) -> Tensor:
+    """Brightness by up to 0.5 to either side, saturation by a factor of 0 to 2, contrast by one of 0.5 to 1.5."""
+    brightness, saturation, contrast = torch.rand(
+        3, len(images), 1, 1, 1, device=images.device, dtype=images.dtype
+    )
+    images = images + (brightness - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = grey + 2 * saturation * (images - grey)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (0.5 + contrast) * (images - mean)
+
+
+def translate(images: Tensor) -> Tensor:
+    """Move every image by whole pixels, up to an eighth of its side in each direction."""
+    for dim in (2, 3):
+        size = images.shape[dim]
+        longest = round(size * _LONGEST_SHIFT)
+        shifts = torch.randint(-longest, longest + 1, (len(images), 1), device=images.device)
+        source = _along(dim, torch.arange(size, device=images.device) + shifts)
+        inside = (source >= 0) & (source < size)
+        images = images.gather(dim, source.clamp(0, size - 1).expand_as(images)) * inside
+    return images
+
+
+def cut_out(images: Tensor) -> Tensor:
+    """Cover one square of half the side, whose centre lies anywhere in the image."""
+    covered = torch.ones(1, dtype=torch.bool, device=images.device)
+    for dim in (2, 3):
+        size = images.shape[dim]
+        length = round(size * _CUTOUT)
+        centres = torch.randint(
+            0, size + 1 - length % 2, (len(images), 1), device=images.device
+        )  # of an even square: the line between its two middle pixels
+        offsets = torch.arange(size, device=images.device) - (centres - length // 2)
+        covered = covered & _along(dim, (offsets >= 0) & (offsets < length))
+    return images * ~covered
+
+
+def _along(dim: int, rows: Tensor) -> Tensor:
+    """(B, size) as (B, 1, size, 1) for dimension 2 of images, (B, 1, 1, size) for dimension 3."""
+    return rows[:, None, :, None] if dim == 2 else rows[:, None, None, :]
