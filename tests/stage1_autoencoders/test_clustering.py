@@ -66,3 +66,12 @@ def test_rows_are_drawn_by_weight_and_without_replacement():
     assert abs((draws == 2.0).double().mean() - 0.75) < 0.02
     assert sample_rows(rows, torch.ones(6), 6).flatten().sort().values.tolist() == list(range(6))
     assert set(sample_rows(rows, torch.ones(6), 20).flatten().tolist()) == set(range(6))
+
+
+def test_kmeans_without_steps_draws_vectors():
+    vectors = torch.randn(100, 3)
+    centres, counts = kmeans(vectors, 10, normalise=False, steps=0)
+    assert (centres[:, None] == vectors).all(2).any(1).all()
+    assert torch.equal(
+        counts, torch.bincount(nearest_codes(vectors, centres), minlength=10).float()
+    )
