@@ -60,7 +60,7 @@ def kl_loss(
     if not free_bits and not capacity:  # nothing to decide, so nothing to wait for
         return beta * own.sum()
     everyone = _mean_of_processes(own.detach())
-    total = torch.where(everyone >= free_bits, own, free_bits).sum()
+    total = torch.where(everyone < free_bits, free_bits, own).sum()  # a NaN stays one
     if capacity is None:
         return beta * total
     # The sign of the absolute value, too, is that of the joint batch.

@@ -21,7 +21,9 @@ Number = TypeVar("Number", float, Tensor)
 LEVEL = 2 / 255
 """Distance of neighbouring 8-bit values in [-1, 1]."""
 
-_FIRST_SCALE = 0.2  # about what an autoencoder's error falls to within its first hundreds of steps
+# About the error of a new model. Too small would be worse than too large: the gradient of a logarithm is bounded above
+# the best scale, but grows below it, and Adam long remembers large gradients.
+_FIRST_SCALE = 0.5
 # Adam moves a parameter by about the learning rate per step, too little for a logarithm to follow the error down. In
 # this unit it does so within hundreds of steps, and its gradient is a mean over all pixels, so it hardly trembles.
 _PACE = 10.0
@@ -225,7 +227,7 @@ def make_likelihood(kind: LikelihoodKind, *, channels: int, scale: float | None)
 
 def _nearest_level(images: Tensor) -> Tensor:
     """Values in [-1, 1] to the nearest of -1 + 2 k / 255."""
-    return ((images + 1) / LEVEL).round() * LEVEL - 1
+    return ((images + 1) * 127.5).round() / 127.5 - 1
 
 
 def _exponential(like: Tensor, generator: Generator | None) -> Tensor:
