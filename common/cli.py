@@ -23,7 +23,8 @@ from typing import Any, NoReturn, TypeVar
 
 import draccus
 import yaml
-from draccus.utils import DraccusException
+from draccus.choice_types import CHOICE_TYPE_KEY
+from draccus.utils import DraccusException, is_choice_type
 
 from common.values import check_kind, fits, is_list, read_value, read_yaml
 
@@ -37,24 +38,25 @@ def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T
     `--dry_run` prints the resolved options as YAML and ends the program.
 
     Args:
-        options_class: a dataclass; nested dataclasses become dotted flags (`--model.codebook_size`).
+        options_class: a dataclass; nested dataclasses become dotted flags (`--model.codebook_size`), and of a draccus
+            choice type `--model.type` says whose fields they are. All other flags are checked before that class is
+            imported.
         argv: the words after the program's name; None reads `sys.argv`.
 
     Raises:
         SystemExit: code 2 with one line on stderr for any mistake, code 0 after `--help` or `--dry_run`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    kinds = dict(flag_types(options_class))
-    if "-h" in words or "--help" in words:
-        _print_help(options_class)
-        raise SystemExit(0)
-    dry_run = "--dry_run" in words
+    asks_help, dry_run = bool({"-h", "--help"} & set(words)), "--dry_run" in words
+    words = [word for word in words if word not in ("-h", "--help", "--dry_run")]
     try:
-        flags = dict(flag_values([word for word in words if word != "--dry_run"], kinds))
-        preset = _read_preset(flags.pop("config", None), kinds)
-        values = {**preset, **flags}
-        for name, value in values.items():
-            check_kind(name, value, kinds[name])
+        values, kinds = {}, dict(flag_types(options_class))
+        for _ in range(2):  # the second time it is known which classes are chosen
+            values = _given(words, kinds)
+            kinds = dict(flag_types(options_class, values))
+        if asks_help:
+            _print_help(options_class, values)
+            raise SystemExit(0)
         options = draccus.decode(options_class, _nested(values))
     except (DraccusException, ValueError) as error:
         fail(_one_line(error))
@@ -71,15 +73,67 @@ def dump_config(options: object) -> dict[str, Any]:
     return encoded
 
 
-def flag_types(options_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every flag of a dataclass with its type; nested dataclasses give dotted names."""
+def flag_types(
+    options_class: type, values: dict[str, Any] | None = None, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Every flag of a dataclass with its type; nested dataclasses give dotted names.
+
+    Args:
+        options_class: the dataclass.
+        values: what the user gave; it says which class stands for a choice type. None: not known yet, and then
+            `model.*` stands for the flags of whichever class it will be.
+        prefix: of the dotted names.
+    """
+    for name, kind, _ in _fields(options_class, prefix):
+        if is_choice_type(kind):
+            yield f"{name}.{CHOICE_TYPE_KEY}", _names(kind)
+            if values is None:
+                yield f"{name}.*", Any
+            else:
+                yield from flag_types(_chosen(kind, name, values), values, f"{name}.")
+        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from flag_types(kind, values, f"{name}.")
+        else:
+            yield name, kind
+
+
+def _fields(options_class: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Dotted name, type and field of everything a dataclass declares itself."""
     hints = typing.get_type_hints(options_class)
     for field in dataclasses.fields(options_class):
-        kind = hints[field.name]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from flag_types(kind, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, kind
+        yield prefix + field.name, hints[field.name], field
+
+
+def _names(kind: Any) -> Any:
+    """The type of the flag that chooses: one of the names."""
+    return typing.Literal[tuple(kind.get_known_choices())]
+
+
+def _chosen(kind: Any, name: str, values: dict[str, Any]) -> type:
+    """The class that the user's words choose for a choice type."""
+    chosen: type = kind.get_choice_class(
+        values.get(f"{name}.{CHOICE_TYPE_KEY}", kind.default_choice_name())
+    )
+    return chosen
+
+
+def _given(words: Sequence[str], kinds: dict[str, Any]) -> dict[str, Any]:
+    """The values of the preset and, over them, of the flags.
+
+    Raises:
+        ValueError: an unknown name, or a value of another type than its flag takes.
+    """
+    flags = dict(flag_values(words, kinds))
+    preset = _read_preset(flags.pop("config", None), kinds)
+    values = {**preset, **flags}
+    for name, value in values.items():
+        check_kind(name, value, _kind_of(name, kinds))
+    return values
+
+
+def _kind_of(name: str, kinds: dict[str, Any]) -> Any:
+    """The type of a flag, None for an unknown one, Any for one of a class that is not chosen yet."""
+    return kinds.get(name, kinds.get(f"{name.partition('.')[0]}.*"))
 
 
 def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -98,17 +152,19 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
         else:
             raise ValueError(f"unexpected word {word!r}: options start with --")
     for name, values in groups:
-        if name != "config" and name not in kinds:
+        kind = str if name == "config" else _kind_of(name, kinds)
+        if kind is None:
             raise ValueError(f"unknown option --{name}{_suggest(name, kinds)}")
-        kind = kinds.get(name, str)
         if is_list(kind):
             if [other for other, _ in groups].count(name) > 1:
                 raise ValueError(f"--{name} is given twice: write all its values behind one")
             listed = [read_value(word, kind) for word in values]
             # One word may be the whole value: `--blocks "[1, 2]"`, as in a preset, or `--blocks 1` of `int | list[int]`.
             yield name, listed[0] if len(listed) == 1 and fits(listed[0], kind) else listed
-        elif not values and kind is bool:
+        elif not values and kind in (bool, Any):
             yield name, True
+        elif kind is Any:
+            yield name, values
         elif len(values) == 1:
             yield name, read_value(values[0], kind)
         else:
@@ -154,7 +210,7 @@ def _program() -> str:
     return Path(sys.argv[0]).name or "latent-prior"
 
 
-def _print_help(options_class: type) -> None:
+def _print_help(options_class: type, values: dict[str, Any]) -> None:
     """Every flag with its type, default and the sentence that stands under its field."""
     print(
         f"usage: {_program()} [--config FILE.yaml] [--FLAG VALUE ...]\n\n{options_class.__doc__}\n"
@@ -163,7 +219,7 @@ def _print_help(options_class: type) -> None:
         "  --config FILE.yaml\n        A preset: the values of any flags; a flag on the command line wins."
     )
     print("  --dry_run\n        Print the resolved options as YAML and stop.")
-    for name, kind, default, sentence in _described_flags(options_class):
+    for name, kind, default, sentence in _described_flags(options_class, values):
         shown = getattr(kind, "__name__", None) if isinstance(kind, type) else None
         kind_text = shown or str(kind).replace("typing.", "").replace("NoneType", "None")
         ending = "required" if default is dataclasses.MISSING else f"default: {default!r}"
@@ -171,19 +227,25 @@ def _print_help(options_class: type) -> None:
                             subsequent_indent="        "))  # fmt: skip
 
 
-def _described_flags(options_class: type, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+def _described_flags(
+    options_class: type, values: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any, str]]:
     """(flag, type, default, sentence) for every field, nested ones included."""
-    hints = typing.get_type_hints(options_class)
     sentences = {k: v for base in reversed(options_class.__mro__[:-1]) for k, v in _sentences(base)}
-    for field in dataclasses.fields(options_class):
-        kind = hints[field.name]
+    for name, kind, field in _fields(options_class, prefix):
+        if is_choice_type(kind):
+            sentence = f"{sentences[field.name]} The flags below are those of this one."
+            chosen = values.get(f"{name}.{CHOICE_TYPE_KEY}", kind.default_choice_name())
+            yield f"{name}.{CHOICE_TYPE_KEY}", _names(kind), chosen, sentence
+            yield from _described_flags(_chosen(kind, name, values), values, f"{name}.")
+            continue
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _described_flags(kind, f"{prefix}{field.name}.")
+            yield from _described_flags(kind, values, f"{name}.")
             continue
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        yield prefix + field.name, kind, default, sentences[field.name]
+        yield name, kind, default, sentences[field.name]
 
 
 def _sentences(options_class: type) -> Iterator[tuple[str, str]]:
@@ -215,7 +277,7 @@ def _read_preset(path: str | None, kinds: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"--config: {path} is not a mapping of option names to values")
     values = dict(dotted(preset))
     for key in values:
-        if key not in kinds:
+        if _kind_of(key, kinds) is None:
             raise ValueError(f"unknown key {key!r} in {path}{_suggest(key, kinds)}")
     return values
 

@@ -8,8 +8,8 @@ the stages lives in code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SPEC_FILE = "code_spec.json"
 
 CodeMaps = dict[str, torch.Tensor]
-"""Discrete codes of a batch: level name -> integers (B, height, width), coarse levels first."""
+"""A batch by level, coarse first: codes, integers (B, height, width), or latents, floats (B, channels, height, width)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Level:
         """Positions in the map."""
         return self.height * self.width
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's map: (height, width) of codes, (channels, height, width) of latents."""
+        size = (self.height, self.width)
+        return size if self.channels is None else (self.channels, *size)
+
 
 @dataclass(frozen=True)
 class CodeSpec:
@@ -57,8 +63,8 @@ class CodeSpec:
         autoencoder_type: `model_type` of the autoencoder that wrote the codes.
         autoencoder_fingerprint: sha256 over that autoencoder's weights.
         class_names: names of the labels in the order of their numbers; empty without labels.
-        latent_shift: measured mean per channel, latents only.
-        latent_scale: measured standard deviation per channel, latents only.
+        latent_shift: measured mean per channel, level after level; latents only, once they are encoded.
+        latent_scale: measured standard deviation per channel, likewise.
     """
 
     kind: Literal["codes", "latents"]
@@ -142,10 +148,9 @@ def codes_features(spec: CodeSpec) -> Features:
     columns: dict[str, Any] = {}
     for level in spec.levels:
         if level.vocabulary is not None:
-            shape, kind = (level.height, level.width), smallest_integer_type(level.vocabulary)
-            columns[level.name] = Array2D(shape, kind)
+            columns[level.name] = Array2D(level.shape, smallest_integer_type(level.vocabulary))
         else:
-            columns[level.name] = Array3D((level.channels, level.height, level.width), "float16")
+            columns[level.name] = Array3D(level.shape, "float16")
     if spec.class_names:
         columns["label"] = ClassLabel(names=list(spec.class_names))
     return Features({**columns, "view": Value("uint16"), "source_index": Value("int64")})
@@ -191,6 +196,29 @@ def join_shards(
         splits[split] = rows
     DatasetDict(splits).save_to_disk(str(folder))
     write_spec(spec, folder)
+
+
+def measure_latents(paths: Sequence[Path], spec: CodeSpec) -> CodeSpec:
+    """The spec with the mean and standard deviation of every channel over the latents of some shards.
+
+    Args:
+        paths: Arrow files as `write_shard` writes them; one at a time is in memory.
+        spec: of these latents.
+    """
+    from datasets import Dataset
+
+    channels = sum(level.channels or 0 for level in spec.levels)
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    for path in paths:
+        maps = _read_split(Dataset.from_file(str(path)), spec).maps
+        # Shifted by nothing: latents lie around 0, so float64 sums of squares lose no digit that matters.
+        latents = [maps[level.name].astype(np.float64) for level in spec.levels]
+        count += len(latents[0])
+        total += np.concatenate([values.mean((2, 3)).sum(0) for values in latents])
+        squares += np.concatenate([np.square(values).mean((2, 3)).sum(0) for values in latents])
+    shift = total / count
+    scale = np.sqrt(np.maximum(squares / count - np.square(shift), 0.0))
+    return replace(spec, latent_shift=tuple(shift.tolist()), latent_scale=tuple(scale.tolist()))
 
 
 @dataclass
@@ -269,11 +297,7 @@ def _read_split(rows: Dataset, spec: CodeSpec) -> CodesSplit:
 
     maps = {}
     for level in spec.levels:
-        shape = (
-            (level.height, level.width)
-            if level.channels is None
-            else (level.channels, level.height, level.width)
-        )
+        shape = level.shape
         kind = np.dtype(smallest_integer_type(level.vocabulary) if level.vocabulary else "float16")
         parts = [np.empty((0, *shape), kind)]
         # Chunk by chunk: one array of all would overflow Arrow's 32-bit offsets at 2^31 codes.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from common.checkpoint import whole_file
 from common.cli import dotted, dump_config
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Metrics = dict[str, Tensor]
+"""Scalars of one step, still on their device."""
+
+Figures = dict[str, float | list[float] | str]
+"""Entries of a line in `metrics.jsonl`; trackers get the single numbers of it."""
 
 
 @dataclass
@@ -64,15 +71,20 @@ class MetricsLog:
                 ]
                 path.write_text("".join(f"{line}\n" for line in kept))
 
-    def write(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+    def write(
+        self, step: int, seconds: float, metrics: Mapping[str, float | list[float] | str]
+    ) -> None:
         """Append one line.
 
         Args:
             step: completed optimizer steps.
             seconds: training time so far.
-            metrics: further entries of the line.
+            metrics: further entries of the line; a sentence among them is printed, too.
         """
         if self._accelerator.is_main_process:
+            for entry in metrics.values():
+                if isinstance(entry, str):
+                    tqdm.write(f"step {step}: {entry}", file=sys.stderr)
             images = step * self._batch_size
             line = {
                 "step": step,
@@ -82,7 +94,8 @@ class MetricsLog:
             }
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        self._accelerator.log(metrics, step=step)
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
+        self._accelerator.log(numbers, step=step)
 
     def close(self) -> None:
         """Flush the tracker."""

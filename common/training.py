@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, whole_file
 from common.cli import dump_config
-from common.metrics import Metrics, MetricsLog, Window, check_finite
+from common.metrics import Figures, Metrics, MetricsLog, Window, check_finite
 from common.options import RunOptions
 from common.seeds import derive_seed, generator
 
@@ -63,7 +63,7 @@ def train(
     state: TrainState,
     options: RunOptions,
     *,
-    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate: Callable[[], Figures] | None = None,
     export: Callable[[], None] | None = None,
 ) -> None:
     """Train from the run's newest checkpoint, or from the start, to `options.max_steps`.

@@ -64,6 +64,8 @@ def check_kind(name: str, value: Any, kind: Any) -> None:
 
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of the type a flag declares; numbers must be finite, and a bool is no number."""
+    if kind is Any:
+        return True
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, part) for part in inner)

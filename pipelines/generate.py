@@ -92,7 +92,12 @@ def resolved_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any
     Raises:
         ValueError: a sampler setting out of its range, or nothing to sample from.
     """
-    if pipe.prior is None and not options.random_codes:
+    latents = pipe.code_spec.kind == "latents"
+    if options.random_codes and latents:
+        raise ValueError(
+            f"--random_codes: --pipeline {options.pipeline} has latents; without a prior they are drawn from N(0, I)"
+        )
+    if pipe.prior is None and not options.random_codes and not latents:
         raise ValueError(
             f"--pipeline {options.pipeline} has no prior; assemble one with --prior, or use --random_codes"
         )

@@ -12,7 +12,7 @@ class AssembleOptions:
     autoencoder: str
     """Folder or hub id of the autoencoder."""
     prior: str | None = None
-    """Folder or hub id of the prior; null makes a pipeline that encodes and decodes only."""
+    """Folder or hub id of the prior; with null a VAE's pipeline samples N(0, I), others encode and decode only."""
     output_dir: str
     """The pipeline folder."""
     guidance_scale: float = 1.0

@@ -59,7 +59,7 @@ class PipelineOutput:
     Attributes:
         images: PIL images; or a float tensor (N, C, H, W) in [-1, 1] (`pt`); or a float array (N, H, W, C) in
             [0, 1] (`np`).
-        codes: the sampled codes, level name -> int64 (N, height, width).
+        codes: the sampled codes, level name -> int64 (N, height, width), or latents, float (N, channels, height, width).
         labels: the class of every image, -1 for none.
     """
 
@@ -77,7 +77,9 @@ class Pipeline(PushToHubMixin):
         prior: TransformerPrior | None = None,
         sampler: Sampler | None = None,
     ) -> None:
-        """Chain an autoencoder with a prior over its codes; without a prior the pipeline encodes and decodes only.
+        """Chain an autoencoder with a prior over its codes.
+
+        Without a prior a VAE's latents are drawn from N(0, I); other pipelines then encode and decode only.
 
         Raises:
             ValueError: the prior was trained on the codes of another autoencoder.
@@ -185,7 +187,7 @@ class Pipeline(PushToHubMixin):
         batch_size: int = 64,
         output_type: Literal["pil", "pt", "np"] = "pil",
     ) -> PipelineOutput:
-        """Sample codes from the prior and decode them.
+        """Sample codes from the prior, or a VAE's latents from N(0, I) where there is none, and decode them.
 
         Args:
             num_images: how many.
@@ -201,9 +203,9 @@ class Pipeline(PushToHubMixin):
             output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
 
         Raises:
-            ValueError: an argument out of its range, or a pipeline without a prior.
+            ValueError: an argument out of its range, or nothing to sample from.
         """
-        if self.prior is None:
+        if self.prior is None and self.code_spec.kind == "codes":
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
             )
@@ -228,12 +230,13 @@ class Pipeline(PushToHubMixin):
         images: list[Tensor] = []
         for start in range(0, num_images, batch_size):
             chunk = slice(start, min(start + batch_size, num_images))
-            codes = self.prior.sample(
-                chunk.stop - chunk.start,
-                numbers[chunk],
-                **dataclasses.asdict(sampler),
-                generator=None if generators is None else generators[chunk],
-            )
+            own = None if generators is None else generators[chunk]
+            count = chunk.stop - chunk.start
+            if self.prior is None:
+                codes = self.standard_normal(count, own, temperature=sampler.temperature)
+            else:
+                settings = dataclasses.asdict(sampler)
+                codes = self.prior.sample(count, numbers[chunk], **settings, generator=own)
             parts.append(codes)
             images.append(self.decode(codes).cpu())
         codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -257,26 +260,25 @@ class Pipeline(PushToHubMixin):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> CodeMaps:
-        """Images, float (B, C, H, W) in [-1, 1], to codes."""
+        """Images, float (B, C, H, W) in [-1, 1], to codes or latents."""
         return self.autoencoder.encode(images.to(self.device))
 
     @torch.no_grad()
     def decode(self, codes: CodeMaps) -> Tensor:
-        """Codes to images, float (B, C, H, W) clamped to [-1, 1].
+        """Codes or latents to images, float (B, C, H, W) clamped to [-1, 1].
 
         Raises:
             ValueError: maps of another shape or vocabulary than the autoencoder's.
         """
         for level in self.code_spec.levels:
             found = codes.get(level.name)
-            if found is None or tuple(found.shape[1:]) != (level.height, level.width):
+            if found is None or tuple(found.shape[1:]) != level.shape:
                 shape = None if found is None else tuple(found.shape)
-                raise ValueError(
-                    f"codes {level.name!r}: expected (B, {level.height}, {level.width}), found {shape}"
-                )
-            if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < (
-                level.vocabulary or 0
-            ):
+                expected = ", ".join(map(str, ("B", *level.shape)))
+                raise ValueError(f"codes {level.name!r}: expected ({expected}), found {shape}")
+            if level.vocabulary is None or not found.numel():
+                continue
+            if not 0 <= int(found.min()) <= int(found.max()) < level.vocabulary:
                 raise ValueError(
                     f"codes {level.name!r}: values must lie in [0, {level.vocabulary})"
                 )
@@ -291,16 +293,37 @@ class Pipeline(PushToHubMixin):
         self, num_images: int, generator: Generator | Sequence[Generator] | None = None
     ) -> CodeMaps:
         """Uniformly random codes: what decoding looks like without a prior, the line any prior must beat."""
-        given = one_each(generator, num_images)
-        generators: Sequence[Generator | None] = given or [None] * num_images
+        if self.code_spec.kind == "latents":
+            raise ValueError(
+                "this pipeline has latents, not codes: without a prior it samples them from N(0, I)"
+            )
+        generators: Sequence[Generator | None] = (
+            one_each(generator, num_images) or [None] * num_images
+        )
         codes: CodeMaps = {}
         for level in self.code_spec.levels:
             assert level.vocabulary is not None
-            shape = (level.height, level.width)
             codes[level.name] = torch.stack(
-                [torch.randint(level.vocabulary, shape, generator=g) for g in generators]
+                [torch.randint(level.vocabulary, level.shape, generator=g) for g in generators]
             )
         return codes
+
+    def standard_normal(
+        self,
+        num_images: int,
+        generator: Generator | Sequence[Generator] | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> CodeMaps:
+        """Latents from N(0, I), the prior that a VAE is trained towards, scaled by the temperature."""
+        generators: Sequence[Generator | None] = (
+            one_each(generator, num_images) or [None] * num_images
+        )
+        return {
+            level.name: torch.stack([torch.randn(level.shape, generator=g) for g in generators])
+            * temperature
+            for level in self.code_spec.levels
+        }
 
 
 def _convert(images: Tensor, output_type: Literal["pil", "pt", "np"]) -> Images:

@@ -1,4 +1,4 @@
-"""Stage 1: autoencoders that turn images into a small grid of codes and back."""
+"""Stage 1: autoencoders that turn images into a small grid of codes or latents and back."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stage1_autoencoders.autoencoder import Autoencoder
-    from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
-__all__ = ["MODELS", "VQVAE", "Autoencoder", "VQVAEConfig", "load_autoencoder"]
-
-# The registry: name in a preset -> module and class. Names only, so that reading it imports no torch.
-MODELS = {"vqvae": ("stage1_autoencoders.vqvae", "VQVAE")}
-
-_EXPORTS = {
-    "Autoencoder": "stage1_autoencoders.autoencoder",
-    "VQVAE": "stage1_autoencoders.vqvae",
-    "VQVAEConfig": "stage1_autoencoders.vqvae",
+# The registry: the name in a preset -> module and class. Beside a class `VAE` its module holds `VAEOptions` and
+# `VAEConfig`. Names only, so that reading it imports no torch.
+MODELS = {
+    "vae": ("stage1_autoencoders.vae", "VAE"),
+    "vqvae": ("stage1_autoencoders.vqvae", "VQVAE"),
+    "vqvae2": ("stage1_autoencoders.vqvae2", "VQVAE2"),
+    "vaegan": ("stage1_autoencoders.vaegan", "VAEGAN"),
+    "vqgan": ("stage1_autoencoders.vqgan", "VQGAN"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a model's module when its class is first asked for."""
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    """Import a model's module when its class or config is first asked for."""
+    if name == "Autoencoder":
+        return importlib.import_module("stage1_autoencoders.autoencoder").Autoencoder
+    for module, model in MODELS.values():
+        if name in (model, f"{model}Config"):
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

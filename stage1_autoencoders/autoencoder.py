@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec, write_spec
+from common.codes import CodeMaps, CodeSpec, Level, write_spec
 from common.pretrained import ModelConfig, StrictModel
+from stage1_autoencoders.options import ModelOptions
 
 
 class AutoencoderConfig(ModelConfig):
@@ -20,24 +23,94 @@ class AutoencoderConfig(ModelConfig):
     image_channels: int = 1
     """1 (grey) or 3 (RGB)."""
 
+    def __post_init__(self, **undeclared: Any) -> None:
+        """Check the options, and that they fit the images.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        super().__post_init__(**undeclared)
+        assert isinstance(self, ModelOptions), "a member's config has its options among its bases"
+        self.check_image_size(self.image_size)
+
+
+@dataclass(frozen=True)
+class DiscreteOutput:
+    """What an autoencoder with codebooks returns in training.
+
+    Attributes:
+        images: reconstructions (B, channels, size, size).
+        codes: the codes, int64 (B, height, width), level by level.
+        quantizer_loss: scalar, see `quantizers`.
+    """
+
+    images: Tensor
+    codes: CodeMaps
+    quantizer_loss: Tensor
+
+    @property
+    def fakes(self) -> Tensor:
+        """What a critic judges: the reconstructions."""
+        return self.images
+
 
 class Autoencoder(StrictModel):
-    """Abstract: images to codes and back. Images are float32 (B, channels, size, size) in [-1, 1]."""
+    """Abstract: images to codes or latents and back. Images are float32 (B, channels, size, size) in [-1, 1].
+
+    In training `forward(images)` returns an output whose `images` are the reconstructions, and with them either `codes`
+    (see `DiscreteOutput`) or a `posterior` (see `vae`), which the epoch's meters count.
+    """
 
     config: AutoencoderConfig
 
     @abstractmethod
+    def objective(self, images: Tensor, output: Any, step: int) -> dict[str, Tensor]:
+        """The scalars this member minimises, for images and the output of `forward` for them.
+
+        Returns:
+            The terms by name, each a mean; `total` is what is minimised, `reconstruction` its part about the images.
+        """
+
+    @abstractmethod
     def encode(self, images: Tensor) -> CodeMaps:
-        """Codes of the images, level by level, coarse first."""
+        """Codes (integers) or latents (floats) of the images, level by level, coarse first."""
 
     @abstractmethod
     def decode(self, codes: CodeMaps) -> Tensor:
-        """Images of the codes; values may lie a little outside [-1, 1]."""
+        """Images of the codes or latents; values may lie a little outside [-1, 1]."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> CodeMaps:
+        """Continuous vectors of the images, float (B, C, height, width) level by level: what can be mixed and moved.
+
+        Latents themselves, or the code vectors of discrete members.
+        """
+
+    @abstractmethod
+    def decode_vectors(self, vectors: CodeMaps) -> Tensor:
+        """Images of vectors as `embed` returns them, or of any between and around them."""
 
     @property
     @abstractmethod
+    def levels(self) -> tuple[Level, ...]:
+        """The maps of codes or latents, coarse first."""
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last convolution, where an adaptive adversarial weight compares gradients."""
+
+    @property
     def code_spec(self) -> CodeSpec:
-        """What the codes look like, with the fingerprint of these weights."""
+        """What the codes or latents look like, with the fingerprint of these weights."""
+        return CodeSpec(
+            kind="latents" if self.levels[0].vocabulary is None else "codes",
+            levels=self.levels,
+            image_size=self.config.image_size,
+            image_channels=self.config.image_channels,
+            autoencoder_type=self.config.model_type,
+            autoencoder_fingerprint=self.fingerprint,
+        )
 
     def save_pretrained(  # type: ignore[override]  # as StrictModel
         self,

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stage1_autoencoders.options import BackboneOptions
+
 Upsampling = Literal["nearest", "transposed"]
 
 
@@ -94,6 +96,13 @@ class Decoder(nn.Module):
             nn.Conv2d(widths[0], out_channels, 3, padding=1),
         )
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the last convolution."""
+        weight = self.head[-1].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, out_channels, h * downsampling, w * downsampling)."""
         x = self.stem(vectors).contiguous(
@@ -165,6 +174,42 @@ def upsampling_layer(kind: Upsampling, in_channels: int, out_channels: int) -> n
     if kind == "nearest":
         return NearestUpsample(in_channels, out_channels)
     return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
+
+
+def make_encoder(
+    options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
+) -> Encoder:
+    """The encoder that a model's options describe."""
+    return Encoder(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        widths=_widths(options),
+        blocks=options.blocks_per_resolution,
+        attention=_attention(options, image_size),
+    )
+
+
+def make_decoder(
+    options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
+) -> Decoder:
+    """The decoder that a model's options describe."""
+    return Decoder(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        widths=_widths(options),
+        blocks=options.blocks_per_resolution,
+        attention=_attention(options, image_size),
+        upsampling=options.upsampling,
+    )
+
+
+def _widths(options: BackboneOptions) -> list[int]:
+    return [options.width * multiplier for multiplier in options.multipliers]
+
+
+def _attention(options: BackboneOptions, image_size: int) -> list[bool]:
+    """For each resolution of the images, whether its blocks are followed by self-attention."""
+    return [image_size >> level in options.attention for level in range(len(options.multipliers))]
 
 
 def _blocks(channels: int, count: int, attention: bool) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Write the codes of a dataset's images as a Hugging Face dataset, for the prior and for anything else.
+"""Write the codes or latents of a dataset's images as a Hugging Face dataset, for the prior and for anything else.
 
 accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/model --dataset mnist5k --output_dir runs/mnist/codes
 """
@@ -25,7 +25,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import whole_file, whole_folder
-from common.codes import SPEC_FILE, CodeSpec, codes_features, join_shards, write_shard
+from common.codes import (
+    SPEC_FILE,
+    CodeMaps,
+    CodeSpec,
+    codes_features,
+    join_shards,
+    measure_latents,
+    write_shard,
+)
 from common.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from common.pretrained import read_json
 from common.processes import start_processes
@@ -33,6 +41,7 @@ from common.seeds import generator
 from common.sources import split_names
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
+from stage1_autoencoders.vae import VAE
 
 SETTINGS_FILE = "encode.json"
 
@@ -48,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     autoencoder = load_autoencoder(options.autoencoder).to(
         accelerator.device, memory_format=torch.channels_last
     )
-    options = fit_options(options, autoencoder.code_spec)
+    options = fit_options(options, autoencoder)
     settings = {**dump_config(options), "autoencoder_fingerprint": autoencoder.fingerprint}
     final = Path(options.output_dir)
     if is_done(final, settings):
@@ -80,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
+        if spec.kind == "latents":  # of the images a prior will learn from
+            measured = options.augmented_split if options.augmented_split in shards else names[0]
+            spec = measure_latents([path for _, path in shards[measured]], spec)
         with whole_folder(final) as folder:
             join_shards(
                 folder,
@@ -94,12 +106,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator.wait_for_everyone()
 
 
-def fit_options(options: EncodeOptions, spec: CodeSpec) -> EncodeOptions:
+def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptions:
     """Image size and channels are the autoencoder's.
 
     Raises:
-        ValueError: a flag asks for others.
+        ValueError: a flag asks for others, or for draws of a posterior that there is not.
     """
+    spec = autoencoder.code_spec
+    if options.posterior == "sample" and not isinstance(autoencoder, VAE):
+        raise ValueError(
+            f"--posterior sample: {options.autoencoder} writes codes and has no posterior; leave the flag out"
+        )
     for flag, wanted in (("image_size", spec.image_size), ("channels", spec.image_channels)):
         if getattr(options, flag) not in (None, wanted):
             raise ValueError(
@@ -168,7 +185,16 @@ def encode_images(
         views = make_views(
             images.read(indices), images.source_index[indices.start : indices.stop], split, options
         )
-        columns = [encode_view(autoencoder, view) for view in views]
+        columns = [
+            encode_view(
+                autoencoder,
+                view,
+                number,
+                images.source_index[indices.start : indices.stop],
+                options,
+            )
+            for number, view in enumerate(views)
+        ]
         for name in columns[0]:
             stacked = np.stack([column[name] for column in columns], axis=1)  # (B, views, H, W)
             maps.setdefault(name, []).append(stacked.reshape(-1, *stacked.shape[2:]))
@@ -207,10 +233,36 @@ def make_views(
 
 
 @torch.no_grad()
-def encode_view(autoencoder: Autoencoder, images: Tensor) -> dict[str, NDArray[Any]]:
-    """uint8 (B, C, H, W) -> codes by level as numpy arrays."""
+def encode_view(
+    autoencoder: Autoencoder,
+    images: Tensor,
+    view: int,
+    rows: NDArray[np.int64],
+    options: EncodeOptions,
+) -> dict[str, NDArray[Any]]:
+    """One view of the images with these rows, uint8 (B, C, H, W), as codes or latents by level, in numpy arrays."""
     pixels = to_float(images.to(autoencoder.device)).contiguous(memory_format=torch.channels_last)
-    return {name: codes.cpu().numpy() for name, codes in autoencoder.encode(pixels).items()}
+    if options.posterior == "sample":
+        assert isinstance(autoencoder, VAE)
+        maps = draw_latents(autoencoder, pixels, view, rows, options.seed)
+    else:
+        maps = autoencoder.encode(pixels)
+    kind = np.float16 if autoencoder.levels[0].vocabulary is None else np.int64
+    return {name: values.cpu().numpy().astype(kind) for name, values in maps.items()}
+
+
+def draw_latents(
+    autoencoder: VAE, pixels: Tensor, view: int, rows: NDArray[np.int64], seed: int
+) -> CodeMaps:
+    """A draw of the posterior of every image, which depends on (seed, row, view) only."""
+    posterior = autoencoder.posterior(pixels)
+    shape = posterior.mean.shape[1:]
+    noise = [
+        torch.randn(shape, generator=generator(seed, "latent", int(row), view)) for row in rows
+    ]
+    deviation = posterior.log_variance.mul(0.5).exp()
+    (level,) = autoencoder.levels
+    return {level.name: posterior.mean + deviation * torch.stack(noise).to(deviation)}
 
 
 if __name__ == "__main__":

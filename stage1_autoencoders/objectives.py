@@ -1,4 +1,4 @@
-"""What the autoencoders minimise, and the measures that are logged beside it.
+"""Terms that more than one autoencoder minimises, and the measures that are logged beside them.
 
 Every value is a mean, so none depends on the size of the batch.
 """
@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_autoencoders.vqvae import VQVAEOutput
+from stage1_autoencoders.autoencoder import DiscreteOutput
 
 Reconstruction = Literal["l1", "l2"]
 
 
-def vqvae_objective(
-    images: Tensor, output: VQVAEOutput, *, reconstruction: Reconstruction
+def quantized_objective(
+    images: Tensor, output: DiscreteOutput, reconstruction: Reconstruction
 ) -> dict[str, Tensor]:
-    """The VQ-VAE's loss (van den Oord et al., 2017, Eq. 3).
+    """The loss of the autoencoders with codebooks (van den Oord et al., 2017, Eq. 3).
 
     Args:
         images: originals (B, C, H, W) in [-1, 1].

@@ -1,16 +1,67 @@
-"""What a user can set for stage one, as plain dataclasses that need no torch."""
+"""What a user can set for stage one, as plain dataclasses that need no torch.
+
+The options of a family member stand in its own file; here is what several members share, and the two commands.
+"""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from draccus.choice_types import ChoiceType
 
 from common.options import ImageOptions, RunOptions
+from stage1_autoencoders import MODELS
+
+DEFAULT_MODEL = "vqvae"
 
 
 @dataclass(kw_only=True)
-class VQVAEOptions:
-    """Shape of a VQ-VAE (van den Oord et al., 2017) and how its codebook learns."""
+class ModelOptions(ChoiceType):
+    """Abstract: the options of one family member, chosen by `model.type`."""
+
+    adversarial: ClassVar[bool] = False
+    """Whether the member is trained against a critic."""
+
+    def check_image_size(self, image_size: int) -> None:
+        """Stop before an image size that the model cannot take.
+
+        Raises:
+            ValueError: naming the size and what it must be.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def get_choice_class(cls, name: str) -> type[ModelOptions]:
+        """The options of a member, from its file; a name that is in `MODELS`."""
+        module, model = MODELS[name]
+        found: type[ModelOptions] = getattr(importlib.import_module(module), f"{model}Options")
+        return found
+
+    @classmethod
+    def get_known_choices(cls) -> dict[str, Any]:
+        """Names of the members; what stands behind them is imported by `get_choice_class` only."""
+        return dict(MODELS)
+
+    @classmethod
+    def get_choice_name(cls, subcls: type) -> str:
+        """The name of a member, from the class of its options."""
+        for name, (_, model) in MODELS.items():
+            if subcls.__name__ == f"{model}Options":
+                return name
+        raise ValueError(f"{subcls.__name__} are the options of no model in {', '.join(MODELS)}")
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        """What is trained where nothing is said."""
+        return DEFAULT_MODEL
+
+
+@dataclass(kw_only=True)
+class BackboneOptions:
+    """Shape of the convolutional encoder and decoder."""
 
     width: int = 32
     """Channels of the convolutions at full resolution, before the multiplier."""
@@ -22,20 +73,6 @@ class VQVAEOptions:
     """Resolutions, in pixels, at which each residual block is followed by self-attention."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
     """How the decoder doubles the size: repeated pixels and a 3x3 convolution, or a transposed 4x4 convolution."""
-    codebook_size: int = 512
-    """Vectors in the codebook."""
-    code_dim: int = 16
-    """Length of a code vector; the encoder's last and the decoder's first convolution project to and from it."""
-    codebook: Literal["ema", "gradient"] = "ema"
-    """How the codebook learns: moving averages of the vectors it is assigned, or gradients of the codebook loss."""
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    """What nearest means; cosine scales vectors and codes to length 1, which suits a code_dim of about 8."""
-    commitment: float = 0.25
-    """Weight beta of the loss that pulls the encoder's vectors to their codes; the codebook's own loss weighs 1."""
-    codebook_decay: float = 0.99
-    """Decay per step of the codebook's moving averages (with `gradient`: of the usage counts)."""
-    restart_below: float = 0.1
-    """A code used less than this share of an even use is replaced by a badly coded vector; 0 replaces none."""
 
     def __post_init__(self) -> None:
         """Check every number against its range.
@@ -43,9 +80,8 @@ class VQVAEOptions:
         Raises:
             ValueError: naming the flag.
         """
-        for name in ("width", "code_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--model.{name} must be at least 1, not {getattr(self, name)}")
+        if self.width < 1:
+            raise ValueError(f"--model.width must be at least 1, not {self.width}")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(
                 f"--model.multipliers must be numbers of at least 1, not {self.multipliers}"
@@ -57,23 +93,7 @@ class VQVAEOptions:
             raise ValueError(
                 f"--model.blocks must be one number, or one for each of the multipliers {self.multipliers}, not {self.blocks}"
             )
-        if self.codebook_size < 2:
-            raise ValueError(f"--model.codebook_size must be at least 2, not {self.codebook_size}")
-        if self.commitment < 0:
-            raise ValueError(f"--model.commitment must not be negative, not {self.commitment}")
-        for name in ("codebook_decay", "restart_below"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--model.{name} must lie in [0, 1), not {getattr(self, name)}")
-        choices = {
-            "upsampling": ("nearest", "transposed"),
-            "codebook": ("ema", "gradient"),
-            "distance": ("euclidean", "cosine"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"--model.{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
-                )
+        check_choices(self, {"upsampling": ("nearest", "transposed")})
 
     @property
     def blocks_per_resolution(self) -> list[int]:
@@ -106,13 +126,155 @@ class VQVAEOptions:
 
 
 @dataclass(kw_only=True)
+class QuantizerOptions:
+    """How vectors become codes, and how the codebook learns."""
+
+    quantizer: Literal["ema", "gradient", "fsq", "lfq", "bsq", "residual"] = "ema"
+    """Codebook of moving averages or of gradients; scalars, signs or signs on the sphere without one; or several in a row."""
+    codebook_size: int = 512
+    """Codes to choose from; with `residual`, in each of its stages."""
+    code_dim: int = 16
+    """Length of a code vector; `fsq`, `lfq` and `bsq` have the length that codebook_size gives them."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """What nearest means in a codebook; cosine scales vectors and codes to length 1, which suits a code_dim of about 8."""
+    estimator: Literal["straight_through", "rotation"] = "straight_through"
+    """How the gradient passes a codebook: unchanged, or turned and scaled as the vector was on its way to its code."""
+    initialisation: Literal["kmeans", "data"] = "kmeans"
+    """What a codebook starts from: k-means over the first batch, or vectors drawn from it."""
+    commitment: float = 0.25
+    """Weight beta of the loss that pulls the encoder's vectors to their codes; the codebook's own loss weighs 1."""
+    codebook_decay: float = 0.99
+    """Decay per step of the codebook's moving averages (with `gradient`: of the usage counts)."""
+    restart_below: float = 0.1
+    """A code used less than this share of an even use is replaced by a badly coded vector; 0 replaces none."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy term: sure of each vector's code, even in the use of all codes; `lfq` and `bsq` need it."""
+    entropy_temperature: float = 0.01
+    """Temperature of the soft assignment that the entropy is computed from."""
+    fsq_levels: list[int] = field(default_factory=list)
+    """Values along each dimension of `fsq`, with codebook_size as their product; empty chooses them."""
+    residual_stages: int = 4
+    """Codebooks in a row of `residual`, each for what the ones before have left over."""
+
+    def __post_init__(self) -> None:
+        """Check every number against its range.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        for name, least in (("code_dim", 1), ("codebook_size", 2), ("residual_stages", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"--model.{name} must be at least {least}, not {getattr(self, name)}"
+                )
+        for name in ("commitment", "entropy_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--model.{name} must not be negative, not {getattr(self, name)}")
+        if self.entropy_temperature <= 0:
+            raise ValueError(
+                f"--model.entropy_temperature must be positive, not {self.entropy_temperature}"
+            )
+        for name in ("codebook_decay", "restart_below"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--model.{name} must lie in [0, 1), not {getattr(self, name)}")
+        choices = {
+            "quantizer": ("ema", "gradient", "fsq", "lfq", "bsq", "residual"),
+            "distance": ("euclidean", "cosine"),
+            "estimator": ("straight_through", "rotation"),
+            "initialisation": ("kmeans", "data"),
+        }
+        check_choices(self, choices)
+
+
+@dataclass(kw_only=True)
+class CriticOptions:
+    """The discriminator of VAE-GAN and VQ-VAE-GAN: training state, never part of the saved model."""
+
+    network: Literal["patch", "residual"] = "patch"
+    """PatchGAN, which judges overlapping patches, or a residual network, which judges the whole image."""
+    width: int = 32
+    """Channels of the critic's first layer, doubled at each halving of the image up to eight times."""
+    layers: int = 3
+    """Halvings of the image."""
+    spectral_norm: bool = False
+    """Divide every layer's weight by its largest singular value (Miyato et al., 2018)."""
+    loss: Literal["hinge", "non_saturating", "relativistic"] = "hinge"
+    """Adversarial loss of both sides."""
+    weight: float = 0.8
+    """Weight of the adversarial loss in the autoencoder's; with `adaptive`, of the balanced one."""
+    adaptive: bool = False
+    """Balance the adversarial gradient with the reconstruction's at the decoder's last layer (Esser et al., 2021)."""
+    start_step: int = 0
+    """Step at which the critic's training begins and its loss joins the autoencoder's."""
+    r1: float = 0.0
+    """Weight gamma of the R1 penalty on the critic's gradient at real images (Mescheder et al., 2018); 0 is none."""
+    r1_every: int = 16
+    """Steps between R1 penalties, each multiplied by this number."""
+    lecam: float = 0.0
+    """Weight of LeCAM's pull on the critic's answers (Tseng et al., 2021); 0 is none."""
+    feature_matching: float = 0.0
+    """Weight of the distance between original and reconstruction in the critic's features (Larsen et al., 2016)."""
+    perceptual: Literal["none", "lpips", "efficientnet_lite0"] = "none"
+    """Pretrained network for a perceptual distance; its weights must be on this machine."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance."""
+    augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
+    """Differentiable augmentations of everything the critic sees (Zhao et al., 2020), for small data."""
+    learning_rate: float | None = None
+    """Peak learning rate of the critic's AdamW, on the autoencoder's schedule; null takes the autoencoder's."""
+    beta1: float = 0.5
+    """First-moment decay of the critic's AdamW."""
+
+    def __post_init__(self) -> None:
+        """Check every number against its range.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        for name in ("width", "layers", "r1_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--critic.{name} must be at least 1, not {getattr(self, name)}")
+        for name in (
+            "weight",
+            "start_step",
+            "r1",
+            "lecam",
+            "feature_matching",
+            "perceptual_weight",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--critic.{name} must not be negative, not {getattr(self, name)}")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"--critic.learning_rate must be positive, not {self.learning_rate}")
+        if not 0 <= self.beta1 < 1:
+            raise ValueError(f"--critic.beta1 must lie in [0, 1), not {self.beta1}")
+
+
+def check_choices(options: object, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Stop at a word that is none of a field's choices: a config file may say anything.
+
+    Raises:
+        ValueError: naming the flag and the choices.
+    """
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ValueError(
+                f"--model.{name} must be one of {', '.join(allowed)}, not {getattr(options, name)!r}"
+            )
+
+
+def _default_model() -> ModelOptions:
+    return ModelOptions.get_choice_class(DEFAULT_MODEL)()
+
+
+@dataclass(kw_only=True)
 class TrainOptions(RunOptions, ImageOptions):
     """Train an autoencoder on images; repeating the command resumes the run."""
 
-    model: VQVAEOptions = field(default_factory=VQVAEOptions)
-    """Shape of the autoencoder."""
-    reconstruction: Literal["l1", "l2"] = "l2"
-    """Reconstruction error to minimise: mean absolute or mean squared difference."""
+    model: ModelOptions = field(default_factory=_default_model)
+    """The family member, by its `type`, and what it is made of."""
+    critic: CriticOptions = field(default_factory=CriticOptions)
+    """The discriminator of the members that have one."""
     split: str = "train"
     """Split to train on."""
     streaming: bool = False
@@ -136,6 +298,9 @@ class TrainOptions(RunOptions, ImageOptions):
             )
         if self.image_size is not None:
             self.model.check_image_size(self.image_size)
+        if not self.model.adversarial and self.critic != CriticOptions():
+            name = ModelOptions.get_choice_name(type(self.model))
+            raise ValueError(f"--critic.*: --model.type {name} is trained without a critic")
         if self.streaming and (
             self.image_size is None or self.channels is None or self.evaluate_every is None
         ):
@@ -158,6 +323,8 @@ class EncodeOptions(ImageOptions):
     """Randomly moved windows per training image, besides the plain one; see `resize` and `crop_padding`."""
     flip: bool = False
     """Add the mirrored image to every window of a training image."""
+    posterior: Literal["mean", "sample"] = "mean"
+    """Of a VAE's posterior: its mean, or one draw per view; discrete members have none."""
     augmented_split: str = "train"
     """The split that gets windows and mirrored images; the others stay plain."""
     batch_size: int = 256

@@ -1,20 +1,42 @@
-"""VQ-VAE (van den Oord et al., 2017, https://arxiv.org/abs/1711.00937): one map of codes."""
+"""VQ-VAE (van den Oord et al., 2017, https://arxiv.org/abs/1711.00937): one map of codes, or with residual stages several."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec, Level
-from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from stage1_autoencoders.blocks import Decoder, Encoder
-from stage1_autoencoders.options import VQVAEOptions
-from stage1_autoencoders.quantizers import EMACodebook, GradientCodebook
+from common.codes import CodeMaps, Level
+from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig, DiscreteOutput
+from stage1_autoencoders.blocks import make_decoder, make_encoder
+from stage1_autoencoders.objectives import quantized_objective
+from stage1_autoencoders.options import (
+    BackboneOptions,
+    ModelOptions,
+    QuantizerOptions,
+    check_choices,
+)
+from stage1_autoencoders.quantizers import make_quantizer
 
-LEVEL = "codes"
-_CODEBOOKS = {"ema": EMACodebook, "gradient": GradientCodebook}
+
+@dataclass(kw_only=True)
+class VQVAEOptions(QuantizerOptions, BackboneOptions, ModelOptions):
+    """Shape of a VQ-VAE and how its codebook learns."""
+
+    reconstruction: Literal["l1", "l2"] = "l2"
+    """Reconstruction error to minimise: mean absolute or mean squared difference."""
+
+    def __post_init__(self) -> None:
+        """Check every number against its range.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        BackboneOptions.__post_init__(self)
+        QuantizerOptions.__post_init__(self)
+        check_choices(self, {"reconstruction": ("l1", "l2")})
 
 
 class VQVAEConfig(AutoencoderConfig, VQVAEOptions):
@@ -22,95 +44,75 @@ class VQVAEConfig(AutoencoderConfig, VQVAEOptions):
 
     model_type = "latent_prior_vqvae"
 
-    def __post_init__(self, **undeclared: object) -> None:
-        """Check the options, and that the resolutions fit the images.
-
-        Raises:
-            ValueError: naming the flag.
-        """
-        super().__post_init__(**undeclared)
-        self.check_image_size(self.image_size)
-
-
-@dataclass(frozen=True)
-class VQVAEOutput:
-    """What the objective needs.
-
-    Attributes:
-        images: reconstructions (B, channels, size, size).
-        codes: the codes, int64 (B, height, width), under the level's name.
-        quantizer_loss: scalar, see `quantizers`.
-    """
-
-    images: Tensor
-    codes: CodeMaps
-    quantizer_loss: Tensor
-
 
 class VQVAE(Autoencoder):
-    """Encoder, codebook, decoder."""
+    """Encoder, quantizer, decoder."""
 
     config_class = VQVAEConfig
     config: VQVAEConfig
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        attention = [config.image_size >> level in config.attention for level in range(len(widths))]
-        self.encoder = Encoder(
-            in_channels=config.image_channels,
-            out_channels=config.code_dim,
-            widths=widths,
-            blocks=config.blocks_per_resolution,
-            attention=attention,
-        )
-        self.quantizer = _CODEBOOKS[config.codebook](
-            size=config.codebook_size,
-            dim=config.code_dim,
-            distance=config.distance,
-            commitment=config.commitment,
-            decay=config.codebook_decay,
-            restart_below=config.restart_below,
-        )
-        self.decoder = Decoder(
-            in_channels=config.code_dim,
-            out_channels=config.image_channels,
-            widths=widths,
-            blocks=config.blocks_per_resolution,
-            attention=attention,
-            upsampling=config.upsampling,
-        )
+        self.quantizer = make_quantizer(config)
+        size, channels = config.image_size, config.image_channels
+        self.encoder = make_encoder(config, size, channels, self.quantizer.dim)
+        self.decoder = make_decoder(config, size, self.quantizer.dim, channels)
         self.post_init()
 
-    def forward(self, images: Tensor) -> VQVAEOutput:
+    def forward(self, images: Tensor) -> DiscreteOutput:
         """Reconstruct images (B, channels, size, size) in [-1, 1]; in training mode the codebook learns from them."""
         self.check_images(images)
-        quantized = self.quantizer(self.encoder(images))  # vectors (B, code_dim, h, w)
-        return VQVAEOutput(
+        quantized = self.quantizer(self.encoder(images))  # vectors (B, dim, h, w)
+        return DiscreteOutput(
             images=self.decoder(quantized.vectors),
-            codes={LEVEL: quantized.codes},
+            codes=self._by_level(quantized.codes),
             quantizer_loss=quantized.loss,
         )
+
+    def objective(self, images: Tensor, output: DiscreteOutput, step: int) -> dict[str, Tensor]:
+        """Reconstruction error and the quantizer's loss (van den Oord et al., 2017, Eq. 3)."""
+        return quantized_objective(images, output, self.config.reconstruction)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> CodeMaps:
         """Codes of images (B, channels, size, size) in [-1, 1]."""
         self.check_images(images)
-        return {LEVEL: self.quantizer.vectors_to_codes(self.encoder(images))}
+        return self._by_level(self.quantizer.vectors_to_codes(self.encoder(images)))
 
     def decode(self, codes: CodeMaps) -> Tensor:
         """Images (B, channels, size, size) of codes (B, height, width); values may lie a little outside [-1, 1]."""
-        return self.decoder(self.quantizer.codes_to_vectors(codes[LEVEL]))
+        return self.decode_vectors(self._code_vectors(codes))
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> CodeMaps:
+        """The code vectors of images, (B, dim, height, width)."""
+        return self._code_vectors(self.encode(images))
+
+    def decode_vectors(self, vectors: CodeMaps) -> Tensor:
+        """Images of vectors (B, dim, height, width), which need not be code vectors."""
+        return self.decoder(vectors[VECTORS])
 
     @property
-    def code_spec(self) -> CodeSpec:
-        """One level named `codes`."""
-        side = self.config.image_size // self.config.downsampling
-        return CodeSpec(
-            kind="codes",
-            levels=(Level(LEVEL, side, side, vocabulary=self.config.codebook_size),),
-            image_size=self.config.image_size,
-            image_channels=self.config.image_channels,
-            autoencoder_type=self.config.model_type,
-            autoencoder_fingerprint=self.fingerprint,
-        )
+    def levels(self) -> tuple[Level, ...]:
+        """One level named `codes`; of residual stages `codes_0`, `codes_1`, ..., the roughest first."""
+        side, stages = self.config.image_size // self.config.downsampling, self.quantizer.stages
+        names = [LEVEL] if stages == 1 else [f"{LEVEL}_{stage}" for stage in range(stages)]
+        return tuple(Level(n, side, side, vocabulary=self.quantizer.vocabulary) for n in names)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last convolution."""
+        return self.decoder.last_layer
+
+    def _by_level(self, codes: Tensor) -> CodeMaps:
+        """Codes (B, stages, h, w) as one map for each level."""
+        names = [level.name for level in self.levels]
+        return dict(zip(names, codes.unbind(1), strict=True))
+
+    def _code_vectors(self, codes: CodeMaps) -> CodeMaps:
+        stages = torch.stack([codes[level.name] for level in self.levels], dim=1)
+        return {VECTORS: self.quantizer.codes_to_vectors(stages)}
+
+
+LEVEL = "codes"
+VECTORS = "vectors"

@@ -26,6 +26,7 @@ from common.checkpoint import whole_folder
 from common.codes import CodeMaps, CodeSpec, CodesSplit, check_same_codes, open_codes
 from common.ema import EMA
 from common.images import grid, save_png, to_uint8
+from common.metrics import Figures
 from common.optim import make_optimizer, update
 from common.pretrained import ImageDecoder, load_decoder
 from common.processes import start_training_processes
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
 
     @torch.no_grad()
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> Figures:
         """Validation loss of the averaged weights, and a grid of samples."""
         model.eval()
         with ema.applied_to(model):

@@ -1,0 +1,86 @@
+"""VAE-GAN (Larsen et al., 2016, https://arxiv.org/abs/1512.09300): a VAE whose decoder must fool a critic.
+
+The model is a VAE; what is added is its opponent in training, see `adversary`. The critic judges reconstructions and
+images decoded from N(0, I) alike, and its features can take the place of the pixels in the reconstruction error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stage1_autoencoders.vae import VAE, VAEConfig, VAEOptions, VAEOutput
+
+
+@dataclass(kw_only=True)
+class VAEGANOptions(VAEOptions):
+    """Shape of the VAE and its likelihood; the critic's options are `--critic.*`."""
+
+    pixel_weight: float = 1.0
+    """Weight of the pixels' likelihood; 0 leaves the reconstruction to `--critic.feature_matching` alone."""
+
+    adversarial = True
+
+    def __post_init__(self) -> None:
+        """Check every number against its range.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        super().__post_init__()
+        if self.pixel_weight < 0:
+            raise ValueError(f"--model.pixel_weight must not be negative, not {self.pixel_weight}")
+        if self.autoregressive_layers:
+            raise ValueError(
+                "--model.autoregressive_layers must be 0: a critic would judge images drawn pixel by pixel"
+            )
+
+
+class VAEGANConfig(VAEConfig, VAEGANOptions):
+    """The options of a VAE-GAN and the images it is made for."""
+
+    model_type = "latent_prior_vaegan"
+
+
+@dataclass(frozen=True)
+class VAEGANOutput(VAEOutput):
+    """What the objective and the critic need.
+
+    Attributes:
+        samples: in training images decoded from N(0, I), (B, channels, size, size).
+    """
+
+    samples: Tensor | None
+
+    @property
+    def fakes(self) -> Tensor:
+        """What a critic judges: the reconstructions, and the samples behind them."""
+        return self.images if self.samples is None else torch.cat([self.images, self.samples])
+
+
+class VAEGAN(VAE):
+    """Encoder, Gaussian posterior, decoder, likelihood; trained against a critic of reconstructions and samples."""
+
+    config_class = VAEGANConfig
+    config: VAEGANConfig
+
+    def forward(self, images: Tensor) -> VAEGANOutput:
+        """As a VAE's; in training mode with images from N(0, I) besides, as many as there are originals."""
+        posterior = self.posterior(images)
+        if not self.training:
+            prediction = self.decoder(self.from_latent(posterior.mean))
+            return VAEGANOutput(
+                self.likelihood.mean(prediction), prediction, posterior, samples=None
+            )
+        latents = torch.cat([posterior.sample(), torch.randn_like(posterior.mean)])
+        prediction, sampled = self.decoder(self.from_latent(latents)).chunk(2)
+        means = self.likelihood.mean(prediction)
+        return VAEGANOutput(means, prediction, posterior, samples=self.likelihood.mean(sampled))
+
+    def objective(self, images: Tensor, output: VAEOutput, step: int) -> dict[str, Tensor]:
+        """A VAE's, with the pixels' likelihood weighed by `pixel_weight` (Larsen et al., 2016, Eq. 8)."""
+        terms = super().objective(images, output, step)
+        pixels = terms["reconstruction"]
+        return terms | {"total": terms["total"] - pixels + self.config.pixel_weight * pixels}
