@@ -28,7 +28,6 @@ from common.checkpoint import whole_file, whole_folder
 from common.codes import (
     SPEC_FILE,
     CodeMaps,
-    CodeSpec,
     codes_features,
     join_shards,
     measure_latents,
