@@ -225,16 +225,17 @@ def train_on_share(make_wrapper, share: slice) -> dict[str, Tensor]:
     for network, spectral in CASES:
         critic = make(network, spectral)
         wrapped = make_wrapper(critic)
-        optimizer = torch.optim.SGD(critic.parameters(), 0.1)
         for step in range(3):
             real, fake = images(8, seed=step)[share], images(8, seed=10 + step)[share] / 2
             with frozen(critic):
                 critic(fake)  # the generator's half iterates too
             logits = wrapped(torch.cat([real, fake])).logits.chunk(2)
             loss = critic_loss("hinge", *logits) + gradient_penalty(critic.logits, real)
-            optimizer.zero_grad()
+            critic.zero_grad()
             loss.backward()
-            optimizer.step()
+            with torch.no_grad():
+                for parameter in critic.parameters():
+                    parameter -= 0.1 * parameter.grad
         for name, value in critic.state_dict().items():
             state[f"{network}-{spectral}-{name}"] = value.contiguous()
     return state
