@@ -119,8 +119,10 @@ class TransformerPrior(StrictModel):
         top_k: int = 0,
         top_p: float = 1.0,
         generator: Generator | Sequence[Generator] | None = None,
+        known: CodeMaps | None = None,
+        keep: CodeMaps | None = None,
     ) -> CodeMaps:
-        """Draw code maps, one code after the other.
+        """Draw code maps, one code after the other; or complete maps that are known in part.
 
         On a CPU with MKL an image's codes depend on its label, its random numbers and the settings alone, bit for
         bit; other libraries round differently for different batch sizes, which now and then changes a code.
@@ -135,12 +137,17 @@ class TransformerPrior(StrictModel):
             top_p: probability of the set of likeliest codes to choose from at each step; 1 means all.
             generator: source of randomness, one for all images or one for each (then an image is the same in any
                 batch); None is torch's global generator of the CPU.
+            known: level name -> integers (B, height, width), codes of which some stay as they are; they are read only
+                where `keep` says so.
+            keep: level name -> bool (B, height, width), True where a known code stays. Every other code is drawn given
+                the class and all codes before it in the sequence (see `tokens`), kept or drawn; none looks ahead.
 
         Returns:
             level name -> int64 (B, height, width), on the model's device.
 
         Raises:
-            ValueError: for a setting or label out of its range, or another number of labels or generators than images.
+            ValueError: for a setting, label or kept code out of its range, another number of labels or generators than
+                images, or one of `known` and `keep` without the other or in another shape.
         """
         sampling.check_settings(
             guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
@@ -148,6 +155,7 @@ class TransformerPrior(StrictModel):
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         start = self._sample_start(num_images, labels)
+        given = self._given_tokens(num_images, known, keep)
         guided = guidance_scale != 1 and bool((start != self.null_token).any())
         precision = (
             torch.float32 if self.device.type == "mps" else torch.float64
@@ -170,6 +178,8 @@ class TransformerPrior(StrictModel):
                     logits = sampling.apply_temperature(logits[:num_images], temperature)
                     logits = sampling.keep_top_p(sampling.keep_top_k(logits, top_k), top_p)
                     chosen = sampling.choose(logits, uniforms[:, position]) + level.first
+                    if given is not None:
+                        chosen = torch.where(given[:, position] < 0, chosen, given[:, position])
                     sequence[:, position] = chosen
                     tokens = chosen.repeat(2)
         return sequence_to_maps(sequence, self.code_spec)
@@ -217,6 +227,27 @@ class TransformerPrior(StrictModel):
         labels = torch.as_tensor(labels, dtype=torch.long).cpu()
         self._check_labels(labels, num_images)
         return torch.where(labels < 0, self.null_token, labels + self.num_codes).to(self.device)
+
+    def _given_tokens(
+        self, num_images: int, known: CodeMaps | None, keep: CodeMaps | None
+    ) -> Tensor | None:
+        """Tokens (num_images, L) that are not to be drawn, -1 at those that are, on the model's device."""
+        if known is None and keep is None:
+            return None
+        if known is None or keep is None:
+            raise ValueError("known codes and the places to keep belong together: give both")
+        for name, codes in known.items():
+            places = keep.get(name)
+            if places is None or places.dtype != torch.bool or places.shape != codes.shape:
+                raise ValueError(f"keep needs a bool map {name!r} of shape {tuple(codes.shape)}")
+        # What is not kept may be anything in `known`; 0 is a code of every level.
+        valid = {name: torch.where(keep[name], codes, 0) for name, codes in known.items()}
+        tokens = maps_to_sequence(valid, self.code_spec)
+        if len(tokens) != num_images:
+            raise ValueError(f"{num_images} images need as many known codes, not {len(tokens)}")
+        self._check_codes(tokens)
+        kept = torch.cat([keep[level.name].flatten(1) for level in self.levels], dim=1)
+        return torch.where(kept, tokens, -1).to(self.device)
 
     def _check_labels(self, labels: Tensor, num_images: int) -> None:
         if labels.shape != (num_images,):

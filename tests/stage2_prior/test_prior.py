@@ -321,3 +321,120 @@ def test_a_config_without_codes_is_refused(make_spec):
     with pytest.raises(ValueError, match="multiple of 2 x heads"):
         PriorConfig(code_spec=make_spec((2, 2, 4)).to_dict(), width=30)
     assert CodeSpec.from_dict(PriorConfig(code_spec=make_spec((2, 2, 4)).to_dict()).code_spec)
+
+
+def keep_nothing(codes):
+    return {name: torch.zeros_like(maps, dtype=torch.bool) for name, maps in codes.items()}
+
+
+def random_keep(codes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(maps.shape, generator=generator) < 0.5 for name, maps in codes.items()}
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("levels", SHAPES)
+def test_completion_keeps_what_is_known_and_draws_the_rest(make_prior, levels, scale):
+    prior = make_prior(*levels)
+    known, labels = random_codes(prior, 5), [0, 1, 2, -1, 0]
+
+    def draw(**completion):
+        generator = torch.Generator().manual_seed(5)
+        return prior.sample(5, labels, guidance_scale=scale, generator=generator, **completion)
+
+    plain, keep = draw(), random_keep(known)
+    nothing = draw(known=known, keep=keep_nothing(known))
+    everything = draw(known=known, keep={name: ~no for name, no in keep_nothing(known).items()})
+    part = draw(known=known, keep=keep)
+    for name in plain:
+        assert torch.equal(nothing[name], plain[name])
+        assert torch.equal(everything[name], known[name])
+        assert torch.equal(part[name][keep[name]], known[name][keep[name]])
+    assert any((part[name] != known[name]).any() for name in known)
+    # A draw goes on from its own codes: keeping them at places of any kind changes none of the others.
+    again = draw(known=plain, keep=keep)
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+
+def test_completions_do_not_depend_on_their_batch_nor_on_what_is_hidden(make_prior):
+    prior = make_prior((4, 4, 64))
+    known = random_codes(prior, 6)
+    keep, labels = random_keep(known), [0, 1, 2, -1, 0, 1]
+
+    def draw(places, codes):
+        return prior.sample(
+            len(places),
+            [labels[place] for place in places],
+            guidance_scale=2.0,
+            generator=[torch.Generator().manual_seed(place) for place in places],
+            known={"codes": codes["codes"][places]},
+            keep={"codes": keep["codes"][places]},
+        )["codes"]
+
+    whole = draw(list(range(6)), known)
+    for places in ([0], [5, 2], [3, 0, 4]):
+        assert torch.equal(draw(places, known), whole[places])
+    # Not even codes that are none are looked at where they are not kept.
+    hidden = {"codes": torch.where(keep["codes"], known["codes"], -7)}
+    assert torch.equal(draw(list(range(6)), hidden), whole)
+
+
+@pytest.mark.parametrize(
+    ("levels", "kept"), [(((1, 4, 3),), (1, 2)), (((1, 2, 3), (1, 2, 4)), (0, 2))]
+)
+def test_completions_have_the_frequencies_of_the_prior(make_prior, levels, kept):
+    """Against the product of conditionals that the forward pass gives for every possible completion."""
+    prior = make_prior(*levels, spread=8.0)
+    count, label = 20_000, 1
+    known = random_codes(prior, 1, seed=3)
+    keep = keep_nothing(known)
+    for place in kept:
+        level = next(level for level in prior.levels if level.start <= place < level.stop)
+        keep[level.name][0, 0, place - level.start] = True
+    sizes = [level.last - level.first for level in prior.levels for _ in range(level.width)]
+    free = [place for place in range(4) if place not in kept]
+    drawn = prior.sample(
+        count,
+        [label] * count,
+        generator=torch.Generator().manual_seed(0),
+        known={name: codes.repeat(count, 1, 1) for name, codes in known.items()},
+        keep={name: places.repeat(count, 1, 1) for name, places in keep.items()},
+    )
+    drawn = torch.cat([drawn[level.name].flatten(1) for level in prior.levels], dim=1)
+    flat = torch.cat([known[level.name].flatten(1) for level in prior.levels], dim=1)
+    total = 0.0
+    for first in range(sizes[free[0]]):
+        for second in range(sizes[free[1]]):
+            flat[0, free[0]], flat[0, free[1]] = first, second
+            maps = {level.name: flat[:, level.start : level.stop, None].transpose(1, 2) for level in prior.levels}  # fmt: skip
+            with torch.no_grad():
+                logits = prior(maps, torch.tensor([label])).logits[0].double().log_softmax(-1)
+            sequence = maps_to_sequence(maps, prior.code_spec)[0]
+            probability = float(sum(logits[place, sequence[place]] for place in free).exp())
+            share = float((drawn == flat).all(1).double().mean())
+            assert share == pytest.approx(probability, abs=4 * (probability / count) ** 0.5 + 1e-4)
+            total += probability
+    assert total == pytest.approx(1)
+
+
+def test_a_completion_that_does_not_fit_is_refused(make_prior):
+    prior = make_prior((2, 2, 5), (3, 3, 7))
+    known = random_codes(prior, 2)
+    keep = random_keep(known)
+    for half in ({"known": known}, {"keep": keep}):
+        with pytest.raises(ValueError, match="belong together"):
+            prior.sample(2, **half)
+    for wrong in (
+        {"level0": keep["level0"]},
+        keep | {"level1": keep["level1"].long()},
+        keep | {"level1": keep["level1"][:, :2]},
+    ):
+        with pytest.raises(ValueError, match="keep needs a bool map 'level1' of shape"):
+            prior.sample(2, known=known, keep=wrong)
+    with pytest.raises(ValueError, match="code maps are level0"):
+        prior.sample(2, known={"level0": known["level0"]}, keep=keep)
+    with pytest.raises(ValueError, match="3 images need as many known codes, not 2"):
+        prior.sample(3, known=known, keep=keep)
+    known["level0"][0, 0, 0], keep["level0"][0, 0, 0] = 5, True
+    with pytest.raises(ValueError, match="code 5 in map level0 is out of range"):
+        prior.sample(2, known=known, keep=keep)
