@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from draccus.choice_types import ChoiceType
-
 from common.options import ImageOptions, RunOptions
 from stage1_autoencoders import MODELS
 
@@ -19,8 +17,11 @@ DEFAULT_MODEL = "vqvae"
 
 
 @dataclass(kw_only=True)
-class ModelOptions(ChoiceType):
-    """Abstract: the options of one family member, chosen by `model.type`."""
+class ModelOptions:
+    """Abstract: the options of one family member, chosen by `model.type`.
+
+    The class methods make it what draccus takes for a choice type; naming that class would make every model import draccus.
+    """
 
     adversarial: ClassVar[bool] = False
     """Whether the member is trained against a critic."""

@@ -267,7 +267,7 @@ def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path
     }
     mains = [
         (train_autoencoder, "ema", vqvae),
-        (train_autoencoder, "gradient", {**vqvae, "model.codebook": "gradient"}),
+        (train_autoencoder, "gradient", {**vqvae, "model.quantizer": "gradient"}),
         (encode, "codes", codes),
         (train_prior, "prior", prior),
     ]

@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from common.codes import CodeSpec, Level
+from stage1_autoencoders.autoencoder import DiscreteOutput
 from stage1_autoencoders.meters import Meter
 
 
@@ -20,6 +21,10 @@ def spec(*vocabularies):
     return CodeSpec("codes", tuple(levels), 8, 3, "test", "0" * 64)
 
 
+def output(images, codes):
+    return DiscreteOutput(images, codes, quantizer_loss=torch.zeros(()))
+
+
 def batches(count=5, seed=0):
     random = torch.Generator().manual_seed(seed)
     for _ in range(count):
@@ -28,7 +33,7 @@ def batches(count=5, seed=0):
         noisy = images + 0.3 * torch.randn(images.shape, generator=random)
         # Squared, so that low codes are more frequent and the highest ones may never occur.
         codes = (torch.rand(size, 2, 2, generator=random).square() * 40).long()
-        yield images, noisy, {"codes": codes}
+        yield images, output(noisy, {"codes": codes})
 
 
 def test_figures_of_many_batches_are_those_of_one(accelerator):
@@ -39,9 +44,10 @@ def test_figures_of_many_batches_are_those_of_one(accelerator):
         meter.update(*batch)
     found = meter.compute(accelerator, "epoch_")
 
-    images, noisy = (torch.cat([batch[i] for batch in seen]).double() for i in (0, 1))
+    images = torch.cat([batch[0] for batch in seen]).double()
+    noisy = torch.cat([batch[1].images for batch in seen]).double()
     error = (noisy.clamp(-1, 1) - images).square().mean()
-    codes = torch.cat([batch[2]["codes"].flatten() for batch in seen])
+    codes = torch.cat([batch[1].codes["codes"].flatten() for batch in seen])
     share = torch.bincount(codes, minlength=50).double() / len(codes)
     entropy = -(share * share.clamp(min=1e-300).log()).sum()
     assert found.keys() == {"epoch_mse", "epoch_psnr", "epoch_usage", "epoch_perplexity"}
@@ -56,7 +62,7 @@ def test_usage_counts_the_whole_epoch_and_not_the_mean_of_batches(accelerator):
     meter = Meter(spec(16))
     for first in range(0, 16, 4):
         codes = torch.arange(first, first + 4).view(1, 2, 2)
-        meter.update(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), {"codes": codes})
+        meter.update(torch.zeros(1, 3, 8, 8), output(torch.zeros(1, 3, 8, 8), {"codes": codes}))
     found = meter.compute(accelerator)
     assert found["usage"] == 1
     assert found["perplexity"] == pytest.approx(16)
@@ -66,7 +72,7 @@ def test_usage_counts_the_whole_epoch_and_not_the_mean_of_batches(accelerator):
 def test_a_collapsed_codebook_is_told(accelerator):
     meter = Meter(spec(16))
     codes = torch.full((3, 2, 2), 7)
-    meter.update(torch.zeros(3, 3, 8, 8), torch.zeros(3, 3, 8, 8), {"codes": codes})
+    meter.update(torch.zeros(3, 3, 8, 8), output(torch.zeros(3, 3, 8, 8), {"codes": codes}))
     found = meter.compute(accelerator)
     assert found["usage"] == pytest.approx(1 / 16)
     assert found["perplexity"] == pytest.approx(1)
@@ -100,7 +106,7 @@ def test_a_restored_meter_counts_on(accelerator):
 def test_levels_are_counted_apart(accelerator):
     meter = Meter(spec(4, 8))
     codes = {"level0": torch.zeros(2, 2, 2).long(), "level1": torch.arange(8).view(2, 2, 2)}
-    meter.update(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8), codes)
+    meter.update(torch.zeros(2, 3, 8, 8), output(torch.ones(2, 3, 8, 8), codes))
     found = meter.compute(accelerator)
     assert found["mse"] == 1
     assert (found["usage_level0"], found["usage_level1"]) == (0.25, 1)
@@ -109,6 +115,6 @@ def test_levels_are_counted_apart(accelerator):
 def test_a_mean_of_means_would_weigh_small_batches_too_much(accelerator):
     meter = Meter(spec(4))
     codes = {"codes": torch.zeros(1, 2, 2).long()}
-    meter.update(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), codes)
-    meter.update(torch.zeros(9, 3, 8, 8), torch.zeros(9, 3, 8, 8), codes)
+    meter.update(torch.zeros(1, 3, 8, 8), output(torch.ones(1, 3, 8, 8), codes))
+    meter.update(torch.zeros(9, 3, 8, 8), output(torch.zeros(9, 3, 8, 8), codes))
     assert meter.compute(accelerator)["mse"] == pytest.approx(0.1)

@@ -5,20 +5,20 @@ import math
 import pytest
 import torch
 
-from stage1_autoencoders.objectives import perplexity, usage, vqvae_objective
-from stage1_autoencoders.vqvae import VQVAEOutput
+from stage1_autoencoders.autoencoder import DiscreteOutput
+from stage1_autoencoders.objectives import perplexity, quantized_objective, usage
 
 
 def pair(count=6):
     generator = torch.Generator().manual_seed(0)
     images, found = torch.rand(2, count, 3, 8, 8, generator=generator) * 2 - 1
-    return images, VQVAEOutput(images=found, codes={}, quantizer_loss=torch.tensor(0.5))
+    return images, DiscreteOutput(images=found, codes={}, quantizer_loss=torch.tensor(0.5))
 
 
 @pytest.mark.parametrize(("kind", "power"), [("l1", 1), ("l2", 2)])
 def test_the_objective_equals_a_float64_reference(kind, power):
     images, output = pair()
-    losses = vqvae_objective(images, output, reconstruction=kind)
+    losses = quantized_objective(images, output, kind)
     pixels = zip(images.flatten().tolist(), output.images.flatten().tolist(), strict=True)
     expected = math.fsum(abs(a - b) ** power for a, b in pixels) / images.numel()
     assert losses["reconstruction"].item() == pytest.approx(expected, abs=1e-6)
@@ -29,22 +29,22 @@ def test_the_objective_equals_a_float64_reference(kind, power):
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 def test_the_objective_does_not_depend_on_the_batch_size(kind):
     images, output = pair()
-    twice = VQVAEOutput(
+    twice = DiscreteOutput(
         images=output.images.repeat(2, 1, 1, 1), codes={}, quantizer_loss=output.quantizer_loss
     )
-    one = vqvae_objective(images, output, reconstruction=kind)
-    two = vqvae_objective(images.repeat(2, 1, 1, 1), twice, reconstruction=kind)
+    one = quantized_objective(images, output, kind)
+    two = quantized_objective(images.repeat(2, 1, 1, 1), twice, kind)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value)
 
 
 def test_the_objective_is_float32_inside_autocast():
     images, output = pair()
-    low = VQVAEOutput(
+    low = DiscreteOutput(
         images=output.images.bfloat16(), codes={}, quantizer_loss=output.quantizer_loss
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = vqvae_objective(images, low, reconstruction="l2")
+        found = quantized_objective(images, low, "l2")
     expected = (images - low.images.float()).square().mean()
     assert found["total"].dtype == torch.float32
     torch.testing.assert_close(found["reconstruction"], expected)

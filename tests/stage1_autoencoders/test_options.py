@@ -2,7 +2,8 @@
 
 import pytest
 
-from stage1_autoencoders.options import EncodeOptions, TrainOptions, VQVAEOptions
+from stage1_autoencoders.options import EncodeOptions, TrainOptions
+from stage1_autoencoders.vqvae import VQVAEOptions
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ from stage1_autoencoders.options import EncodeOptions, TrainOptions, VQVAEOption
         ("restart_below", -0.1),
         ("restart_below", 1.0),
         ("upsampling", "bicubic"),
-        ("codebook", "fsq"),
+        ("quantizer", "kmeans"),
         ("distance", "manhattan"),
     ],
 )

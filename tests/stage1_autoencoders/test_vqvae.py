@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_autoencoders.objectives import vqvae_objective
 from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 SETTINGS = {
@@ -33,7 +32,7 @@ def train(model: VQVAE, steps: int) -> list[float]:
     losses = []
     for step in range(steps):
         torch.manual_seed(step)
-        loss = vqvae_objective(images(), model.train()(images()), reconstruction="l2")["total"]
+        loss = model.objective(images(), model.train()(images()), step)["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -41,13 +40,13 @@ def train(model: VQVAE, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@pytest.mark.parametrize("quantizer", ["ema", "gradient"])
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
 def test_a_trained_model_loads_with_every_parameter_and_buffer(
-    codebook, distance, upsampling, tmp_path
+    quantizer, distance, upsampling, tmp_path
 ):
-    model = small(codebook=codebook, distance=distance, upsampling=upsampling, attention=[3])
+    model = small(quantizer=quantizer, distance=distance, upsampling=upsampling, attention=[3])
     train(model, 3)
     model.save_pretrained(tmp_path)
     loaded = VQVAE.from_pretrained(tmp_path)
@@ -77,9 +76,9 @@ def test_shapes_follow_the_config_and_the_code_spec(size, channels):
     assert model.decode(output.codes).shape == batch.shape
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
-def test_decoding_the_codes_is_the_reconstruction(codebook):
-    model = small(codebook=codebook)
+@pytest.mark.parametrize("quantizer", ["ema", "gradient"])
+def test_decoding_the_codes_is_the_reconstruction(quantizer):
+    model = small(quantizer=quantizer)
     train(model, 2)
     output = model.eval()(images())
     codes = model.encode(images())
@@ -96,10 +95,10 @@ def test_an_image_does_not_depend_on_its_batch():
     torch.testing.assert_close(model.decode({"codes": codes}), alone, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@pytest.mark.parametrize("quantizer", ["ema", "gradient"])
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_training_lowers_the_loss_and_reaches_every_parameter(codebook, distance):
-    model = small(codebook=codebook, distance=distance)
+def test_training_lowers_the_loss_and_reaches_every_parameter(quantizer, distance):
+    model = small(quantizer=quantizer, distance=distance)
     losses = train(model, 40)
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
