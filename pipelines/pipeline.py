@@ -27,6 +27,7 @@ from common.codes import CodeMaps, CodeSpec, check_same_codes
 from common.images import to_pil, to_uint8
 from common.pretrained import local_folder, read_json
 from pipelines.arguments import label_number, one_each
+from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
 from stage2_prior.prior import TransformerPrior
@@ -209,12 +210,7 @@ class Pipeline(PushToHubMixin):
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
             )
-        if output_type not in ("pil", "pt", "np"):
-            raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
-        if num_images < 1 or batch_size < 1:
-            raise ValueError(
-                f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
-            )
+        _check_output(output_type, num_images, batch_size)
         numbers = self.label_numbers(labels, num_images)
         generators = one_each(generator, num_images)
         given: dict[str, Any] = {
@@ -223,9 +219,7 @@ class Pipeline(PushToHubMixin):
             "top_k": top_k,
             "top_p": top_p,
         }
-        sampler = dataclasses.replace(
-            self.sampler, **{k: v for k, v in given.items() if v is not None}
-        )
+        sampler = self._sampler(given)
         parts: list[CodeMaps] = []
         images: list[Tensor] = []
         for start in range(0, num_images, batch_size):
@@ -285,6 +279,94 @@ class Pipeline(PushToHubMixin):
         on_device = {name: values.to(self.device) for name, values in codes.items()}
         return self.autoencoder.decode(on_device).float().clamp(-1, 1)
 
+    @torch.no_grad()
+    def complete(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        *,
+        labels: int | str | Sequence[int | str] | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
+        rounds: int = 32,
+        paste: bool = True,
+        batch_size: int = 64,
+        output_type: Literal["pil", "pt", "np"] = "pil",
+    ) -> PipelineOutput:
+        """Fill in the hidden parts of images.
+
+        Codes whose patch of the image is hidden, in full or in part, are drawn from the prior, given the class, the
+        codes of the visible patches and those drawn before, in the order of the sequence: a prior looks at what stands
+        above and to the left, so a hidden lower half fits the visible upper one better than the other way round.
+        Latents need no prior: they settle in some rounds of encoding and decoding (see `completion.settle`).
+
+        Args:
+            images: float (B, C, H, W) in [-1, 1]; the hidden pixels are not looked at.
+            mask: bool (H, W) or (B, H, W), True where a pixel is hidden.
+            labels: one class for all or one each, as number or name; -1 and None are any class.
+            guidance_scale: see `Sampler`; None takes the pipeline's own default, here and below.
+            temperature: see `Sampler`.
+            top_k: see `Sampler`.
+            top_p: see `Sampler`.
+            generator: one source of randomness for all images or one for each, as in a call.
+            rounds: of encoding and decoding; for latents.
+            paste: put the visible pixels back over what the decoder made of them.
+            batch_size: images computed at a time.
+            output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
+
+        Raises:
+            ValueError: an argument out of its range or without effect, or no prior to draw codes from.
+        """
+        given = {
+            "guidance_scale": guidance_scale,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        self._check_completion(labels, given)
+        _check_output(output_type, len(images), batch_size)
+        numbers = self.label_numbers(-1 if labels is None else labels, len(images))
+        generators = one_each(generator, len(images))
+        settings = dataclasses.asdict(self._sampler(given))
+        hidden_of_all = one_mask_each(mask, images)
+        parts: list[CodeMaps] = []
+        completed: list[Tensor] = []
+        for start in range(0, len(images), batch_size):
+            chunk = slice(start, min(start + batch_size, len(images)))
+            hidden = hidden_of_all[chunk].to(self.device)
+            filled = fill_with_mean(images[chunk].to(self.device), hidden)
+            if self.prior is None:
+                codes = settle(self.autoencoder, filled, hidden, rounds)
+            else:
+                drawn = hidden_codes(hidden, self.code_spec.levels)
+                codes = self.prior.sample(
+                    len(filled),
+                    numbers[chunk],
+                    **settings,
+                    generator=None if generators is None else generators[chunk],
+                    known=self.autoencoder.encode(filled),
+                    keep={name: ~places for name, places in drawn.items()},
+                )
+            decoded = self.decode(codes)
+            parts.append(codes)
+            completed.append((torch.where(hidden, decoded, filled) if paste else decoded).cpu())
+        codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return PipelineOutput(_convert(torch.cat(completed), output_type), codes, numbers)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> CodeMaps:
+        """Images, float (B, C, H, W) in [-1, 1], to vectors that can be mixed and moved, see `Autoencoder.embed`."""
+        return self.autoencoder.embed(images.to(self.device))
+
+    @torch.no_grad()
+    def decode_vectors(self, vectors: CodeMaps) -> Tensor:
+        """The way back from `embed`, also for vectors of no image: images, float (B, C, H, W) clamped to [-1, 1]."""
+        on_device = {name: values.to(self.device) for name, values in vectors.items()}
+        return self.autoencoder.decode_vectors(on_device).float().clamp(-1, 1)
+
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images to codes and back; shapes and ranges as in `encode` and `decode`."""
         return self.decode(self.encode(images))
@@ -324,6 +406,34 @@ class Pipeline(PushToHubMixin):
             * temperature
             for level in self.code_spec.levels
         }
+
+    def _sampler(self, given: dict[str, Any]) -> Sampler:
+        """The pipeline's own settings, but for those given."""
+        return dataclasses.replace(
+            self.sampler, **{k: v for k, v in given.items() if v is not None}
+        )
+
+    def _check_completion(self, labels: object, given: dict[str, Any]) -> None:
+        latents = self.code_spec.kind == "latents"
+        if self.prior is None and not latents:
+            raise ValueError(
+                "this pipeline has no prior to draw the hidden codes from; assemble one with a prior"
+            )
+        named = ["labels"] if labels is not None else []
+        named += [name for name, value in given.items() if value is not None]
+        if latents and named:
+            raise ValueError(
+                f"{named[0]} is for a prior over codes; latents are completed without one"
+            )
+
+
+def _check_output(output_type: str, num_images: int, batch_size: int) -> None:
+    if output_type not in ("pil", "pt", "np"):
+        raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
+    if num_images < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
+        )
 
 
 def _convert(images: Tensor, output_type: Literal["pil", "pt", "np"]) -> Images:
