@@ -1,0 +1,211 @@
+"""The pictures of `latents.py`: an operation on some images of a data set as rows and columns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.images import ImageSet, crop_windows, open_images, to_float, to_uint8
+from common.seeds import generator
+from pipelines import operations
+from pipelines.arguments import label_number
+from pipelines.completion import fill_with_mean, one_mask_each
+from pipelines.options import LatentOptions
+from pipelines.pipeline import Pipeline
+
+DEVIATION_IMAGES = 4096  # enough for a channel's deviation to about one per cent
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures in rows and columns: uint8 (rows, columns, C, H, W), and what each row and column is called."""
+
+    pictures: Tensor
+    rows: list[str]
+    columns: list[str]
+
+
+def interpolate(
+    pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions
+) -> Sheet:
+    """From each image to the next, the originals on both sides."""
+    pixels, names = read(images, places), row_names(images, places)
+
+    def make(starts: Tensor, ends: Tensor) -> Tensor:
+        between = operations.interpolate(
+            pipe, starts, ends, steps=options.steps, method=options.method
+        )
+        return torch.cat([starts[:, None], between, ends[:, None]], dim=1)
+
+    rows = [f"{start}-{end}" for start, end in itertools.pairwise(names)]
+    columns = ["start", *(f"step{step:03d}" for step in range(options.steps)), "end"]
+    return Sheet(by_batch(make, pixels[:-1], pixels[1:], options=options), rows, columns)
+
+
+def attribute(pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions) -> Sheet:
+    """Every image with different amounts of the attribute, the original on the left."""
+    assert options.attribute is not None
+    labelled = open_labelled(options)
+    has = class_number(labelled, options.attribute, "attribute")
+    lacks = None if options.against is None else class_number(labelled, options.against, "against")
+
+    def membership(labels: Tensor) -> Tensor:
+        without = (labels >= 0) & (labels != has) if lacks is None else labels == lacks
+        return torch.where(labels == has, 1, torch.where(without, 0, -1))
+
+    measured = ((pixels, membership(labels)) for pixels, labels in batches_of(labelled, options))
+    direction = operations.attribute_direction(pipe, measured, method=options.direction)
+
+    def make(pixels: Tensor) -> Tensor:
+        moved = operations.move(pipe, pixels, direction, options.strength)
+        return torch.cat([pixels[:, None], moved], dim=1)
+
+    columns = ["original", *(f"strength{strength:+g}" for strength in options.strength)]
+    pictures = by_batch(make, read(images, places), options=options)
+    return Sheet(pictures, row_names(images, places), columns)
+
+
+def traverse(pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions) -> Sheet:
+    """Every image with single dimensions changed, a row for each of them."""
+    measured = batches_of(open_images(options, options.fit_split), options, DEVIATION_IMAGES)
+    deviations = operations.channel_deviations(pipe, measured)
+    every = torch.cat([values.flatten() for values in deviations.values()])
+    dimensions = options.dimensions or every.topk(min(8, len(every))).indices.tolist()
+    if max(dimensions) >= len(every):
+        raise ValueError(f"--dimensions {max(dimensions)} is out of range: there are {len(every)}")
+
+    def make(pixels: Tensor) -> Tensor:
+        changed = [
+            operations.traverse(pipe, pixels, deviations, d, steps=options.steps, span=options.span)
+            for d in dimensions
+        ]
+        return torch.stack(changed, dim=1).flatten(0, 1)
+
+    rows = [f"{n}_dimension{d:03d}" for n in row_names(images, places) for d in dimensions]
+    columns = [f"step{step:03d}" for step in range(options.steps)]
+    return Sheet(by_batch(make, read(images, places), options=options), rows, columns)
+
+
+def arithmetic(
+    pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions
+) -> Sheet:
+    """Three images, or the decoded means of three classes, and a - b + c."""
+    if options.labels:
+        labelled = open_labelled(options)
+        numbers = [class_number(labelled, label, "labels") for label in options.labels]
+        names = [f"class{number}" for number in numbers]
+        means = operations.class_means(pipe, batches_of(labelled, options), numbers)
+        a, b, c = ({name: each[i : i + 1] for name, each in means.items()} for i in range(3))
+        shown = pipe.decode_vectors(means).cpu()
+        result = pipe.decode_vectors(operations.combine(a, b, c)).cpu()
+    else:
+        shown, names = read(images, places), row_names(images, places)
+        result = operations.arithmetic(pipe, *shown.split(1)).cpu()
+    row = f"{names[0]}-{names[1]}+{names[2]}"
+    return Sheet(to_uint8(torch.cat([shown, result]))[None], [row], ["a", "b", "c", "result"])
+
+
+def complete(pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions) -> Sheet:
+    """Every image as it is, with its hidden part, and completed."""
+    pixels = read(images, places)
+    left, top, right, bottom = options.mask_box(pixels.shape[-1])
+    mask = torch.zeros(pixels.shape[2:], dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    labels = options.labels[0] if len(options.labels) == 1 else options.labels or None
+    output = pipe.complete(
+        pixels,
+        mask,
+        labels=labels,
+        **sampler_flags(options),
+        generator=[
+            generator(options.seed, "image", int(row)) for row in images.source_index[places]
+        ],
+        paste=options.paste,
+        batch_size=options.batch_size,
+        output_type="pt",
+    )
+    assert isinstance(output.images, Tensor)
+    given = fill_with_mean(pixels, one_mask_each(mask, pixels))
+    pictures = torch.stack([pixels, given, output.images], dim=1)
+    return Sheet(to_uint8(pictures), row_names(images, places), ["original", "given", "completed"])
+
+
+MAKERS: dict[str, Callable[[Pipeline, ImageSet, list[int], LatentOptions], Sheet]] = {
+    "interpolate": interpolate,
+    "attribute": attribute,
+    "traverse": traverse,
+    "arithmetic": arithmetic,
+    "complete": complete,
+}
+
+
+def open_labelled(options: LatentOptions) -> ImageSet:
+    """The images that directions and means are measured on.
+
+    Raises:
+        ValueError: they have no labels.
+    """
+    images = open_images(options, options.fit_split)
+    if images.labels is None:
+        raise ValueError(
+            f"--operation {options.operation}: split {options.fit_split!r} of {options.dataset} has no labels"
+        )
+    return images
+
+
+def class_number(images: ImageSet, label: str, flag: str) -> int:
+    """The number of a class.
+
+    Raises:
+        ValueError: there is none of this number or name.
+    """
+    try:
+        number = label_number(label, images.class_names)
+        if number < 0:
+            raise ValueError(f"label {label!r} is no class")
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}") from error
+    return number
+
+
+def by_batch(make: Callable[..., Tensor], *images: Tensor, options: LatentOptions) -> Tensor:
+    """What `make` returns for parts of the images, joined, as uint8."""
+    parts = zip(*(each.split(options.batch_size) for each in images), strict=True)
+    return torch.cat([to_uint8(make(*part)) for part in parts])
+
+
+def batches_of(
+    images: ImageSet, options: LatentOptions, at_most: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images in [-1, 1] with their labels, -1 where there is none; `at_most` takes some, evenly spread."""
+    count = len(images) if at_most is None else min(at_most, len(images))
+    places = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
+    labels = torch.full((len(images),), -1) if images.labels is None else images.labels
+    parts = range(0, count, options.batch_size)
+    for start in tqdm(parts, desc="measuring", unit="batch"):
+        some = places[start : start + options.batch_size].tolist()
+        yield read(images, some), labels[some]
+
+
+def read(images: ImageSet, places: list[int]) -> Tensor:
+    """Images, float (B, C, H, W) in [-1, 1]."""
+    assert images.options.image_size is not None
+    return to_float(crop_windows(images.read(places), images.options.image_size, 0, None))
+
+
+def row_names(images: ImageSet, places: list[int]) -> list[str]:
+    """The rows of the images in their source, as file names."""
+    return [f"{row:06d}" for row in images.source_index[places]]
+
+
+def sampler_flags(options: LatentOptions) -> dict[str, Any]:
+    """The sampler's flags, null where the pipeline decides."""
+    names = ("guidance_scale", "temperature", "top_k", "top_p")
+    return {name: getattr(options, name) for name in names}
