@@ -191,7 +191,8 @@ def held_out(run: Run, images: ImageSet) -> Figures:
             bound += run.model.negative_elbo(pixels).double().sum()
     figures = meter.compute(run.accelerator, "validation_")
     if isinstance(run.model, VAE):
-        nats, dims = float(run.accelerator.reduce(bound, "sum")) / count, pixels[0].numel()
+        nats = float(run.accelerator.reduce(bound, "sum")) / count
+        dims = run.model.config.image_channels * run.model.config.image_size**2
         bits = run.model.likelihood.bits_per_dim(nats, dims)
         figures |= {"validation_elbo": -nats, "validation_bits_per_dim": bits}
     return figures

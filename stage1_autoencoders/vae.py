@@ -194,7 +194,7 @@ class VAE(Autoencoder):
 
         With autoregressive layers pixel after pixel, each the mean given the ones before it.
         """
-        prediction = self.decoder(self.from_latent(codes[LEVEL]))
+        prediction = self._features(codes[LEVEL])
         if self.head is not None:
             return self.head.generate(prediction, self.likelihood.mean)
         return self.likelihood.mean(prediction)
@@ -221,9 +221,13 @@ class VAE(Autoencoder):
         """Weight of the decoder's last convolution."""
         return self.decoder.last_layer
 
+    def _features(self, latents: Tensor) -> Tensor:
+        """The decoder's output for latents (B, C, h, w); they are float32, the weights may have been loaded as half."""
+        return self.decoder(self.from_latent(latents.to(self.dtype)))
+
     def _predict(self, latent: Tensor, images: Tensor) -> Tensor:
         """The decoder's output for latents (B, C, h, w); autoregressive layers see the true pixels before each."""
-        prediction = self.decoder(self.from_latent(latent))
+        prediction = self._features(latent)
         return prediction if self.head is None else self.head(prediction, images)
 
 

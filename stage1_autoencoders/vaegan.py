@@ -70,12 +70,12 @@ class VAEGAN(VAE):
         """As a VAE's; in training mode with images from N(0, I) besides, as many as there are originals."""
         posterior = self.posterior(images)
         if not self.training:
-            prediction = self.decoder(self.from_latent(posterior.mean))
+            prediction = self._features(posterior.mean)
             return VAEGANOutput(
                 self.likelihood.mean(prediction), prediction, posterior, samples=None
             )
         latents = torch.cat([posterior.sample(), torch.randn_like(posterior.mean)])
-        prediction, sampled = self.decoder(self.from_latent(latents)).chunk(2)
+        prediction, sampled = self._features(latents).chunk(2)
         means = self.likelihood.mean(prediction)
         return VAEGANOutput(means, prediction, posterior, samples=self.likelihood.mean(sampled))
 

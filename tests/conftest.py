@@ -20,20 +20,51 @@ ROOT = Path(__file__).parents[1]
 CLASSES = ("apple", "bee", "car")
 
 # Flags of models that take milliseconds a step.
-TINY_VQVAE = {
-    "model.width": 8,
-    "model.multipliers": [1, 2],
-    "model.blocks": [1, 1],
-    "model.codebook_size": 16,
-    "model.code_dim": 4,
+TINY_BACKBONE = {"model.width": 8, "model.multipliers": [1, 2], "model.blocks": [1, 1]}
+TINY_VQVAE = {**TINY_BACKBONE, "model.codebook_size": 16, "model.code_dim": 4}
+TINY_VAE = {**TINY_BACKBONE, "model.latent_channels": 4, "model.latent_dim": 6}
+TINY_CRITIC = {"critic.width": 4, "critic.layers": 2}
+FAMILY = {
+    "vae": {"model.type": "vae", **TINY_VAE},
+    "vqvae": {"model.type": "vqvae", **TINY_VQVAE},
+    "vqvae2": {"model.type": "vqvae2", **TINY_VQVAE},
+    "vaegan": {"model.type": "vaegan", **TINY_VAE, **TINY_CRITIC},
+    "vqgan": {"model.type": "vqgan", **TINY_VQVAE, **TINY_CRITIC},
 }
 TINY_PRIOR = {"model.width": 16, "model.depth": 2, "model.heads": 2}
 
-# Calls the `main` of several entry scripts one after the other within one process group.
+# Calls the `main` of several entry scripts one after the other within one process group. After a training every process
+# writes down a digest of each part that must be the same in all of them.
 SEVERAL_MAINS = """
-import importlib, json, sys
+import hashlib, importlib, json, sys
+from pathlib import Path
+import torch
 from accelerate.state import PartialState
+from common import training
 PartialState.destroy_process_group = lambda self, group=None: None
+
+def digest(state):
+    found = hashlib.sha256()
+    def add(name, value):
+        if isinstance(value, dict):
+            for key in value:
+                add(f"{name}/{key}", value[key])
+        elif isinstance(value, list):
+            add(name, dict(enumerate(value)))
+        else:
+            value = value.detach().contiguous().numpy().tobytes() if torch.is_tensor(value) else repr(value).encode()
+            found.update(name.encode() + value)
+    add("", state)
+    return found.hexdigest()
+
+train = training.train
+def train_and_tell(accelerator, step, batches, state, options, **others):
+    train(accelerator, step, batches, state, options, **others)
+    counting = ("meter", "critic_health")  # each process counts its own images
+    found = {name: digest(part.state_dict()) for name, part in state.parts.items() if name not in counting}
+    Path(options.output_dir, f"state-{accelerator.process_index}.json").write_text(json.dumps(found))
+training.train = train_and_tell
+
 for module, words in json.loads(sys.argv[1]):
     importlib.import_module(module).main(words)
 """
@@ -114,6 +145,26 @@ def make_vqvae(seed: int = 0, **shape: object) -> torch.nn.Module:
     return model
 
 
+def make_autoencoder(name: str, seed: int = 0, **shape: object) -> torch.nn.Module:
+    """An untrained family member for 16 x 16 RGB images, its codebooks filled; codes and latents visibly change the image."""
+    from stage1_autoencoders import model_class
+
+    torch.manual_seed(seed)
+    options = {
+        flag.removeprefix("model."): value
+        for flag, value in FAMILY[name].items()
+        if flag.startswith("model.") and flag != "model.type"
+    }
+    settings = {"image_size": 16, "image_channels": 3, **options, **shape}
+    chosen = model_class(name)
+    model = chosen(chosen.config_class(**settings))
+    size, channels = settings["image_size"], settings["image_channels"]
+    with torch.no_grad():
+        model(torch.rand(8, channels, size, size) * 2 - 1)  # in training mode: fills the codebooks
+        model.last_layer.mul_(3)
+    return model.eval()
+
+
 def make_prior(autoencoder: torch.nn.Module, classes: Sequence[str] = CLASSES) -> torch.nn.Module:
     """An untrained prior over an autoencoder's codes, far enough from its start to have preferences."""
     import dataclasses
@@ -160,8 +211,10 @@ def parts() -> dict[str, Any]:
     """Makers and shapes of tiny components."""
     return {
         "vqvae": make_vqvae,
+        "autoencoder": make_autoencoder,
         "prior": make_prior,
         "images": write_images,
+        "family_flags": FAMILY,
         "vqvae_flags": TINY_VQVAE,
         "prior_flags": TINY_PRIOR,
     }
@@ -227,7 +280,11 @@ def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, objec
 
 @pytest.fixture(scope="session")
 def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path]:
-    """Folders "1" and "2" of what one and two processes make of the same input, each with ema, gradient, codes, prior."""
+    """Folders "1" and "2" of what one and two processes make of the same input.
+
+    Each holds the runs ema and gradient of a VQ-VAE, those of the other family members, vae_still and vaegan_still, which
+    do not learn, codes, latents and prior.
+    """
     from stage1_autoencoders import encode
     from stage1_autoencoders import train as train_autoencoder
     from stage2_prior import train as train_prior
@@ -254,6 +311,17 @@ def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path
         "flip": True,
         "shard_images": 7,
     }
+    latents = {**codes, "autoencoder": root / "1" / "vae" / "model", "posterior": "sample"}
+    still = {"learning_rate": 1e-12, "max_steps": 2, "evaluate_every": 2, "log_every": 2}
+    critic = {
+        "critic.adaptive": True,
+        "critic.start_step": 2,
+        "critic.lecam": 0.1,
+        "critic.r1": 1,
+        "critic.r1_every": 2,
+    }
+    of_run = {name: value for name, value in vqvae.items() if name not in TINY_VQVAE}
+    family = {name: {**of_run, **FAMILY[name]} for name in ("vae", "vqvae2", "vaegan", "vqgan")}
     prior = {
         **TINY_PRIOR,
         "model.dropout": 0,
@@ -268,7 +336,14 @@ def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path
     mains = [
         (train_autoencoder, "ema", vqvae),
         (train_autoencoder, "gradient", {**vqvae, "model.quantizer": "gradient"}),
+        (train_autoencoder, "vae", {**family["vae"], "log_every": 1}),
+        (train_autoencoder, "vae_still", {**family["vae"], **still}),
+        (train_autoencoder, "vqvae2", family["vqvae2"]),
+        (train_autoencoder, "vaegan", {**family["vaegan"], "log_every": 1}),
+        (train_autoencoder, "vaegan_still", {**family["vaegan"], **still}),
+        (train_autoencoder, "vqgan", {**family["vqgan"], **critic}),
         (encode, "codes", codes),
+        (encode, "latents", latents),
         (train_prior, "prior", prior),
     ]
     for module, name, flags in mains:
