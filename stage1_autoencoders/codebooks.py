@@ -21,7 +21,7 @@ from stage1_autoencoders.clustering import (
     sample_rows,
 )
 from stage1_autoencoders.entropy import codebook_entropy
-from stage1_autoencoders.options import QuantizerOptions
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 from stage1_autoencoders.quantizers import Quantizer, QuantizerOutput, straight_through
 
 
@@ -42,11 +42,9 @@ class Codebook(Quantizer):
         self.cosine = options.distance == "cosine"
         self.estimator = options.estimator
         self.kmeans_steps = KMEANS_STEPS if options.initialisation == "kmeans" else 0
-        self.commitment = options.commitment
+        self.weights = options.loss_weights
         self.decay = options.codebook_decay
         self.restart_below = options.restart_below
-        self.entropy_weight = options.entropy_weight
-        self.entropy_temperature = options.entropy_temperature
         self.register_buffer("counts", torch.ones(self.vocabulary))
         self.register_buffer("initialised", torch.tensor(False))
         self._create(torch.randn(self.vocabulary, self.dim))
@@ -95,9 +93,9 @@ class Codebook(Quantizer):
         codes = nearest_codes(vectors.detach(), entries.detach())
         quantized = F.embedding(codes, entries)
         loss = self._loss(vectors, quantized)
-        if self.entropy_weight:
-            loss = loss + self.entropy_weight * codebook_entropy(
-                vectors, entries, self.entropy_temperature, joint=self.training
+        if self.weights.entropy_weight:
+            loss = loss + self.weights.entropy_weight * codebook_entropy(
+                vectors, entries, self.weights.entropy_temperature, joint=self.training
             )
         if self.training:
             self._learn(vectors.detach(), codes)
@@ -183,7 +181,7 @@ class EMACodebook(Codebook):
         self.register_buffer("sums", vectors.clone())
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
-        return self.commitment * F.mse_loss(vectors, quantized.detach())
+        return self.weights.commitment * F.mse_loss(vectors, quantized.detach())
 
     @torch.no_grad()
     def _learn(self, vectors: Tensor, codes: Tensor) -> None:
@@ -212,7 +210,7 @@ class GradientCodebook(Codebook):
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         """|sg[z] - e|^2 + beta |z - sg[e]|^2: beta weighs the encoder's side, not the codebook's."""
         codebook_loss = F.mse_loss(quantized, vectors.detach())
-        return codebook_loss + self.commitment * F.mse_loss(vectors, quantized.detach())
+        return codebook_loss + self.weights.commitment * F.mse_loss(vectors, quantized.detach())
 
     @torch.no_grad()
     def _learn(self, vectors: Tensor, codes: Tensor) -> None:

@@ -127,67 +127,6 @@ class BackboneOptions:
 
 
 @dataclass(kw_only=True)
-class QuantizerOptions:
-    """How vectors become codes, and how the codebook learns."""
-
-    quantizer: Literal["ema", "gradient", "fsq", "lfq", "bsq", "residual"] = "ema"
-    """Codebook of moving averages or of gradients; scalars, signs or signs on the sphere without one; or several in a row."""
-    codebook_size: int = 512
-    """Codes to choose from; with `residual`, in each of its stages."""
-    code_dim: int = 16
-    """Length of a code vector; `fsq`, `lfq` and `bsq` have the length that codebook_size gives them."""
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    """What nearest means in a codebook; cosine scales vectors and codes to length 1, which suits a code_dim of about 8."""
-    estimator: Literal["straight_through", "rotation"] = "straight_through"
-    """How the gradient passes a codebook: unchanged, or turned and scaled as the vector was on its way to its code."""
-    initialisation: Literal["kmeans", "data"] = "kmeans"
-    """What a codebook starts from: k-means over the first batch, or vectors drawn from it."""
-    commitment: float = 0.25
-    """Weight beta of the loss that pulls the encoder's vectors to their codes; the codebook's own loss weighs 1."""
-    codebook_decay: float = 0.99
-    """Decay per step of the codebook's moving averages (with `gradient`: of the usage counts)."""
-    restart_below: float = 0.1
-    """A code used less than this share of an even use is replaced by a badly coded vector; 0 replaces none."""
-    entropy_weight: float = 0.0
-    """Weight of the entropy term: sure of each vector's code, even in the use of all codes; `lfq` and `bsq` need it."""
-    entropy_temperature: float = 0.01
-    """Temperature of the soft assignment that the entropy is computed from."""
-    fsq_levels: list[int] = field(default_factory=list)
-    """Values along each dimension of `fsq`, with codebook_size as their product; empty chooses them."""
-    residual_stages: int = 4
-    """Codebooks in a row of `residual`, each for what the ones before have left over."""
-
-    def __post_init__(self) -> None:
-        """Check every number against its range.
-
-        Raises:
-            ValueError: naming the flag.
-        """
-        for name, least in (("code_dim", 1), ("codebook_size", 2), ("residual_stages", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"--model.{name} must be at least {least}, not {getattr(self, name)}"
-                )
-        for name in ("commitment", "entropy_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--model.{name} must not be negative, not {getattr(self, name)}")
-        if self.entropy_temperature <= 0:
-            raise ValueError(
-                f"--model.entropy_temperature must be positive, not {self.entropy_temperature}"
-            )
-        for name in ("codebook_decay", "restart_below"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--model.{name} must lie in [0, 1), not {getattr(self, name)}")
-        choices = {
-            "quantizer": ("ema", "gradient", "fsq", "lfq", "bsq", "residual"),
-            "distance": ("euclidean", "cosine"),
-            "estimator": ("straight_through", "rotation"),
-            "initialisation": ("kmeans", "data"),
-        }
-        check_choices(self, choices)
-
-
-@dataclass(kw_only=True)
 class CriticOptions:
     """The discriminator of VAE-GAN and VQ-VAE-GAN: training state, never part of the saved model."""
 

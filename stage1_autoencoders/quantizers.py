@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from stage1_autoencoders.options import QuantizerOptions
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 
 # Imported when chosen: the files below import this one.
 QUANTIZERS = {
@@ -63,11 +63,7 @@ class Quantizer(nn.Module, ABC):
 
 
 def make_quantizer(options: QuantizerOptions) -> Quantizer:
-    """The quantizer that the options name.
-
-    Raises:
-        ValueError: naming the flag that does not suit the quantizer.
-    """
+    """The quantizer that the options name."""
     module, name = QUANTIZERS[options.quantizer]
     quantizer: Quantizer = getattr(importlib.import_module(module), name)(options)
     return quantizer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stage1_autoencoders.clustering import nearest_codes
 from stage1_autoencoders.codebooks import EMACodebook, carry_gradient, maps_of, rows_of
-from stage1_autoencoders.options import QuantizerOptions
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 from stage1_autoencoders.quantizers import Quantizer, QuantizerOutput
 
 
@@ -19,17 +19,10 @@ class ResidualCodebooks(Quantizer):
     """Codebooks of moving averages in a row; the gradient passes once, from the sum of the codes to the input.
 
     The loss is the mean of the codebooks' losses: each pulls the input to the sum of the codes up to its own.
-
-    Raises:
-        ValueError: naming the flag, where the distance has no residual.
     """
 
     def __init__(self, options: QuantizerOptions) -> None:
         super().__init__()
-        if options.distance == "cosine":
-            raise ValueError(
-                "--model.distance cosine leaves no residual to quantize; use euclidean with --model.quantizer residual"
-            )
         self.dim = options.code_dim
         self.stages = options.residual_stages
         self.vocabulary = options.codebook_size

@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stage1_autoencoders.entropy import sign_entropy
-from stage1_autoencoders.options import QuantizerOptions
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 from stage1_autoencoders.quantizers import Quantizer, QuantizerOutput, straight_through
-
-FEWEST_LEVELS, MOST_LEVELS = 3, 8
 
 
 class ScalarQuantizer(Quantizer):
@@ -82,22 +80,10 @@ class FiniteScalars(ScalarQuantizer):
     """Finite scalar quantization: a tanh bounds each dimension to L_i integers (Mentzer et al., 2023).
 
     The first dimension is the least significant digit. All codes are in reach by construction; there is no loss.
-
-    Raises:
-        ValueError: naming the flag, where codebook_size is not the product of the levels, or of any.
     """
 
     def __init__(self, options: QuantizerOptions) -> None:
-        levels = options.fsq_levels or choose_levels(options.codebook_size)
-        if min(levels) < FEWEST_LEVELS:
-            raise ValueError(
-                f"--model.fsq_levels must be at least {FEWEST_LEVELS} each, not {levels}"
-            )
-        if math.prod(levels) != options.codebook_size:
-            raise ValueError(
-                f"--model.codebook_size {options.codebook_size} is not {math.prod(levels)}, the product of "
-                f"--model.fsq_levels {levels}"
-            )
+        levels = options.levels_per_dimension
         super().__init__(levels, [math.prod(levels[:place]) for place in range(len(levels))])
 
     def _bound(self, inputs: Tensor) -> Tensor:
@@ -125,24 +111,14 @@ class Signs(ScalarQuantizer):
     """Lookup-free quantization: a code is the signs of log2(codebook_size) numbers (Yu et al., 2023).
 
     The first dimension is the most significant bit. The loss is the commitment to -1 and 1, and the entropy term.
-
-    Raises:
-        ValueError: naming the flag, where codebook_size is not a power of two.
     """
 
     scale = 1.0
 
     def __init__(self, options: QuantizerOptions) -> None:
         bits = options.codebook_size.bit_length() - 1
-        if options.codebook_size != 2**bits:
-            raise ValueError(
-                f"--model.codebook_size {options.codebook_size} is not a power of two, which "
-                f"--model.quantizer {options.quantizer} needs; use {2**bits} or {2 ** (bits + 1)}"
-            )
         super().__init__([2] * bits, [2**place for place in reversed(range(bits))])
-        self.commitment = options.commitment
-        self.entropy_weight = options.entropy_weight
-        self.entropy_temperature = options.entropy_temperature
+        self.weights = options.loss_weights
 
     def _bound(self, inputs: Tensor) -> Tensor:
         return inputs
@@ -154,12 +130,14 @@ class Signs(ScalarQuantizer):
         return (2 * digits - 1) * self.scale
 
     def _loss(self, bounded: Tensor, quantized: Tensor) -> Tensor:
-        loss = self.commitment * F.mse_loss(bounded, quantized)
-        if not self.entropy_weight:
+        loss = self.weights.commitment * F.mse_loss(bounded, quantized)
+        if not self.weights.entropy_weight:
             return loss
         rows = bounded.permute(0, 2, 3, 1).flatten(0, 2)
-        entropy = sign_entropy(rows, self.scale, self.entropy_temperature, joint=self.training)
-        return loss + self.entropy_weight * entropy
+        entropy = sign_entropy(
+            rows, self.scale, self.weights.entropy_temperature, joint=self.training
+        )
+        return loss + self.weights.entropy_weight * entropy
 
 
 class SphericalSigns(Signs):
@@ -171,32 +149,3 @@ class SphericalSigns(Signs):
 
     def _bound(self, inputs: Tensor) -> Tensor:
         return F.normalize(inputs, dim=1)
-
-
-def choose_levels(codebook_size: int) -> list[int]:
-    """Levels from 3 to 8 with the given product: as few as possible, and of those the most even.
-
-    They are those of the paper at its numbers of codes (240: 8 6 5; 1000: 8 5 5 5; 4375: 7 5 5 5 5; ...).
-
-    Raises:
-        ValueError: naming the flag, where there are none.
-    """
-    found = _factorisations(codebook_size, MOST_LEVELS)
-    if not found:
-        raise ValueError(
-            f"--model.codebook_size {codebook_size} is no product of numbers from {FEWEST_LEVELS} to {MOST_LEVELS}, which "
-            "--model.quantizer fsq needs; take a power of two, or set --model.fsq_levels"
-        )
-    return min(found, key=lambda levels: (len(levels), -min(levels)))
-
-
-def _factorisations(product: int, largest: int) -> list[list[int]]:
-    """All ways to write a product of falling numbers of the range."""
-    if product == 1:
-        return [[]]
-    return [
-        [level, *rest]
-        for level in range(largest, FEWEST_LEVELS - 1, -1)
-        if product % level == 0
-        for rest in _factorisations(product // level, level)
-    ]

@@ -15,9 +15,9 @@ from stage1_autoencoders.objectives import quantized_objective
 from stage1_autoencoders.options import (
     BackboneOptions,
     ModelOptions,
-    QuantizerOptions,
     check_choices,
 )
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 from stage1_autoencoders.quantizers import make_quantizer
 
 

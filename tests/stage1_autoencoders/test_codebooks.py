@@ -15,7 +15,7 @@ from stage1_autoencoders.codebooks import (
     carry_gradient,
     rotate,
 )
-from stage1_autoencoders.options import QuantizerOptions
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 
 KINDS = [EMACodebook, GradientCodebook]
 DISTANCES = ["euclidean", "cosine"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stage1_autoencoders.codebooks import rotate, rows_of
-from stage1_autoencoders.options import QuantizerOptions
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 from stage1_autoencoders.residual import ResidualCodebooks
 
 

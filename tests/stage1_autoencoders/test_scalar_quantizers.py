@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_autoencoders.options import QuantizerOptions
+from stage1_autoencoders.quantizer_options import QuantizerOptions
 from stage1_autoencoders.scalar_quantizers import (
     FiniteScalars,
     ScalarQuantizer,
     Signs,
     SphericalSigns,
-    choose_levels,
 )
 
 LEVELS = [[3], [8, 4], [7, 5, 3], [8, 5, 5, 5], [8, 8, 8]]
@@ -21,11 +20,13 @@ SIGNS = [Signs, SphericalSigns]
 
 
 def finite(levels: list[int]) -> FiniteScalars:
-    return FiniteScalars(QuantizerOptions(codebook_size=math.prod(levels), fsq_levels=levels))
+    options = QuantizerOptions(quantizer="fsq", codebook_size=math.prod(levels), fsq_levels=levels)
+    return FiniteScalars(options)
 
 
 def signs(kind, size=64, **settings) -> Signs:
-    return kind(QuantizerOptions(quantizer="lfq", codebook_size=size, **settings)).train()
+    name = "bsq" if kind is SphericalSigns else "lfq"
+    return kind(QuantizerOptions(quantizer=name, codebook_size=size, **settings)).train()
 
 
 def maps(quantizer: ScalarQuantizer, batch=4, seed=1) -> Tensor:
@@ -112,24 +113,6 @@ def test_without_a_middle_zero_still_is_a_value():
     """An even number of levels without the offset would round zero to either side."""
     quantizer = finite([8, 4])
     assert torch.equal(quantizer(0.05 * torch.randn(9, 2, 1, 1)).vectors, torch.zeros(9, 2, 1, 1))
-
-
-@pytest.mark.parametrize(
-    ("size", "levels"),
-    [
-        (240, [8, 6, 5]),
-        (1000, [8, 5, 5, 5]),
-        (4375, [7, 5, 5, 5, 5]),
-        (15360, [8, 8, 8, 6, 5]),
-        (64000, [8, 8, 8, 5, 5, 5]),
-        (512, [8, 8, 8]),
-        (1024, [8, 8, 4, 4]),
-        (4096, [8, 8, 8, 8]),
-    ],
-)
-def test_levels_are_the_papers_or_near(size, levels):
-    assert choose_levels(size) == levels
-    assert FiniteScalars(QuantizerOptions(codebook_size=size)).dim == len(levels)
 
 
 # Signs
