@@ -88,10 +88,10 @@ class LPIPSDistance(PerceptualDistance):
     def __init__(self) -> None:
         super().__init__()
         try:
-            import lpips  # type: ignore[import-not-found, unused-ignore]
+            import lpips
         except ImportError as error:
             raise ValueError(
-                "--critic.perceptual lpips needs a package: pip install lpips"
+                '--critic.perceptual lpips needs the extra `perceptual`: pip install -e ".[perceptual]"'
             ) from error
         from torchvision.models import VGG16_Weights
 
