@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,8 +26,8 @@ class Candidate(NamedTuple):
 class ScoreOptions:
     """Score sets of images against a reference: feature distance (FID), KID, and PSNR and SSIM of reconstructions."""
 
-    candidates: list[str]
-    """What to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT], as `real=mnist5k[train]`."""
+    candidates: list[str] = field(default_factory=list)
+    """What to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT], as `real=mnist5k[train]`; with pipeline none is needed."""
     output_dir: str
     """Folder for scores.json, scores.md and report.html."""
     reference: str = "mnist5k"
@@ -79,7 +79,7 @@ class ScoreOptions:
             )
         if not self.candidates and self.pipeline is None:
             raise ValueError(
-                "--candidates is empty: name at least one set as NAME=FOLDER, or give --pipeline"
+                "there is nothing to score: name sets of images by --candidates NAME=FOLDER, or give --pipeline"
             )
         names = [candidate.name for candidate in self.parsed_candidates()]
         for name in names:

@@ -1,5 +1,6 @@
 """Score sets of images against a reference: `python evaluation/score.py --candidates samples=FOLDER --output_dir DIR`.
 
+With `--pipeline` an autoencoder's reconstructions are scored beside them, or alone.
 Writes scores.json (protocol and rows), scores.md (the table) and report.html (table and pictures). Several processes
 share the images: start them with `accelerate launch`, or on a CPU with
 `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 evaluation/score.py ...`.

@@ -38,7 +38,7 @@ def test_candidates_are_folders_or_splits(tmp_path):
         ({"candidates": ["=runs/samples"]}, "neither NAME=FOLDER"),
         ({"candidates": ["a="]}, "neither NAME=FOLDER"),
         ({"candidates": ["a=x", "a=y"]}, "names 'a' twice"),
-        ({"candidates": []}, "--candidates is empty"),
+        ({"candidates": []}, "nothing to score: .* --candidates NAME=FOLDER, or give --pipeline"),
         ({"candidates": ["reconstructions=x"], "pipeline": "p"}, "is taken"),
         ({"features": "inceptoin"}, "'inceptoin' is neither inception, clip"),
         ({"num_images": 1}, "--num_images must be at least 2"),
@@ -51,6 +51,10 @@ def test_candidates_are_folders_or_splits(tmp_path):
 def test_mistakes_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         options(**values)
+
+
+def test_a_pipeline_needs_no_candidates():
+    assert ScoreOptions(output_dir="out", pipeline="p").parsed_candidates() == []
 
 
 def test_options_do_not_import_torch():

@@ -65,7 +65,8 @@ def run(folders, scripted_features, tmp_path):
             "batch_size": 8,
             **flags,
         }
-        arguments = ["--candidates", *(f"{name}={folders / folder}" for name, folder in candidates)]
+        arguments = [f"{name}={folders / folder}" for name, folder in candidates]
+        arguments = ["--candidates", *arguments] if arguments else []
         arguments += [f"--{key}={value}" for key, value in {"output_dir": output, **words}.items()]
         score.main(arguments)
         return json.loads((output / "scores.json").read_text())
@@ -185,6 +186,7 @@ def test_a_real_pipeline_adds_its_reconstructions(run, tmp_path):
     assert 0 < row["psnr"] < 30
     assert -1 <= row["ssim"] < 1
     assert row["fd_custom"] > 0
+    assert run(pipeline=tmp_path / "pipeline")["rows"] == [row]
     assert (
         scores["protocol"]["autoencoder_fingerprint"] == pipeline.code_spec.autoencoder_fingerprint
     )
@@ -211,6 +213,15 @@ def test_mistakes_on_the_command_line_end_with_one_line_and_code_2(tmp_path):
     assert done.stderr.splitlines() == [
         "score.py: error: --candidates: 'samples' is neither NAME=FOLDER nor NAME=DATASET[SPLIT]"
     ]
+    assert not (tmp_path / "scores").exists()
+
+
+def test_nothing_to_score_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        score.main(["--output_dir", str(tmp_path / "scores")])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "nothing to score" in said[0]
     assert not (tmp_path / "scores").exists()
 
 
