@@ -29,7 +29,7 @@ from common.pretrained import read_json
 from common.processes import start_processes
 from common.seeds import generator
 from pipelines.arguments import label_number
-from pipelines.pipeline import Pipeline
+from pipelines.pipeline import PRIOR_SETTINGS, Pipeline, check_no_prior_settings
 from stage2_prior.sampling import check_settings
 
 SETTINGS_FILE = "generation.json"
@@ -90,7 +90,7 @@ def resolved_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any
     """Everything an image depends on, for generation.json.
 
     Raises:
-        ValueError: a sampler setting out of its range, or nothing to sample from.
+        ValueError: a sampler setting out of its range or without effect, or nothing to sample from.
     """
     latents = pipe.code_spec.kind == "latents"
     if options.random_codes and latents:
@@ -104,17 +104,22 @@ def resolved_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any
     given = {
         name: getattr(options, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")
     }
+    normal = pipe.prior is None and not options.random_codes  # latents from N(0, I)
+    if normal:
+        check_no_prior_settings(given, "--")
     sampler = dataclasses.asdict(pipe.sampler) | {
         name: value for name, value in given.items() if value is not None
     }
     check_settings(**sampler)
+    unused = PRIOR_SETTINGS if normal else tuple(sampler) if options.random_codes else ()
     return {
         "random_codes": options.random_codes,
         "autoencoder_fingerprint": pipe.autoencoder.fingerprint,
         "prior_fingerprint": None
         if options.random_codes or pipe.prior is None
         else pipe.prior.fingerprint,
-        **(dict.fromkeys(sampler) if options.random_codes else sampler),
+        **sampler,
+        **dict.fromkeys(unused),
         "labels": dump_config(options)["labels"],
         "seed": options.seed,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,8 +31,11 @@ from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, se
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
 from stage2_prior.prior import TransformerPrior
+from stage2_prior.sampling import check_settings
 
 INDEX_FILE = "pipeline.json"
+PRIOR_SETTINGS = ("guidance_scale", "top_k", "top_p")
+"""Of the sampler: what means nothing without a prior."""
 Images = list[Image.Image] | Tensor | NDArray[np.float32]
 
 
@@ -195,7 +198,7 @@ class Pipeline(PushToHubMixin):
             labels: one class for all or one each, as number or name; -1 is any class. None takes the classes in
                 turn, so that all are drawn equally often; without classes it is the only choice.
             guidance_scale: see `Sampler`; None takes the pipeline's own default, here and below.
-            temperature: see `Sampler`.
+            temperature: see `Sampler`; without a prior it multiplies the latents.
             top_k: see `Sampler`.
             top_p: see `Sampler`.
             generator: one source of randomness for all images or one for each; the same seed gives the same images,
@@ -204,7 +207,7 @@ class Pipeline(PushToHubMixin):
             output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
 
         Raises:
-            ValueError: an argument out of its range, or nothing to sample from.
+            ValueError: an argument out of its range or without effect, or nothing to sample from.
         """
         if self.prior is None and self.code_spec.kind == "codes":
             raise ValueError(
@@ -219,7 +222,10 @@ class Pipeline(PushToHubMixin):
             "top_k": top_k,
             "top_p": top_p,
         }
+        if self.prior is None:
+            check_no_prior_settings(given)
         sampler = self._sampler(given)
+        check_settings(**dataclasses.asdict(sampler))
         parts: list[CodeMaps] = []
         images: list[Tensor] = []
         for start in range(0, num_images, batch_size):
@@ -424,6 +430,23 @@ class Pipeline(PushToHubMixin):
         if latents and named:
             raise ValueError(
                 f"{named[0]} is for a prior over codes; latents are completed without one"
+            )
+
+
+def check_no_prior_settings(given: Mapping[str, Any], prefix: str = "") -> None:
+    """Stop at a sampler setting that is a prior's, where latents are drawn from N(0, I): only the temperature changes those.
+
+    Args:
+        given: settings by name, None where nothing was said.
+        prefix: put before the name in the error, as `--`.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name in PRIOR_SETTINGS:
+        if given[name] is not None:
+            raise ValueError(
+                f"{prefix}{name} is for a prior, and this pipeline draws its latents from N(0, I) without one; leave it out"
             )
 
 

@@ -246,3 +246,17 @@ def test_two_processes_draw_the_images_of_one(draw, pipeline_folder, tmp_path):
     )
     assert pngs(two) == pngs(one)
     assert labels(two) == labels(one)
+
+
+def test_without_a_prior_only_the_temperature_is_a_setting(call, refused, parts, tmp_path):
+    folder, settings = tmp_path / "vae", {"temperature": 0.7, "num_images": 2}
+    Pipeline(parts["autoencoder"]("vae")).save_pretrained(folder)
+    for name in ("guidance_scale", "top_k", "top_p"):
+        said = refused(generate, pipeline=folder, output_dir=tmp_path / "no", **{name: 1})
+        assert f"--{name} is for a prior" in said
+    assert not (tmp_path / "no").exists()
+    call(generate, pipeline=folder, output_dir=tmp_path / "drawn", **settings)
+    written = json.loads((tmp_path / "drawn" / "generation.json").read_text())
+    assert written["temperature"] == 0.7
+    nothing = ("prior_fingerprint", "guidance_scale", "top_k", "top_p")
+    assert [written[name] for name in nothing] == [None] * 4

@@ -343,3 +343,19 @@ def test_no_such_folder(name):
 def test_the_registry_names_models_that_exist(pipeline_folder):
     with pytest.raises(ValueError, match="not an autoencoder"):
         load_autoencoder(pipeline_folder / "prior")
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "top_k", "top_p"])
+def test_without_a_prior_its_settings_are_refused(parts, name):
+    pipe = Pipeline(parts["autoencoder"]("vae"), sampler=Sampler(guidance_scale=2.0))
+    pipe(1)  # the pipeline's own defaults are no request
+    with pytest.raises(ValueError, match=rf"^{name} is for a prior, .* N\(0, I\)"):
+        pipe(1, **{name: 1})
+
+
+def test_the_temperature_scales_latents_from_the_normal_distribution(parts):
+    pipe = Pipeline(parts["autoencoder"]("vae"))
+    one, half = (pipe(3, temperature=t, generator=seeded()).codes for t in (1.0, 0.5))
+    assert all(torch.equal(values, 0.5 * one[name]) for name, values in half.items())
+    with pytest.raises(ValueError, match="temperature must be"):
+        pipe(1, temperature=-1.0)
