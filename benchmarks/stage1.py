@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from vector_quantize_pytorch import VectorQuantize
 
 from stage1_autoencoders.clustering import nearest_codes
-from stage1_autoencoders.objectives import vqvae_objective
 from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
@@ -40,7 +39,7 @@ def stage1_train_step() -> Pair:
     our_step, peer_step = _optimizer_step(ours), _optimizer_step(peer)
 
     def step_vqvae() -> None:
-        our_step(vqvae_objective(images, ours(images), reconstruction="l2")["total"])
+        our_step(ours.objective(images, ours(images), 0)["total"])
 
     def step_vqmodel() -> None:
         found, codebook_loss = peer(images, return_dict=False)
@@ -77,7 +76,7 @@ def build_vqvae() -> VQVAE:
         blocks=BLOCKS,
         code_dim=CODE_DIM,
         codebook_size=CODEBOOK_SIZE,
-        codebook="gradient",
+        quantizer="gradient",
     )
     return VQVAE(config).to(memory_format=torch.channels_last)
 
