@@ -38,8 +38,10 @@ class FamiliesOptions:
     """Steps of every run; null takes the presets'."""
     features: str = "efficientnet_lite0"
     """Feature network of the scores, as in `evaluation/score.py`."""
-    samples: int = 1000
-    """Images drawn from N(0, I) for the members that can."""
+    score_images: int = 1000
+    """Images in every set that is scored: a seeded choice of the test split, and draws from N(0, I)."""
+    threads: int | None = None
+    """Threads of every run on a CPU; null shares the cores out."""
     jobs: int = 1
     """Runs at the same time; seconds are worth something with 1 only."""
     output_dir: str = "runs/families"
@@ -68,8 +70,6 @@ TABLES: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
     "upsampling": {
         "vqvae": ("vqvae", {}),
         "vqvae_transposed": ("vqvae", {"model.upsampling": "transposed"}),
-        "vqgan": ("vqgan", {}),
-        "vqgan_transposed": ("vqgan", {"model.upsampling": "transposed"}),
     },
     "quantizers": {
         "vqvae": ("vqvae", {}),
@@ -133,9 +133,10 @@ def make_run(
     words = {"config": str(preset), "output_dir": str(folder), **flags}
     words |= {} if options.dataset is None else {"dataset": options.dataset}
     words |= {} if options.max_steps is None else {"max_steps": str(steps)}
+    threads = {} if options.threads is None else {"cpu_threads": str(options.threads)}
     words = {name: value.replace("WARMUP", str(steps // 2)) for name, value in words.items()}
     pipeline = str(folder / "pipeline")
-    call("stage1_autoencoders/train.py", words, folder)
+    call("stage1_autoencoders/train.py", words | threads, folder)
     parts = {"autoencoder": str(folder / "model"), "output_dir": pipeline}
     call("pipelines/assemble.py", parts, folder)
     autoencoder = load_autoencoder(folder / "model")
@@ -144,11 +145,13 @@ def make_run(
         "reference": options.dataset or "mnist5k",
         "features": options.features,
         "pipeline": pipeline,
+        "num_images": str(options.score_images),
         "output_dir": str(folder / "scores"),
+        **threads,
     }
     if latents and not flags:
-        count = {"num_images": str(options.samples), "output_dir": str(folder / "drawn")}
-        call("pipelines/generate.py", {"pipeline": pipeline, **count}, folder)
+        count = {"num_images": str(options.score_images), "output_dir": str(folder / "drawn")}
+        call("pipelines/generate.py", {"pipeline": pipeline, **count, **threads}, folder)
         scored["candidates"] = f"samples={folder / 'drawn'}"
     if "model.autoregressive_layers" not in flags:  # decoding pixel by pixel: minutes
         call("evaluation/score.py", scored, folder)
