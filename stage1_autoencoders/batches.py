@@ -10,8 +10,10 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common import training
@@ -70,8 +72,7 @@ def streamed_batches(
 ) -> Iterator[training.Batch]:
     """Batches from a stream: every process reads all of it and keeps its share, so the batch of a step is the same."""
     rows = itertools.chain.from_iterable(
-        stream_images(options, options.split, shuffle_seed=derive_seed(options.seed, epoch))
-        for epoch in itertools.count()
+        _streamed_epoch(epoch, options) for epoch in itertools.count()
     )
     share = options.batch_size // (accelerator.num_processes * options.accumulation_steps)
     for number in itertools.count():
@@ -88,6 +89,22 @@ def streamed_batches(
             yield {
                 "images": augment(stacked, options, step, slice(place.start, place.start + share))
             }
+
+
+def _streamed_epoch(
+    epoch: int, options: TrainOptions
+) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
+    """The rows of an epoch.
+
+    Raises:
+        ValueError: there is none, and epoch after epoch would bring none.
+    """
+    seed, empty = derive_seed(options.seed, epoch), True
+    for row in stream_images(options, options.split, shuffle_seed=seed):
+        empty = False
+        yield row
+    if empty:
+        raise ValueError(f"--dataset {options.dataset}: not one image can be read")
 
 
 def augment(images: Tensor, options: TrainOptions, step: int, place: slice) -> Tensor:

@@ -160,6 +160,20 @@ def test_the_first_images_are_shown_as_they_are(of_run, monkeypatch):
     assert len(first_images(images, options, 100)) == 40
 
 
+def test_a_stream_without_a_readable_image_ends(tmp_path, monkeypatch):
+    """It would otherwise be read from the start for ever."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"no image")
+    options = TrainOptions(
+        output_dir="x", dataset=str(tmp_path / "images"), image_size=8, channels=1, evaluate_every=1, batch_size=2,
+        streaming=True, on_corrupt="skip",
+    )  # fmt: skip
+    alone = SimpleNamespace(process_index=0, num_processes=1)
+    with pytest.raises(ValueError, match="not one image can be read"):
+        next(training_batches(0, None, options, alone))
+
+
 def test_a_streamed_run_resumes_bit_for_bit(call, images, parts, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
     flags = {

@@ -10,6 +10,7 @@ from PIL import Image
 from common.codes import open_codes
 from common.images import crop_windows, open_images, to_float
 from common.options import ImageOptions
+from pipelines import Pipeline
 from stage1_autoencoders import encode, load_autoencoder
 
 NAMES = ["apple", "bee", "car"]
@@ -355,3 +356,174 @@ def test_two_processes_write_the_rows_of_one(one_and_two):
     assert one.info.description.replace(str(one_and_two["1"]), "") == two.info.description.replace(
         str(one_and_two["2"]), ""
     ).replace(str(one_and_two["1"]), "")
+
+
+# Latents
+
+
+@pytest.fixture(scope="module")
+def vae_folders(parts, tmp_path_factory):
+    """An untrained VAE with a flat latent and one with a grid; two channels of which are far from N(0, 1)."""
+    root = tmp_path_factory.mktemp("vaes")
+    for name, shape in (("flat", {}), ("grid", {"latent_dim": None})):
+        model = parts["autoencoder"]("vae", **shape)
+        with torch.no_grad():
+            last = model.to_posterior[1] if name == "flat" else model.encoder.head[-1]
+            last.weight.mul_(3)
+            last.bias[:2] += torch.tensor([2.0, -1.0])
+        model.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture
+def write_latents(call, images, vae_folders, tmp_path):
+    """`write_latents(...)` encodes the 40 shapes into a new folder and returns its splits, its spec and the folder."""
+
+    def into(name="latents", kind="grid", **flags):
+        settings = {"dataset": images, "batch_size": 16, "shard_images": 9, **flags}
+        call(encode, autoencoder=vae_folders / kind, output_dir=tmp_path / name, **settings)
+        return *open_codes(tmp_path / name), tmp_path / name
+
+    return into
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("flat", (6, 1, 1)), ("grid", (4, 8, 8))])
+def test_latents_are_the_means_in_half_precision(write_latents, vae_folders, images, kind, shape):
+    splits, spec, folder = write_latents(kind=kind)
+    found = splits["train"].maps["latents"]
+    assert found.dtype == np.float16
+    assert found.shape == (40, *shape)
+    assert spec.kind == "latents"
+    model = load_autoencoder(vae_folders / kind)
+    pixels = open_images(ImageOptions(dataset=str(images), image_size=16, channels=3), "train")
+    whole = to_float(pixels.read(range(40)))
+    with torch.no_grad():
+        expected = model.posterior(whole).mean
+        shown = model(whole).images
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
+    decoded = Pipeline(model).decode({"latents": torch.from_numpy(found).float()})
+    torch.testing.assert_close(decoded, shown.clamp(-1, 1), rtol=0, atol=0.02)
+    split = load_from_disk(str(folder))["train"]
+    assert split.features["latents"].dtype == "float16"
+    assert split.features["latents"].shape == shape
+    assert split.column_names == ["latents", "label", "view", "source_index"]
+
+
+@pytest.mark.parametrize("kind", ["flat", "grid"])
+def test_the_spec_tells_shift_and_scale_of_the_training_latents(write_latents, two_splits, kind):
+    """Of every channel, over all places and views of the split a prior learns from; measured, not typed in."""
+    splits, spec, folder = write_latents(kind=kind, dataset=two_splits, flip=True)
+    latents = splits["train"].maps["latents"].astype(np.float64)
+    assert len(latents) == 24
+    np.testing.assert_allclose(spec.latent_shift, latents.mean((0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(spec.latent_scale, latents.std((0, 2, 3)), rtol=1e-6)
+    assert abs(spec.latent_shift[0]) > 0.5
+    both = np.concatenate([latents, splits["test"].maps["latents"]])
+    assert not np.allclose(spec.latent_shift, both.mean((0, 2, 3)), rtol=1e-4)
+    beside = json.loads((folder / "code_spec.json").read_text())
+    assert beside["latent_scale"] == list(spec.latent_scale)
+    alone, of_test, _ = write_latents("test", kind=kind, dataset=two_splits, split="test")
+    expected = alone["test"].maps["latents"].astype(np.float64).mean((0, 2, 3))
+    np.testing.assert_allclose(of_test.latent_shift, expected, rtol=1e-9)
+
+
+def test_an_autoencoder_alone_knows_no_shift(vae_folders):
+    assert load_autoencoder(vae_folders / "flat").code_spec.latent_shift is None
+
+
+@pytest.mark.parametrize("posterior", ["mean", "sample"])
+def test_latents_do_not_depend_on_how_the_work_is_cut(write_latents, posterior):
+    flags = {"posterior": posterior, "crops": 1, "flip": True, "crop_padding": 2}
+    one, its, _ = write_latents("one", batch_size=40, shard_images=1000, **flags)
+    two, other, _ = write_latents("two", batch_size=7, shard_images=10, cache_mb=0, **flags)
+    found = [splits["train"].maps["latents"].astype(np.float32) for splits in (one, two)]
+    # A convolution may round differently in another batch, and half precision then to the next number.
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(its.latent_scale, other.latent_scale, rtol=1e-4)
+
+
+def test_draws_depend_on_seed_row_and_view(write_latents, vae_folders, images, tmp_path):
+    flags = {"posterior": "sample", "flip": True}
+    drawn, _, _ = write_latents("drawn", **flags)
+    latents = drawn["train"].maps["latents"].astype(np.float32).reshape(40, 2, 4, 8, 8)
+    other, _, _ = write_latents("other", seed=1, **flags)
+    assert not np.allclose(latents[:, 0], other["train"].maps["latents"][::2], atol=0.1)
+    means, _, _ = write_latents("means", flip=True)
+    mean = means["train"].maps["latents"].astype(np.float32).reshape(40, 2, 4, 8, 8)
+    model = load_autoencoder(vae_folders / "grid")
+    pictures = open_images(ImageOptions(dataset=str(images), image_size=16, channels=3), "train")
+    whole = to_float(pictures.read(range(40)))
+    deviations = [
+        model.posterior(pixels).log_variance.div(2).exp().detach().numpy()
+        for pixels in (whole, whole.flip(-1))
+    ]
+    noise = (latents - mean) / np.stack(deviations, axis=1)
+    assert abs(noise.mean()) < 0.02
+    assert noise.std() == pytest.approx(1, abs=0.02)
+    # No two rows and no two views share their noise.
+    flat = noise.reshape(80, -1)
+    correlation = flat @ flat.T / flat.shape[1] - np.diag((flat**2).mean(1))
+    assert abs(correlation).max() < 0.4
+
+
+def test_a_draw_is_that_of_the_row_whatever_is_left_out(write_latents, images, tmp_path):
+    """Rows are counted in the data set, not among the images that could be read."""
+    whole, _, _ = write_latents("whole", posterior="sample")
+    folder = shutil.copytree(images, tmp_path / "damaged")
+    (folder / "apple" / "003.png").write_bytes(b"no image")
+    rest, _, _ = write_latents("rest", posterior="sample", dataset=folder, on_corrupt="skip")
+    kept = np.isin(whole["train"].source_index, rest["train"].source_index)
+    assert kept.sum() == 39
+    np.testing.assert_allclose(
+        whole["train"].maps["latents"][kept].astype(np.float32),
+        rest["train"].maps["latents"].astype(np.float32),
+        rtol=2e-3,
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("posterior", ["mean", "sample"])
+def test_interrupted_latents_go_on_to_the_same_rows_and_scale(
+    write_latents, monkeypatch, posterior
+):
+    whole, spec, _ = write_latents("whole", posterior=posterior)
+
+    def dies(path, spec, columns):
+        if columns["source_index"][0] == 18:  # the third of five shards
+            raise KeyboardInterrupt
+        write_shard(path, spec, columns)
+
+    write_shard = encode.write_shard
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "write_shard", dies)
+        with pytest.raises(KeyboardInterrupt):
+            write_latents("stopped", posterior=posterior)
+    again, its, folder = write_latents("stopped", posterior=posterior)
+    assert np.array_equal(again["train"].maps["latents"], whole["train"].maps["latents"])
+    assert its == spec
+    assert {path.name for path in folder.parent.iterdir()} == {"whole", "stopped"}
+
+
+def test_draws_are_not_mixed_with_means(write_latents, refused, images, vae_folders):
+    _, _, folder = write_latents()
+    flags = {"autoencoder": vae_folders / "grid", "dataset": images, "posterior": "sample"}
+    said = refused(encode, output_dir=folder, **flags)
+    assert "posterior" in said
+    assert str(folder) in said
+
+
+@pytest.mark.parametrize("member", ["vqvae", "vqvae2", "vqgan"])
+def test_codes_cannot_be_drawn(refused, images, parts, tmp_path, member):
+    parts["autoencoder"](member).save_pretrained(tmp_path / "model")
+    flags = {"autoencoder": tmp_path / "model", "dataset": images, "posterior": "sample"}
+    said = refused(encode, output_dir=tmp_path / "codes", **flags)
+    assert said.startswith("--posterior sample: ")
+    assert "has no posterior" in said
+
+
+def test_two_processes_draw_the_latents_of_one(one_and_two):
+    one, two = (open_codes(one_and_two[n] / "latents") for n in "12")
+    assert len(one[0]["train"]) == 40 * 4
+    for found, expected in zip(one[0]["train"].maps.values(), two[0]["train"].maps.values(), strict=True):  # fmt: skip
+        assert np.array_equal(found, expected)
+    assert one[1] == two[1]

@@ -7,6 +7,8 @@ from accelerate import Accelerator
 from common.codes import CodeSpec, Level
 from stage1_autoencoders.autoencoder import DiscreteOutput
 from stage1_autoencoders.meters import Meter
+from stage1_autoencoders.posteriors import Gaussian
+from stage1_autoencoders.vae import VAEOutput
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,59 @@ def test_a_mean_of_means_would_weigh_small_batches_too_much(accelerator):
     meter.update(torch.zeros(1, 3, 8, 8), output(torch.ones(1, 3, 8, 8), codes))
     meter.update(torch.zeros(9, 3, 8, 8), output(torch.zeros(9, 3, 8, 8), codes))
     assert meter.compute(accelerator)["mse"] == pytest.approx(0.1)
+
+
+LATENTS = CodeSpec("latents", (Level("latents", 2, 2, channels=3),), 8, 3, "test", "0" * 64)
+
+
+def posteriors(count=4, scale=1.0, seed=0):
+    """Batches of images and outputs of a VAE with a 3 x 2 x 2 grid."""
+    random = torch.Generator().manual_seed(seed)
+    for size in range(1, count + 1):
+        images = torch.rand(size, 3, 8, 8, generator=random) * 2 - 1
+        mean, log_variance = scale * torch.randn(2, size, 3, 2, 2, generator=random)
+        yield images, VAEOutput(0.5 * images, 0.5 * images, Gaussian(mean, log_variance))
+
+
+def test_a_posterior_is_counted_over_the_epoch(accelerator):
+    """Means over all images, against the closed form in float64; the error beside it as for codes."""
+    meter, seen = Meter(LATENTS), list(posteriors())
+    for batch in seen:
+        meter.update(*batch)
+    found = meter.compute(accelerator, "epoch_")
+    mean = torch.cat([out.posterior.mean for _, out in seen]).double().flatten(1)
+    log_variance = torch.cat([out.posterior.log_variance for _, out in seen]).double().flatten(1)
+    kl = ((mean.square() + log_variance.exp() - 1 - log_variance) / 2).mean(0)
+    images = torch.cat([images for images, _ in seen]).double()
+    assert found.keys() == {
+        "epoch_kl", "epoch_active_units", "epoch_kl_per_dimension", "epoch_mse", "epoch_psnr",
+    }  # fmt: skip
+    assert found["epoch_kl"] == pytest.approx(float(kl.sum()), rel=1e-6)
+    assert found["epoch_kl_per_dimension"] == pytest.approx(kl.tolist(), abs=5e-5)  # rounded
+    assert found["epoch_active_units"] == 12
+    assert found["epoch_mse"] == pytest.approx(float((0.5 * images).square().mean()), rel=1e-6)
+
+
+def test_a_collapsed_posterior_is_told_once(accelerator):
+    meter = Meter(LATENTS)
+    for batch in posteriors(scale=1e-3):
+        meter.update(*batch)
+    found = meter.compute(accelerator, "validation_")
+    assert found["validation_warning"].startswith("the posterior has collapsed: 0 of 12 latent")
+    assert found["validation_active_units"] == 0
+    for batch in posteriors():
+        meter.update(*batch)
+    assert "validation_warning" not in meter.compute(accelerator, "validation_")
+
+
+def test_a_restored_meter_of_posteriors_counts_on(accelerator):
+    whole, stopped, resumed = Meter(LATENTS), Meter(LATENTS), Meter(LATENTS)
+    seen = list(posteriors(6))
+    for number, batch in enumerate(seen):
+        whole.update(*batch)
+        if number < 3:
+            stopped.update(*batch)
+    resumed.load_state_dict(stopped.state_dict())
+    for batch in seen[3:]:
+        resumed.update(*batch)
+    assert resumed.compute(accelerator) == whole.compute(accelerator)

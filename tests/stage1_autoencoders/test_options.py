@@ -2,8 +2,15 @@
 
 import pytest
 
-from stage1_autoencoders.options import EncodeOptions, TrainOptions
-from stage1_autoencoders.vqvae import VQVAEOptions
+from stage1_autoencoders import MODELS, model_class
+from stage1_autoencoders.options import (
+    DEFAULT_MODEL,
+    CriticOptions,
+    EncodeOptions,
+    ModelOptions,
+    TrainOptions,
+)
+from stage1_autoencoders.vqvae import VQVAEConfig, VQVAEOptions
 
 
 @pytest.mark.parametrize(
@@ -24,11 +31,45 @@ from stage1_autoencoders.vqvae import VQVAEOptions
         ("upsampling", "bicubic"),
         ("quantizer", "kmeans"),
         ("distance", "manhattan"),
+        ("estimator", "gumbel"),
+        ("initialisation", "zeros"),
+        ("entropy_weight", -0.1),
+        ("entropy_temperature", 0.0),
+        ("residual_stages", 0),
+        ("reconstruction", "l3"),
     ],
 )
 def test_an_impossible_value_is_named(field, value):
-    with pytest.raises(ValueError, match=f"--model.{field}"):
-        VQVAEOptions(**{field: value})
+    """Also in a config.json, which nobody has checked against the types."""
+    for options_class in (VQVAEOptions, VQVAEConfig):
+        with pytest.raises(ValueError, match=f"--model.{field}"):
+            options_class(**{field: value})
+
+
+@pytest.mark.parametrize("member", MODELS)
+def test_a_member_is_found_by_its_name_and_its_name_by_its_options(member):
+    options_class = ModelOptions.get_choice_class(member)
+    assert issubclass(options_class, ModelOptions)
+    assert ModelOptions.get_choice_name(options_class) == member
+    assert issubclass(model_class(member).config_class, options_class)
+    assert options_class.adversarial == (member in ("vaegan", "vqgan"))
+    options_class().check_image_size(32)
+
+
+def test_model_types_are_distinct():
+    types = [model_class(member).config_class.model_type for member in MODELS]
+    assert len(set(types)) == len(MODELS)
+
+
+def test_without_a_word_a_vqvae_is_trained():
+    assert ModelOptions.default_choice_name() == DEFAULT_MODEL == "vqvae"
+    assert ModelOptions.get_known_choices().keys() == MODELS.keys()
+    assert TrainOptions(output_dir="x").model == VQVAEOptions()
+
+
+def test_options_of_no_member_have_no_name():
+    with pytest.raises(ValueError, match="CriticOptions are the options of no model in vae, vqvae"):
+        ModelOptions.get_choice_name(CriticOptions)
 
 
 def test_every_multiplier_after_the_first_halves_the_image():
