@@ -196,8 +196,6 @@ class LatentOptions(ImageOptions):
         """Stop at values that the operation cannot take."""
         if self.operation == "attribute" and self.attribute is None:
             raise ValueError("--operation attribute needs --attribute, the class that has it")
-        if self.attribute is not None and self.attribute == self.against:
-            raise ValueError(f"--against {self.against} is the same class as --attribute")
         if not self.strength:
             raise ValueError("--strength is empty: give at least one number")
         if self.steps < 2:

@@ -55,6 +55,8 @@ def attribute(pipe: Pipeline, images: ImageSet, places: list[int], options: Late
     labelled = open_labelled(options)
     has = class_number(labelled, options.attribute, "attribute")
     lacks = None if options.against is None else class_number(labelled, options.against, "against")
+    if has == lacks:
+        raise ValueError(f"--against {options.against} is the same class as --attribute")
 
     def membership(labels: Tensor) -> Tensor:
         without = (labels >= 0) & (labels != has) if lacks is None else labels == lacks
@@ -74,12 +76,13 @@ def attribute(pipe: Pipeline, images: ImageSet, places: list[int], options: Late
 
 def traverse(pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions) -> Sheet:
     """Every image with single dimensions changed, a row for each of them."""
+    count = sum(each.shape[1] for each in pipe.embed(read(images, places[:1])).values())
+    if max(options.dimensions, default=0) >= count:
+        raise ValueError(f"--dimensions {max(options.dimensions)}: there are {count}, from 0")
     measured = batches_of(open_images(options, options.fit_split), options, DEVIATION_IMAGES)
     deviations = operations.channel_deviations(pipe, measured)
     every = torch.cat([values.flatten() for values in deviations.values()])
-    dimensions = options.dimensions or every.topk(min(8, len(every))).indices.tolist()
-    if max(dimensions) >= len(every):
-        raise ValueError(f"--dimensions {max(dimensions)} is out of range: there are {len(every)}")
+    dimensions = options.dimensions or every.topk(min(8, count)).indices.tolist()
 
     def make(pixels: Tensor) -> Tensor:
         changed = [
