@@ -74,7 +74,11 @@ def update(
     metrics = {}
     if accelerator.sync_gradients:
         largest = math.inf if options.gradient_clip is None else options.gradient_clip
-        norm = accelerator.clip_grad_norm_(model.parameters(), largest)
+        if accelerator.scaler is None or len(accelerator._optimizers) == 1:
+            norm = accelerator.clip_grad_norm_(model.parameters(), largest)
+        else:  # accelerate would unscale all optimizers' gradients, also those still accumulating in another model
+            accelerator.unscale_gradients(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), largest)
         learning_rate = learning_rate_at(step, options)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

@@ -42,7 +42,7 @@ from stage1_autoencoders.vae import VAE
 
 
 @dataclass
-class Run:
+class Parts:
     """What a step works with; `wrapped` is the model as Accelerate runs it."""
 
     options: TrainOptions
@@ -55,37 +55,37 @@ class Run:
     state: training.TrainState
 
 
-def step(run: Run, batch: training.Batch) -> training.Metrics:
+def step(parts: Parts, batch: training.Batch) -> training.Metrics:
     """Everything that learns in a VAE, VQ-VAE or VQ-VAE-2."""
-    accelerator, at = run.accelerator, run.state.step
+    accelerator, at = parts.accelerator, parts.state.step
     pixels = prepare(batch["images"], accelerator)
-    with accelerator.accumulate(run.wrapped):
-        output = run.wrapped(pixels)
-        losses = run.model.objective(pixels, output, at)
+    with accelerator.accumulate(parts.wrapped):
+        output = parts.wrapped(pixels)
+        losses = parts.model.objective(pixels, output, at)
         total = losses["total"]
         accelerator.backward(total)
         updated = update(
-            accelerator, run.optimizer, run.wrapped, loss=total, step=at, options=run.options
+            accelerator, parts.optimizer, parts.wrapped, loss=total, step=at, options=parts.options
         )
     if accelerator.sync_gradients:
-        run.ema.update(run.model)
-    run.meter.update(pixels, output)
+        parts.ema.update(parts.model)
+    parts.meter.update(pixels, output)
     return {**losses, **updated}
 
 
-def adversarial_step(run: Run, adversary: Adversary, batch: training.Batch) -> training.Metrics:
+def adversarial_step(parts: Parts, adversary: Adversary, batch: training.Batch) -> training.Metrics:
     """Everything that learns in a VAE-GAN or VQGAN: the autoencoder against the critic, then the critic."""
-    accelerator, at = run.accelerator, run.state.step
+    accelerator, at = parts.accelerator, parts.state.step
     pixels = prepare(batch["images"], accelerator)
-    with accelerator.accumulate(run.wrapped, adversary.wrapped):
-        output = run.wrapped(pixels)
-        losses = run.model.objective(pixels, output, at)
+    with accelerator.accumulate(parts.wrapped, adversary.wrapped):
+        output = parts.wrapped(pixels)
+        losses = parts.model.objective(pixels, output, at)
         with frozen(adversary.critic):
-            losses |= adversary.decoder_losses(pixels, output, losses, run.model.last_layer, at)
+            losses |= adversary.decoder_losses(pixels, output, losses, parts.model.last_layer, at)
         total = losses["total"]
         accelerator.backward(total)
         updated = update(
-            accelerator, run.optimizer, run.wrapped, loss=total, step=at, options=run.options
+            accelerator, parts.optimizer, parts.wrapped, loss=total, step=at, options=parts.options
         )
         if adversary.plays(at):
             judged = adversary.critic_losses(pixels, output, at)
@@ -93,8 +93,8 @@ def adversarial_step(run: Run, adversary: Adversary, batch: training.Batch) -> t
             updated |= adversary.update(judged["critic"], at)
             losses |= judged
     if accelerator.sync_gradients:
-        run.ema.update(run.model)
-    run.meter.update(pixels, output)
+        parts.ema.update(parts.model)
+    parts.meter.update(pixels, output)
     return {**losses, **updated}
 
 
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = training.TrainState(
         {"model": model, "optimizer": optimizer, "ema": ema, "meter": meter}
     )
-    parts = Run(options, accelerator, model, wrapped, optimizer, ema, meter, state)
+    parts = Parts(options, accelerator, model, wrapped, optimizer, ema, meter, state)
     adversary = None
     if options.model.adversarial:
         adversary = Adversary(options, accelerator)
@@ -179,21 +179,21 @@ def prepare(images: Tensor, accelerator: Accelerator) -> Tensor:
     return to_float(on_device).contiguous(memory_format=torch.channels_last)
 
 
-def held_out(run: Run, images: ImageSet) -> Figures:
+def held_out(parts: Parts, images: ImageSet) -> Figures:
     """Figures of the validation images under the model's present weights."""
-    meter = Meter(run.model.code_spec).to(run.accelerator.device)
-    count = min(len(images), run.options.validation_images)
-    bound = torch.zeros((), dtype=torch.float64, device=run.accelerator.device)
-    for indices in training.shares(count, run.accelerator):
-        pixels = prepare(plain(images, run.options, indices), run.accelerator)
-        meter.update(pixels, run.model(pixels))
-        if isinstance(run.model, VAE):
-            bound += run.model.negative_elbo(pixels).double().sum()
-    figures = meter.compute(run.accelerator, "validation_")
-    if isinstance(run.model, VAE):
-        nats = float(run.accelerator.reduce(bound, "sum")) / count
-        dims = run.model.config.image_channels * run.model.config.image_size**2
-        bits = run.model.likelihood.bits_per_dim(nats, dims)
+    meter = Meter(parts.model.code_spec).to(parts.accelerator.device)
+    count = min(len(images), parts.options.validation_images)
+    bound = torch.zeros((), dtype=torch.float64, device=parts.accelerator.device)
+    for indices in training.shares(count, parts.accelerator):
+        pixels = prepare(plain(images, parts.options, indices), parts.accelerator)
+        meter.update(pixels, parts.model(pixels))
+        if isinstance(parts.model, VAE):
+            bound += parts.model.negative_elbo(pixels).double().sum()
+    figures = meter.compute(parts.accelerator, "validation_")
+    if isinstance(parts.model, VAE):
+        nats = float(parts.accelerator.reduce(bound, "sum")) / count
+        dims = parts.model.config.image_channels * parts.model.config.image_size**2
+        bits = parts.model.likelihood.bits_per_dim(nats, dims)
         figures |= {"validation_elbo": -nats, "validation_bits_per_dim": bits}
     return figures
 

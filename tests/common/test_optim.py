@@ -180,3 +180,27 @@ def test_a_loss_that_is_not_finite_changes_nothing(training, bad):
     accelerator.backward(loss)
     update(accelerator, optimizer, model, loss=loss, step=5, options=options)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+def test_fp16_unscales_the_gradients_of_its_own_model_only():
+    """Accelerate's clipping unscales every prepared optimizer: a critic's half-accumulated gradients among them."""
+    accelerator = start_processes()
+    ours, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=0.1) for each in (ours, other)]
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    ours, other, first, second = accelerator.prepare(ours, other, *optimizers)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+    try:
+        inputs = torch.ones(3, 2)
+        loss, critic_loss = ours(inputs).mean(), other(inputs).mean()
+        accelerator.backward(critic_loss)  # a first micro-batch of the other model
+        accelerator.backward(loss)
+        options = RunOptions(output_dir="unused", warmup_steps=0)
+        metrics = update(accelerator, first, ours, loss=loss, step=0, options=options)
+        assert float(metrics["gradient_norm"]) == pytest.approx(3**0.5)  # two weights and a bias
+        torch.testing.assert_close(other.weight.grad, torch.full((1, 2), 1024.0))
+        accelerator.backward(other(inputs).mean())  # its second micro-batch
+        metrics = update(accelerator, second, other, loss=critic_loss, step=0, options=options)
+        assert float(metrics["gradient_norm"]) == pytest.approx(2 * 3**0.5)
+    finally:
+        accelerator.state._mixed_precision = "no"
