@@ -223,8 +223,8 @@ def _print_help(options_class: type, values: dict[str, Any]) -> None:
         shown = getattr(kind, "__name__", None) if isinstance(kind, type) else None
         kind_text = shown or str(kind).replace("typing.", "").replace("NoneType", "None")
         ending = "required" if default is dataclasses.MISSING else f"default: {default!r}"
-        print(textwrap.fill(f"{sentence} ({ending})", 100, initial_indent=f"  --{name} {kind_text}\n        ",
-                            subsequent_indent="        "))  # fmt: skip
+        print(f"  --{name} {kind_text}")
+        print(textwrap.indent(textwrap.fill(f"{sentence} ({ending})", 92), " " * 8))
 
 
 def _described_flags(

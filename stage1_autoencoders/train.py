@@ -9,9 +9,8 @@ from common.cli import parse_config, run
 from stage1_autoencoders.options import ModelOptions, TrainOptions
 
 if __name__ == "__main__":
-    parse_config(
-        TrainOptions
-    )  # --help and mistakes are answered before datasets and Accelerate are imported
+    # Mistakes are answered before torch is imported, unless they are about the model, whose options stand in its own file.
+    parse_config(TrainOptions)
 
 import dataclasses
 from collections.abc import Sequence

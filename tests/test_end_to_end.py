@@ -15,7 +15,7 @@ from PIL import Image
 
 from evaluation import score
 from pipelines import Pipeline, assemble, generate
-from stage1_autoencoders import encode
+from stage1_autoencoders import MODELS, encode
 from stage1_autoencoders import train as train_autoencoder
 from stage2_prior import train as train_prior
 
@@ -174,6 +174,28 @@ def test_the_embedded_digits_go_the_whole_way(call, parts, tmp_path, monkeypatch
     pipe = Pipeline.from_pretrained("pipeline")
     assert pipe(10).labels == list(range(10))
     assert pipe(1, labels="7").images[0].size == (28, 28)
+
+
+@pytest.mark.parametrize("member", MODELS)
+def test_every_member_goes_the_whole_way(member, images, parts, call, tmp_path, monkeypatch):
+    """By the same commands; a member with latents needs no prior to draw images."""
+    monkeypatch.chdir(tmp_path)
+    data = {"dataset": images, "image_size": 16}
+    call(train_autoencoder, output_dir="model", **parts["family_flags"][member], **SHORT, **data)
+    call(encode, output_dir="codes", autoencoder="model/model", dataset=images, flip=True)
+    splits = datasets.load_from_disk("codes")
+    assert len(splits["train"]) == 80
+    prior = None
+    if json.loads(Path("codes/code_spec.json").read_text())["kind"] == "codes":
+        call(train_prior, output_dir="prior", codes="codes", **parts["prior_flags"], **SHORT)
+        prior = "prior/model"
+    call(assemble, output_dir="pipeline", autoencoder="model/model", prior=prior)
+    call(generate, output_dir="samples", pipeline="pipeline", num_images=6)
+    pictures = [
+        np.asarray(Image.open(path), dtype=float) for path in Path("samples").glob("0*.png")
+    ]
+    assert {picture.shape for picture in pictures} == {(16, 16, 3)}
+    assert len({picture.tobytes() for picture in pictures}) == 6
 
 
 # Fills a small disk up to `pages` free pages, runs a command on it, makes room and runs it again.

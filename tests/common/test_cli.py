@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -20,8 +20,14 @@ ALL_OPTIONS = [
     ("stage2_prior.options", "TrainOptions"),
     ("pipelines.options", "AssembleOptions"),
     ("pipelines.options", "GenerateOptions"),
+    ("pipelines.options", "LatentOptions"),
     ("evaluation.options", "ScoreOptions"),
 ]
+# What options need besides a text for every field without a default.
+LEAST = {
+    "LatentOptions": {"operation": "reconstruct", "autoencoder": "x"},
+    "ScoreOptions": {"candidates": ["a=b"]},
+}
 
 
 @dataclass(kw_only=True)
@@ -250,8 +256,7 @@ def test_defaults_are_what_their_types_say(module, name):
         for f in dataclasses.fields(options_class)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     }
-    if "candidates" in required:
-        required["candidates"] = ["a=b"]
+    required |= LEAST.get(name, {})
     words = [word for key, value in required.items()
              for word in (f"--{key}", *([value] if isinstance(value, str) else value))]  # fmt: skip
     options = parse_config(options_class, words)
@@ -314,3 +319,254 @@ def test_fail_ends_with_code_2(capsys):
         fail("one\ntwo")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.endswith("error: one two\n")
+
+
+# Groups whose fields hang on a choice
+
+
+class Shape:
+    """Abstract: what the choice is about."""
+
+    asked: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def get_choice_class(cls, name: str) -> type:
+        cls.asked.append(name)
+        return {"round": Round, "square": Square}[name]
+
+    @classmethod
+    def get_known_choices(cls) -> dict[str, Any]:
+        return {"round": 0, "square": 0}
+
+    @classmethod
+    def get_choice_name(cls, subcls: type) -> str:
+        for name, known in (("round", Round), ("square", Square)):
+            if subcls is known:
+                return name
+        raise ValueError("no such shape")
+
+    @classmethod
+    def default_choice_name(cls) -> str:
+        return "round"
+
+
+@dataclass(kw_only=True)
+class Round(Shape):
+    """A circle."""
+
+    radius: float = 1.0
+    """Half of its width."""
+
+
+@dataclass(kw_only=True)
+class Square(Shape):
+    """A square."""
+
+    side: int = 2
+    """Its width."""
+    corners: list[int] = field(default_factory=list)
+    """Some of its corners."""
+    filled: bool = False
+    """A switch."""
+
+    def __post_init__(self):
+        if self.side < 1:
+            raise ValueError(f"--shape.side must be at least 1, not {self.side}")
+
+
+@dataclass(kw_only=True)
+class Drawing:
+    """Draw something."""
+
+    colour: str = "red"
+    """Any text."""
+    shape: Shape = field(default_factory=Round)
+    """What is drawn."""
+
+
+@pytest.fixture
+def no_drawing(capsys):
+    """The one line with which a drawing is refused."""
+
+    def draw(*words: str) -> str:
+        Shape.asked.clear()
+        with pytest.raises(SystemExit) as stopped:
+            parse_config(Drawing, words)
+        said = capsys.readouterr()
+        assert stopped.value.code == 2
+        assert said.out == ""
+        assert said.err.count("\n") == 1
+        return said.err
+
+    return draw
+
+
+def test_the_type_says_whose_fields_the_flags_are():
+    assert parse_config(Drawing, []).shape == Round()
+    assert parse_config(Drawing, ["--shape.radius", "2"]).shape == Round(radius=2.0)
+    for words in (
+        ["--shape.type", "square", "--shape.side", "3", "--shape.corners", "1", "2", "--shape.filled"],
+        ["--shape.filled", "--shape.corners", "1", "2", "--shape.side=3", "--shape.type=square"],
+    ):  # fmt: skip
+        assert parse_config(Drawing, words).shape == Square(side=3, corners=[1, 2], filled=True)
+    assert parse_config(Drawing, ["--shape.type", "square", "--shape.corners", "7"]).shape.corners == [7]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shape.type", "oval"], "--shape.type takes one of round, square, not 'oval'"),
+        (["--shape.type"], "--shape.type takes one value, not 0"),
+        (["--shape.type", "round", "square"], "--shape.type takes one value, not 2"),
+        (["--shape", "round"], "unknown option --shape (did you mean shape."),
+        (["--shape.side", "3"], "unknown option --shape.side"),
+        (["--shape.type", "square", "--shape.radius", "3"], "unknown option --shape.radius"),
+        (["--shape.type", "square", "--shape.sid", "3"], "(did you mean shape.side?)"),
+        (["--shape.type", "square", "--shape.side", "many"], "--shape.side takes a whole number"),
+        (["--shape.type", "square", "--shape.side"], "--shape.side takes one value, not 0"),
+        (["--shape.type", "square", "--shape.side", "0"], "--shape.side must be at least 1, not 0"),
+        (["--shape.type", "square", "--shape.corners", "a"], "--shape.corners takes a list"),
+        (["--colr", "blue"], "unknown option --colr (did you mean colour?)"),
+    ],
+)
+def test_a_mistake_about_a_choice_is_one_line(no_drawing, words, message):
+    assert message in no_drawing(*words)
+
+
+def test_mistakes_elsewhere_are_answered_before_the_choice_is_looked_up(no_drawing):
+    """The class of a choice may be costly to import."""
+    for words in (["--colr", "blue"], ["--colour"], ["--shape.type", "oval"], ["--config", "x"]):
+        no_drawing("--shape.side", "3", *words)
+        assert Shape.asked == []
+
+
+def test_a_preset_chooses_and_a_flag_chooses_over_it(preset, no_drawing):
+    square = preset("colour: blue\nshape:\n  type: square\n  side: 5\n")
+    assert parse_config(Drawing, ["--config", square]).shape == Square(side=5)
+    words = ["--shape.side", "6", "--config", square, "--shape.filled"]
+    assert parse_config(Drawing, words).shape == Square(side=6, filled=True)
+    # The preset's fields are then those of no such class.
+    said = no_drawing("--config", square, "--shape.type", "round")
+    assert "unknown key 'shape.side' in" in said
+    only = preset("shape.type: square")
+    assert parse_config(Drawing, ["--config", only]).shape == Square()
+    assert parse_config(Drawing, ["--config", only, "--shape.type", "round"]).shape == Round()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("shape: {type: oval}", "--shape.type takes one of round, square, not 'oval'"),
+        ("shape: square", "unknown key 'shape' in"),
+        ("shape: {type: square, radius: 1}", "unknown key 'shape.radius' in"),
+        ("shape: {side: 3}", "unknown key 'shape.side' in"),
+        ("shape: {type: square, side: wide}", "--shape.side takes a whole number, not 'wide'"),
+    ],
+)
+def test_a_mistake_about_a_choice_in_a_preset_is_one_line(no_drawing, preset, text, message):
+    assert message in no_drawing("--config", preset(text))
+
+
+def test_a_dumped_choice_means_the_same_as_a_preset(capsys, preset):
+    words = ["--shape.type", "square", "--shape.side", "4", "--colour", "no"]
+    options = parse_config(Drawing, words)
+    assert dump_config(options) == {
+        "colour": "no",
+        "shape": {"type": "square", "side": 4, "corners": [], "filled": False},
+    }
+    assert parse_config(Drawing, ["--config", preset(yaml.safe_dump(dump_config(options)))]) == options  # fmt: skip
+    with pytest.raises(SystemExit):
+        parse_config(Drawing, [*words, "--dry_run"])
+    assert yaml.safe_load(capsys.readouterr().out) == dump_config(options)
+    assert dump_config(Drawing())["shape"] == {"type": "round", "radius": 1.0}
+
+
+def help_of(options_class: type, capsys, *words: str) -> dict[str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(options_class, [*words, "--help"])
+    assert stopped.value.code == 0
+    return dict(re.findall(r"\n  --([\w.]+) .*\n        (\S[^\n]*)", capsys.readouterr().out))
+
+
+def test_help_shows_the_fields_of_the_chosen_one(capsys, preset):
+    shown = help_of(Drawing, capsys)
+    assert (
+        shown["shape.type"]
+        == "What is drawn. The flags below are those of this one. (default: 'round')"
+    )
+    assert shown.keys() - {"config"} == {"colour", "shape.type", "shape.radius"}
+    for words in (["--shape.type", "square"], ["--config", preset("shape: {type: square}")]):
+        shown = help_of(Drawing, capsys, *words)
+        assert shown.keys() - {"config"} == {
+            "colour", "shape.type", "shape.side", "shape.corners", "shape.filled",
+        }  # fmt: skip
+
+
+def test_flag_types_before_and_after_the_choice():
+    assert dict(flag_types(Drawing)) == {
+        "colour": str, "shape.type": Literal["round", "square"], "shape.*": Any,
+    }  # fmt: skip
+    assert "shape.radius" in dict(flag_types(Drawing, {}))
+    assert "shape.side" in dict(flag_types(Drawing, {"shape.type": "square"}))
+
+
+# The family and the presets
+
+
+@pytest.mark.parametrize("member", ["vae", "vqvae", "vqvae2", "vaegan", "vqgan"])
+def test_every_member_has_its_flags_and_survives_a_preset(member, capsys, preset):
+    options_class = importlib.import_module("stage1_autoencoders.options").TrainOptions
+    words = ["--output_dir", "x", "--model.type", member]
+    options = parse_config(options_class, words)
+    dumped = dump_config(options)
+    assert dumped["model"]["type"] == member
+    assert parse_config(options_class, ["--config", preset(yaml.safe_dump(dumped))]) == options
+    shown = help_of(options_class, capsys, "--model.type", member)
+    assert {f"model.{name}" for name in dumped["model"]} <= shown.keys()
+    assert ("model.latent_dim" in shown) == (member in ("vae", "vaegan"))
+    assert ("model.codebook_size" in shown) == (member not in ("vae", "vaegan"))
+    assert all(len(sentence) > 10 for sentence in shown.values())
+
+
+def test_a_flag_of_another_member_is_unknown(capsys):
+    options_class = importlib.import_module("stage1_autoencoders.options").TrainOptions
+    for member, flag, meant in (
+        ("vqvae", "codebook_dim", "codebook_size"),
+        ("vae", "codebook_size", None),
+        ("vqvae", "latent_dims", None),
+        ("vqgan", "num_levels", "residual_stages"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_config(options_class, ["--model.type", member, f"--model.{flag}", "3"])
+        said = capsys.readouterr().err
+        assert f"unknown option --model.{flag}" in said
+        assert meant is None or meant in said or "did you mean" in said
+
+
+PRESETS = sorted(Path(__file__).parents[2].glob("*/configs/*.yaml"))
+
+
+def test_there_is_a_preset_for_every_member_and_data_set():
+    names = {path.stem for path in PRESETS if path.parts[-3] == "stage1_autoencoders"}
+    members = ("vae", "vqvae", "vqvae2", "vaegan", "vqgan")
+    assert names >= {f"{data}_{member}" for data in ("mnist", "cifar10") for member in members}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
+def test_every_preset_is_one_that_runs(path, capsys):
+    """Its first line is the command, its keys are options, its values fit each other."""
+    room = path.parts[-3]
+    options_class = importlib.import_module(f"{room}.options").TrainOptions
+    words = ["--config", str(path), "--output_dir", "x"]
+    words += [] if room == "stage1_autoencoders" else ["--codes", "x"]
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(options_class, [*words, "--dry_run"])
+    said = capsys.readouterr()
+    assert stopped.value.code == 0, said.err
+    resolved = yaml.safe_load(said.out)
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(
+        f"# accelerate launch {room}/train.py --config {room}/configs/{path.name} "
+    )
+    if room == "stage1_autoencoders":
+        assert path.stem.rpartition("_")[2] == resolved["model"]["type"]

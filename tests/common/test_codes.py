@@ -13,6 +13,7 @@ from common.codes import (
     check_same_codes,
     codes_features,
     join_shards,
+    measure_latents,
     open_codes,
     smallest_integer_type,
     write_shard,
@@ -230,3 +231,51 @@ def test_a_damaged_folder_is_told(tmp_path, damage):
 def test_no_folder_at_all_is_told(tmp_path):
     with pytest.raises(ValueError, match="there is no codes dataset"):
         open_codes(tmp_path / "nowhere")
+
+
+def latent_columns(count: int, seed: int) -> dict[str, np.ndarray]:
+    """Two channels far apart, in half precision."""
+    noise = np.random.default_rng(seed).normal(size=(count, 2, 4, 4))
+    latents = np.array([5.0, -0.25])[:, None, None] + np.array([0.5, 30.0])[:, None, None] * noise
+    return {
+        "latents": latents.astype(np.float16),
+        "view": np.zeros(count, np.uint16),
+        "source_index": np.arange(count),
+    }
+
+
+def test_latents_are_measured_over_all_shards(tmp_path):
+    """Mean and deviation of each channel in float64, of shards of different sizes and an empty one."""
+    parts = [latent_columns(count, seed) for seed, count in enumerate((5, 1, 0, 17))]
+    paths = [tmp_path / f"{number}.arrow" for number in range(4)]
+    for path, part in zip(paths, parts, strict=True):
+        write_shard(path, LATENTS, part)
+    found = measure_latents(
+        paths, dataclasses.replace(LATENTS, latent_shift=None, latent_scale=None)
+    )
+    latents = np.concatenate([part["latents"] for part in parts]).astype(np.float64)
+    np.testing.assert_allclose(found.latent_shift, latents.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(found.latent_scale, latents.std((0, 2, 3)), rtol=1e-9)
+    assert dataclasses.replace(found, latent_shift=None, latent_scale=None) == dataclasses.replace(
+        LATENTS, latent_shift=None, latent_scale=None
+    )
+
+
+def test_a_channel_that_never_moves_has_no_scale(tmp_path):
+    rows = latent_columns(6, 0)
+    rows["latents"][:, 0] = 0.1
+    write_shard(tmp_path / "a.arrow", LATENTS, rows)
+    found = measure_latents([tmp_path / "a.arrow"], LATENTS)
+    assert found.latent_scale[0] == pytest.approx(0, abs=1e-7)
+
+
+def test_measures_of_latents_are_no_part_of_the_hand_over():
+    """An autoencoder's own spec has none; the data set's has."""
+    bare = dataclasses.replace(LATENTS, latent_shift=None, latent_scale=None)
+    check_same_codes(bare, LATENTS, "the autoencoder", "the prior")
+
+
+def test_the_shape_of_one_image():
+    assert [level.shape for level in SPEC.levels] == [(2, 3), (4, 6)]
+    assert LATENTS.levels[0].shape == (2, 4, 4)
+    assert LATENTS.levels[0].length == 16

@@ -54,6 +54,30 @@ def test_lines_after_the_checkpoint_and_half_lines_are_dropped(accelerator, tmp_
     assert path.read_text() == ""
 
 
+def test_a_line_takes_lists_and_sentences_and_says_the_sentences_aloud(
+    accelerator, tmp_path, capfd
+):
+    log = MetricsLog(accelerator, tmp_path, RunOptions(output_dir=str(tmp_path)), start=0)
+    figures = {"kl": 0.5, "kl_per_dimension": [0.25, 0.25], "warning": "it has collapsed"}
+    log.write(7, 1.0, figures)
+    assert {name: lines(tmp_path)[0][name] for name in figures} == figures
+    said = capfd.readouterr()
+    assert said.err == "step 7: it has collapsed\n"
+    assert said.out == ""
+
+
+def test_a_tracker_gets_the_single_numbers_only(accelerator, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = RunOptions(output_dir=str(tmp_path), report_to="tensorboard")
+    log = MetricsLog(accelerator, tmp_path, options, start=0)
+    log.write(3, 1.0, {"kl": 0.5, "per_dimension": [0.25], "warning": "text", "count": 2})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "latent-prior"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["count", "kl"]
+
+
 def test_a_tracker_gets_the_metrics_too(accelerator, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

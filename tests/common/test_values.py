@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -40,7 +40,7 @@ def test_a_word_is_read_by_the_type_of_its_flag():
     [
         (1, int), (1, float), (0.5, float), (True, bool), ("a", str), (2024, str), (None, int | None), (2, int | None),
         ([], list[int]), ([1], list[int]), ("a", Literal["a", "b"]), (3, Literal[1, 3]), ([1], list[int] | None),
-        (1, int | list[int]), ([1, 2], int | list[int]),
+        (1, int | list[int]), ([1, 2], int | list[int]), ("a", Any), ([1, "b"], Any), (None, Any),
     ],
 )  # fmt: skip
 def test_fitting_values_pass(value, kind):

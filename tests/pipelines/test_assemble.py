@@ -72,3 +72,32 @@ def test_a_folder_of_something_else_is_left_alone(refused, folders, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
     assert "thesis" in refused(assemble, output_dir=tmp_path / "thesis", **folders)
+
+
+def test_a_vae_is_a_pipeline_of_its_own(call, parts, tmp_path):
+    parts["autoencoder"]("vae").save_pretrained(tmp_path / "vae")
+    flags = {"autoencoder": tmp_path / "vae", "temperature": 0.7}
+    call(assemble, output_dir=tmp_path / "pipeline", **flags)
+    pipe = Pipeline.from_pretrained(tmp_path / "pipeline")
+    assert (pipe.prior, pipe.sampler.temperature) == (None, 0.7)
+    assert len(pipe(2).images) == 2
+
+
+def test_a_prior_over_codes_does_not_fit_a_vae(refused, folders, parts, tmp_path):
+    parts["autoencoder"]("vae").save_pretrained(tmp_path / "vae")
+    flags = {**folders, "autoencoder": tmp_path / "vae"}
+    said = refused(assemble, output_dir=tmp_path / "pipeline", **flags)
+    assert "they differ in kind" in said
+
+
+@pytest.mark.parametrize("member", ["vqvae2", "vqgan"])
+def test_members_with_codebooks_take_a_prior_over_their_codes(call, parts, tmp_path, member):
+    autoencoder = parts["autoencoder"](member)
+    autoencoder.save_pretrained(tmp_path / "autoencoder")
+    parts["prior"](autoencoder).save_pretrained(tmp_path / "prior")
+    flags = {"autoencoder": tmp_path / "autoencoder", "prior": tmp_path / "prior"}
+    call(assemble, output_dir=tmp_path / "pipeline", **flags)
+    output = Pipeline.from_pretrained(tmp_path / "pipeline")(2)
+    assert {name: tuple(map_.shape[1:]) for name, map_ in output.codes.items()} == {
+        level.name: level.shape for level in autoencoder.levels
+    }

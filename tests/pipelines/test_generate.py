@@ -260,3 +260,50 @@ def test_without_a_prior_only_the_temperature_is_a_setting(call, refused, parts,
     assert written["temperature"] == 0.7
     nothing = ("prior_fingerprint", "guidance_scale", "top_k", "top_p")
     assert [written[name] for name in nothing] == [None] * 4
+
+
+@pytest.fixture
+def vae_folder(parts, tmp_path):
+    Pipeline(parts["autoencoder"]("vae")).save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def test_a_vae_draws_the_same_files_whatever_the_batch_size(call, vae_folder, tmp_path):
+    flags = {"pipeline": vae_folder, "num_images": 5, "seed": 3}
+    for name, others in (("one", {"batch_size": 5}), ("two", {"batch_size": 2}), ("other", {"seed": 4})):  # fmt: skip
+        call(generate, output_dir=tmp_path / name, **{**flags, **others})
+    assert pngs(tmp_path / "one") == pngs(tmp_path / "two")
+    assert len(set(pngs(tmp_path / "one").values())) == 5
+    assert not set(pngs(tmp_path / "one").values()) & set(pngs(tmp_path / "other").values())
+    settings = json.loads((tmp_path / "one/generation.json").read_text())
+    assert (settings["temperature"], settings["prior_fingerprint"]) == (1.0, None)
+    assert {row["label"] for row in labels(tmp_path / "one")} == {""}
+
+
+def test_a_vae_without_temperature_draws_one_image(call, vae_folder, tmp_path):
+    call(generate, pipeline=vae_folder, num_images=3, temperature=0, output_dir=tmp_path / "cold")
+    assert len(set(pngs(tmp_path / "cold").values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ({"random_codes": True}, "--random_codes"),
+        ({"temperature": -1}, "temperature"),
+        ({"labels": ["bee"]}, "no classes"),
+    ],
+)
+def test_what_a_vae_cannot_do_is_one_sentence(refused, vae_folder, tmp_path, flags, culprit):
+    said = refused(generate, pipeline=vae_folder, output_dir=tmp_path / "new", **flags)
+    assert culprit in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_stopped_vae_goes_on(call, vae_folder, tmp_path):
+    flags = {"pipeline": vae_folder, "output_dir": tmp_path / "samples", "num_images": 5}
+    call(generate, **flags)
+    before = pngs(tmp_path / "samples")
+    for name in (NUMBERS[1], NUMBERS[4]):
+        (tmp_path / "samples" / name).unlink()
+    call(generate, **flags)
+    assert pngs(tmp_path / "samples") == before

@@ -353,9 +353,93 @@ def test_without_a_prior_its_settings_are_refused(parts, name):
         pipe(1, **{name: 1})
 
 
-def test_the_temperature_scales_latents_from_the_normal_distribution(parts):
-    pipe = Pipeline(parts["autoencoder"]("vae"))
-    one, half = (pipe(3, temperature=t, generator=seeded()).codes for t in (1.0, 0.5))
-    assert all(torch.equal(values, 0.5 * one[name]) for name, values in half.items())
+# A VAE's pipeline, which needs no prior
+
+
+@pytest.fixture(scope="module", params=["vae", "vaegan", "grid"])
+def vae(request, parts):
+    if request.param == "grid":
+        return Pipeline(parts["autoencoder"]("vae", latent_dim=None))
+    return Pipeline(parts["autoencoder"](request.param))
+
+
+def test_without_a_prior_latents_are_standard_normal(vae):
+    latents = vae.standard_normal(400, seeded())["latents"]
+    (level,) = vae.code_spec.levels
+    assert latents.shape == (400, *level.shape)
+    assert abs(latents.mean()) < 0.05
+    assert latents.std() == pytest.approx(1, abs=0.05)
+    output = vae(4, generator=seeded(), output_type="pt")
+    assert torch.equal(output.codes["latents"], latents[:4])
+    assert torch.equal(output.images, vae.decode(output.codes))
+    assert output.labels == [-1] * 4
+    assert output.images.std(0).mean() > 0.01
+
+
+def test_a_seed_gives_the_same_latents_whatever_the_batch_size(vae):
+    whole = vae(7, generator=seeded(), output_type="pt")
+    for batch_size in (1, 3):
+        drawn = vae(7, generator=seeded(), batch_size=batch_size, output_type="pt")
+        assert torch.equal(drawn.codes["latents"], whole.codes["latents"])
+        torch.testing.assert_close(drawn.images, whole.images, atol=1e-5, rtol=0)
+    each = vae(5, generator=[seeded(i) for i in range(5)], batch_size=2, output_type="pt")
+    alone = vae(1, generator=[seeded(3)], output_type="pt")
+    assert torch.equal(each.codes["latents"][3], alone.codes["latents"][0])
+    other = vae(7, generator=seeded(6), output_type="pt")
+    assert not torch.allclose(other.codes["latents"], whole.codes["latents"], atol=0.1)
+
+
+def test_the_temperature_scales_the_latents(vae):
+    warm, cold = (vae(3, generator=seeded(), temperature=t, output_type="pt") for t in (1.0, 0.25))
+    torch.testing.assert_close(cold.codes["latents"], 0.25 * warm.codes["latents"])
+    still = vae(3, generator=seeded(), temperature=0, output_type="pt")
+    (level,) = vae.code_spec.levels
+    origin = vae.decode({"latents": torch.zeros(3, *level.shape)})
+    assert torch.equal(still.images, origin)
+    stored = Pipeline(vae.autoencoder, sampler=Sampler(temperature=0.0))
+    assert torch.equal(stored(3, output_type="pt").images, origin)
     with pytest.raises(ValueError, match="temperature must be"):
-        pipe(1, temperature=-1.0)
+        vae(1, temperature=-1.0)
+
+
+def test_a_vaes_pipeline_is_saved_without_a_prior(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    again = Pipeline.from_pretrained(tmp_path / "vae")
+    assert again.prior is None
+    assert again.code_spec == vae.code_spec
+    first, second = (p(3, generator=seeded(), output_type="pt") for p in (vae, again))
+    assert torch.equal(first.images, second.images)
+    index = json.loads((tmp_path / "vae/pipeline.json").read_text())
+    assert list(index["components"]) == ["autoencoder"]
+
+
+def test_a_vaes_pipeline_reconstructs_its_means(vae):
+    latents = vae.encode(pictures())["latents"]
+    assert torch.equal(latents, vae.encode(pictures())["latents"])
+    assert torch.equal(vae.reconstruct(pictures()), vae.decode({"latents": latents}))
+    for wrong in (latents[:, :2], latents.flatten(1)):
+        with pytest.raises(ValueError, match=r"expected \(B, "):
+            vae.decode({"latents": wrong})
+
+
+def test_latents_are_no_random_codes_and_have_no_classes(vae):
+    with pytest.raises(ValueError, match=r"latents, not codes.*N\(0, I\)"):
+        vae.random_codes(2)
+    assert vae.class_names == ()
+    with pytest.raises(ValueError, match="no classes"):
+        vae(2, labels=0)
+
+
+@pytest.mark.parametrize("member", ["vqvae2", "vqgan"])
+def test_members_with_codebooks_need_a_prior(parts, member):
+    pipe = Pipeline(parts["autoencoder"](member))
+    with pytest.raises(ValueError, match="no prior"):
+        pipe(1)
+    codes = pipe.random_codes(3, seeded())
+    assert {name: tuple(map_.shape[1:]) for name, map_ in codes.items()} == {
+        level.name: level.shape for level in pipe.code_spec.levels
+    }
+    assert pipe.decode(codes).shape == (3, 3, 16, 16)
+    one = pipe.random_codes(1, [seeded(i) for i in (2,)])
+    each = pipe.random_codes(3, [seeded(i) for i in range(3)])
+    assert all(torch.equal(each[name][2], map_[0]) for name, map_ in one.items())
