@@ -48,7 +48,7 @@ def options(member: str = "vqgan", accumulation_steps: int = 1, **critic) -> Tra
 
 
 class Game:
-    """A run and its adversary, as `train.main` sets them up."""
+    """The parts of a run and its adversary, as `train.main` sets them up."""
 
     def __init__(self, of_run: TrainOptions) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -59,16 +59,16 @@ class Game:
         meter = Meter(model.code_spec)
         ema = EMA(model, 0.9)
         state = TrainState({})
-        self.run = train.Run(of_run, accelerator, model, wrapped, optimizer, ema, meter, state)
+        self.parts = train.Parts(of_run, accelerator, model, wrapped, optimizer, ema, meter, state)
         self.adversary = Adversary(of_run, accelerator)
         self.model, self.critic = model, self.adversary.critic
 
     def step(self, number: int = 0, share: int = 8) -> dict[str, Tensor]:
         """One micro-batch of the step with this number."""
-        self.run.state.step = number
+        self.parts.state.step = number
         torch.manual_seed(number)
         batch = {"images": images(8, number)[:share]}
-        return train.adversarial_step(self.run, self.adversary, batch)
+        return train.adversarial_step(self.parts, self.adversary, batch)
 
 
 def images(count: int = 8, seed: int = 0) -> Tensor:
@@ -142,7 +142,7 @@ def test_both_halves_equal_two_separate_computations(seen, member, critic):
     halves = seen(game)
     model, judge = copy.deepcopy(game.model), copy.deepcopy(game.critic)
     metrics = game.step()
-    chosen = game.run.options.critic
+    chosen = game.parts.options.critic
 
     torch.manual_seed(0)
     pixels = images().float() / 127.5 - 1
@@ -196,7 +196,7 @@ def test_before_its_first_step_there_is_no_critic():
     """Neither heard nor taught: the autoencoder learns what it would learn alone."""
     waits = Game(options(start_step=2))
     alone = copy.deepcopy(waits.model)
-    optimizer = make_optimizer(alone, waits.run.options)
+    optimizer = make_optimizer(alone, waits.parts.options)
     before = weights(waits.critic)
     for number in range(2):
         metrics = waits.step(number)
@@ -229,7 +229,7 @@ def test_the_critic_has_its_own_rate_on_the_autoencoders_schedule():
     schedule = {"warmup_steps": 10, "max_steps": 20, "schedule": "linear"}
     for each in (game, own):
         for name, value in schedule.items():
-            setattr(each.run.options, name, value)
+            setattr(each.parts.options, name, value)
             setattr(each.adversary.run_options, name, value)
     assert game.adversary.optimizer.param_groups[0]["betas"] == (0.5, 0.95)
     assert own.adversary.optimizer.param_groups[0]["betas"] == (0.25, 0.95)
@@ -267,7 +267,7 @@ def test_a_relativistic_critic_compares_each_sample_with_an_original():
         0.7, abs=0.1
     )  # ln 2: it knows nothing yet
     assert game.adversary.health.count_real == game.adversary.health.count_fake == 16 * 4 * 4
-    game.adversary.health.compute(game.run.accelerator)
+    game.adversary.health.compute(game.parts.accelerator)
     game.step()
     assert game.adversary.health.count_real == 16 * 4 * 4
 
@@ -295,7 +295,7 @@ def test_a_checkpoint_holds_the_whole_opponent():
     for name, part in other.adversary.parts.items():
         part.load_state_dict(states[name])
     other.model.load_state_dict(game.model.state_dict())
-    other.run.optimizer.load_state_dict(copy.deepcopy(game.run.optimizer.state_dict()))
+    other.parts.optimizer.load_state_dict(copy.deepcopy(game.parts.optimizer.state_dict()))
     for number in range(3, 6):
         first, second = game.step(number), other.step(number)
         assert first["critic"] == second["critic"]
@@ -327,7 +327,7 @@ def test_a_perceptual_network_joins_the_total_and_the_balance(monkeypatch):
     pixels = images().float() / 127.5 - 1
     output = DiscreteOutput((0.5 * pixels * game.model.last_layer.sum()), {}, torch.zeros(()))
     losses = {"reconstruction": output.images.square().mean(), "total": output.images.square().mean()}  # fmt: skip
-    game.run.options.critic.weight = 0.0
+    game.parts.options.critic.weight = 0.0
     added = game.adversary.decoder_losses(pixels, output, losses, game.model.last_layer, 0)
     distance = (pixels - output.images).abs().mean()
     assert added["perceptual"].item() == pytest.approx(distance.item(), rel=1e-6)
