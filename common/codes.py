@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+
+from common.options import ImageOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -129,6 +131,25 @@ def check_same_codes(
             f"{expected_name} to those of {expected.autoencoder_fingerprint[:12]} (they differ in "
             f"{', '.join(differing)}): use parts made from one and the same autoencoder"
         )
+
+
+ImageFlags = TypeVar("ImageFlags", bound=ImageOptions)
+
+
+def fit_images(options: ImageFlags, spec: CodeSpec) -> ImageFlags:
+    """The options with the autoencoder's image size and channels.
+
+    Raises:
+        ValueError: a flag asks for others.
+    """
+    for flag, wanted in (("image_size", spec.image_size), ("channels", spec.image_channels)):
+        if getattr(options, flag) not in (None, wanted):
+            raise ValueError(
+                f"--{flag} {getattr(options, flag)}: the autoencoder was trained with {flag} {wanted}; leave the flag out"
+            )
+    return replace(
+        options, image_size=spec.image_size, channels=1 if spec.image_channels == 1 else 3
+    )
 
 
 def write_spec(spec: CodeSpec, folder: Path) -> None:

@@ -6,13 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.pipeline import Pipeline, PipelineOutput, Sampler
+    from pipelines.outputs import PipelineOutput, Sampler
+    from pipelines.pipeline import Pipeline
 
 __all__ = ["Pipeline", "PipelineOutput", "Sampler"]
+
+_HOMES = {
+    "Pipeline": "pipelines.pipeline",
+    "PipelineOutput": "pipelines.outputs",
+    "Sampler": "pipelines.outputs",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import the pipeline's module when one of its classes is first asked for: `--help` needs no torch."""
-    if name in __all__:
-        return getattr(importlib.import_module("pipelines.pipeline"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

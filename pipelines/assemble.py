@@ -13,7 +13,8 @@ if __name__ == "__main__":
 
 from collections.abc import Sequence
 
-from pipelines.pipeline import Pipeline, Sampler
+from pipelines.outputs import Sampler
+from pipelines.pipeline import Pipeline
 from stage1_autoencoders import load_autoencoder
 from stage2_prior.prior import TransformerPrior
 from stage2_prior.sampling import check_settings

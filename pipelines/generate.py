@@ -11,7 +11,6 @@ from pipelines.options import GenerateOptions
 if __name__ == "__main__":
     parse_config(GenerateOptions)  # --help and mistakes are answered before torch is imported
 
-import csv
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -25,11 +24,12 @@ from tqdm import tqdm
 
 from common.checkpoint import whole_file
 from common.images import grid, save_png, to_uint8
-from common.pretrained import read_json
 from common.processes import start_processes
 from common.seeds import generator
 from pipelines.arguments import label_number
-from pipelines.pipeline import PRIOR_SETTINGS, Pipeline, check_no_prior_settings
+from pipelines.outputs import PRIOR_SETTINGS, check_no_prior_settings
+from pipelines.pipeline import Pipeline
+from pipelines.results import holds_these, write_labels
 from stage2_prior.sampling import check_settings
 
 SETTINGS_FILE = "generation.json"
@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        write_labels(folder / "labels.csv", labels, pipe.class_names)
+        names = [image_path(folder, number).name for number in range(options.num_images)]
+        write_labels(folder / "labels.csv", names, labels, pipe.class_names)
         save_png(first_images(folder, options.num_images), folder / "grid.png")
         print(f"images: {folder}, looked at together: {folder / 'grid.png'}")
     accelerator.wait_for_everyone()
@@ -131,20 +132,7 @@ def check_folder(folder: Path, settings: dict[str, Any], num_images: int) -> Non
     Raises:
         ValueError: the folder holds something else.
     """
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / SETTINGS_FILE).is_file():
-        raise ValueError(
-            f"--output_dir {folder} is not empty and was not written by this command; choose another folder"
-        )
-    before = read_json(folder / SETTINGS_FILE)
-    differing = [key for key in settings if before.get(key) != settings[key]]
-    if differing:
-        raise ValueError(
-            f"--output_dir {folder} holds images with {differing[0]} = {before.get(differing[0])!r}, this command says "
-            f"{settings[differing[0]]!r}: choose another folder"
-        )
-    if image_path(folder, num_images).exists():
+    if holds_these(folder, SETTINGS_FILE, settings) and image_path(folder, num_images).exists():
         raise ValueError(
             f"--output_dir {folder} holds more than --num_images {num_images} images: choose another folder"
         )
@@ -177,16 +165,6 @@ def draw(
 def image_path(folder: Path, number: int) -> Path:
     """Where an image lies."""
     return folder / f"{number:06d}.png"
-
-
-def write_labels(path: Path, labels: list[int], names: Sequence[str]) -> None:
-    """A table of file, class number and class name; without classes the last two are empty."""
-    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "class"])
-        for number, label in enumerate(labels):
-            row = (label, names[label]) if label >= 0 else ("", "")
-            writer.writerow([image_path(path.parent, number).name, *row])
 
 
 def first_images(folder: Path, num_images: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import whole_file, whole_folder
-from common.codes import CodeSpec
+from common.codes import fit_images
 from common.decoding import decode_image
 from common.images import ImageSet, grid, open_images, save_png, to_uint8
 from common.processes import start_processes
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_config(LatentOptions, argv)
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = open_pipeline(options).to(accelerator.device)
-    options = fit_options(options, pipe.code_spec)
+    options = fit_images(options, pipe.code_spec)
+    options.mask_box(pipe.code_spec.image_size)  # may reach out of images of this size
     images = open_images(options, options.split)
     places = choose_places(images, options)
     settings = resolved_settings(pipe, options)
@@ -76,22 +77,6 @@ def open_pipeline(options: LatentOptions) -> Pipeline:
         return Pipeline.from_pretrained(options.pipeline)
     assert options.autoencoder is not None
     return Pipeline(load_autoencoder(options.autoencoder))
-
-
-def fit_options(options: LatentOptions, spec: CodeSpec) -> LatentOptions:
-    """Image size and channels are the autoencoder's.
-
-    Raises:
-        ValueError: a flag asks for others, or the mask reaches out of the image.
-    """
-    for flag, wanted in (("image_size", spec.image_size), ("channels", spec.image_channels)):
-        if getattr(options, flag) not in (None, wanted):
-            raise ValueError(
-                f"--{flag} {getattr(options, flag)}: the autoencoder was trained with {flag} {wanted}; leave the flag out"
-            )
-    options.mask_box(spec.image_size)
-    channels: Any = spec.image_channels
-    return dataclasses.replace(options, image_size=spec.image_size, channels=channels)
 
 
 def choose_places(images: ImageSet, options: LatentOptions) -> list[int]:

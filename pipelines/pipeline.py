@@ -9,67 +9,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Generator, Tensor
 from transformers.utils.hub import PushToHubMixin
 
 from common.checkpoint import whole_folder
 from common.codes import CodeMaps, CodeSpec, check_same_codes
-from common.images import to_pil, to_uint8
 from common.pretrained import local_folder, read_json
 from pipelines.arguments import label_number, one_each
 from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
+from pipelines.outputs import (
+    PipelineOutput,
+    Sampler,
+    check_no_prior_settings,
+    check_output,
+    convert,
+)
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
 from stage2_prior.prior import TransformerPrior
 from stage2_prior.sampling import check_settings
 
 INDEX_FILE = "pipeline.json"
-PRIOR_SETTINGS = ("guidance_scale", "top_k", "top_p")
-"""Of the sampler: what means nothing without a prior."""
-Images = list[Image.Image] | Tensor | NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How codes are drawn from the prior; stored with the pipeline as its defaults.
-
-    Attributes:
-        guidance_scale: classifier-free guidance; 1 is none.
-        temperature: divides the logits; 0 always takes the likeliest code.
-        top_k: codes to choose from, the likeliest; 0 means all.
-        top_p: probability of the set of likeliest codes to choose from; 1 means all.
-    """
-
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-
-@dataclass
-class PipelineOutput:
-    """What a call returns.
-
-    Attributes:
-        images: PIL images; or a float tensor (N, C, H, W) in [-1, 1] (`pt`); or a float array (N, H, W, C) in
-            [0, 1] (`np`).
-        codes: the sampled codes, level name -> int64 (N, height, width), or latents, float (N, channels, height, width).
-        labels: the class of every image, -1 for none.
-    """
-
-    images: Images
-    codes: CodeMaps
-    labels: list[int]
 
 
 class Pipeline(PushToHubMixin):
@@ -213,7 +179,7 @@ class Pipeline(PushToHubMixin):
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
             )
-        _check_output(output_type, num_images, batch_size)
+        check_output(output_type, num_images, batch_size)
         numbers = self.label_numbers(labels, num_images)
         generators = one_each(generator, num_images)
         given: dict[str, Any] = {
@@ -240,7 +206,7 @@ class Pipeline(PushToHubMixin):
             parts.append(codes)
             images.append(self.decode(codes).cpu())
         codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return PipelineOutput(_convert(torch.cat(images), output_type), codes, numbers)
+        return PipelineOutput(convert(torch.cat(images), output_type), codes, numbers)
 
     def label_numbers(
         self, labels: int | str | Sequence[int | str] | None, num_images: int
@@ -333,7 +299,7 @@ class Pipeline(PushToHubMixin):
             "top_p": top_p,
         }
         self._check_completion(labels, given)
-        _check_output(output_type, len(images), batch_size)
+        check_output(output_type, len(images), batch_size)
         numbers = self.label_numbers(-1 if labels is None else labels, len(images))
         generators = one_each(generator, len(images))
         settings = dataclasses.asdict(self._sampler(given))
@@ -360,7 +326,7 @@ class Pipeline(PushToHubMixin):
             parts.append(codes)
             completed.append((torch.where(hidden, decoded, filled) if paste else decoded).cpu())
         codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return PipelineOutput(_convert(torch.cat(completed), output_type), codes, numbers)
+        return PipelineOutput(convert(torch.cat(completed), output_type), codes, numbers)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> CodeMaps:
@@ -431,40 +397,6 @@ class Pipeline(PushToHubMixin):
             raise ValueError(
                 f"{named[0]} is for a prior over codes; latents are completed without one"
             )
-
-
-def check_no_prior_settings(given: Mapping[str, Any], prefix: str = "") -> None:
-    """Stop at a sampler setting that is a prior's, where latents are drawn from N(0, I): only the temperature changes those.
-
-    Args:
-        given: settings by name, None where nothing was said.
-        prefix: put before the name in the error, as `--`.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for name in PRIOR_SETTINGS:
-        if given[name] is not None:
-            raise ValueError(
-                f"{prefix}{name} is for a prior, and this pipeline draws its latents from N(0, I) without one; leave it out"
-            )
-
-
-def _check_output(output_type: str, num_images: int, batch_size: int) -> None:
-    if output_type not in ("pil", "pt", "np"):
-        raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
-    if num_images < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
-        )
-
-
-def _convert(images: Tensor, output_type: Literal["pil", "pt", "np"]) -> Images:
-    if output_type == "pt":
-        return images
-    if output_type == "np":
-        return images.add(1).div(2).permute(0, 2, 3, 1).numpy()
-    return [to_pil(image) for image in to_uint8(images)]
 
 
 def _version(package: str) -> str:

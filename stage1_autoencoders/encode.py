@@ -29,6 +29,7 @@ from common.codes import (
     SPEC_FILE,
     CodeMaps,
     codes_features,
+    fit_images,
     join_shards,
     measure_latents,
     write_shard,
@@ -111,18 +112,11 @@ def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptio
     Raises:
         ValueError: a flag asks for others, or for draws of a posterior that there is not.
     """
-    spec = autoencoder.code_spec
     if options.posterior == "sample" and not isinstance(autoencoder, VAE):
         raise ValueError(
             f"--posterior sample: {options.autoencoder} writes codes and has no posterior; leave the flag out"
         )
-    for flag, wanted in (("image_size", spec.image_size), ("channels", spec.image_channels)):
-        if getattr(options, flag) not in (None, wanted):
-            raise ValueError(
-                f"--{flag} {getattr(options, flag)}: the autoencoder was trained with {flag} {wanted}; leave the flag out"
-            )
-    channels: Any = spec.image_channels
-    return dataclasses.replace(options, image_size=spec.image_size, channels=channels)
+    return fit_images(options, autoencoder.code_spec)
 
 
 def is_done(folder: Path, settings: dict[str, Any]) -> bool:
