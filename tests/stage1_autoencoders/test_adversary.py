@@ -16,7 +16,6 @@ from common.processes import start_training_processes
 from common.training import TrainState
 from stage1_autoencoders import train
 from stage1_autoencoders.adversary import Adversary
-from stage1_autoencoders.autoencoder import DiscreteOutput
 from stage1_autoencoders.discriminators import feature_distance
 from stage1_autoencoders.meters import Meter
 from stage1_autoencoders.options import CriticOptions, ModelOptions, TrainOptions
@@ -320,19 +319,25 @@ def test_a_critic_that_has_won_is_told_but_not_in_its_first_epoch():
     assert figures["epoch_critic_warning"].startswith("the critic has won: ")
 
 
-def test_a_perceptual_network_joins_the_total_and_the_balance(monkeypatch):
-    """A stand-in for the pretrained one, whose distance is known."""
-    game = Game(options(perceptual="none", perceptual_weight=3.0, adaptive=True))
+def test_a_perceptual_network_joins_the_total_and_the_balance():
+    """A distance that can be written down stands in for the pretrained network."""
+    game = Game(options(perceptual_weight=3.0, adaptive=True, weight=0.5))
     game.adversary.perceptual = lambda one, two: (one - two).abs().mean()
     pixels = images().float() / 127.5 - 1
-    output = DiscreteOutput((0.5 * pixels * game.model.last_layer.sum()), {}, torch.zeros(()))
-    losses = {"reconstruction": output.images.square().mean(), "total": output.images.square().mean()}  # fmt: skip
-    game.parts.options.critic.weight = 0.0
-    added = game.adversary.decoder_losses(pixels, output, losses, game.model.last_layer, 0)
+    output = game.model(pixels)
+    losses = game.model.objective(pixels, output, 0)
+    last = game.model.last_layer
+    added = game.adversary.decoder_losses(pixels, output, losses, last, 0)
     distance = (pixels - output.images).abs().mean()
+    weight, adversarial = added["adversarial_weight"], added["adversarial"]
     assert added["perceptual"].item() == pytest.approx(distance.item(), rel=1e-6)
-    expected = losses["total"] + 3 * distance
+    expected = losses["total"] + 3 * distance + weight * adversarial
     assert added["total"].item() == pytest.approx(expected.item(), rel=1e-5)
+    lengths = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm().item()
+        for loss in (weight * adversarial, losses["reconstruction"] + 3 * distance)
+    ]
+    assert lengths[0] == pytest.approx(0.5 * lengths[1], rel=1e-3)
 
 
 # What a user may get wrong
