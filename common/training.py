@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint, whole_file
-from common.cli import dump_config
+from common.cli import dotted, dump_config
 from common.metrics import Figures, Metrics, MetricsLog, Window, check_finite
 from common.options import RunOptions
 from common.seeds import derive_seed, generator
@@ -152,11 +152,11 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
     resolved = dump_config(options)
     found = checkpoints(run)
     if found:
-        before = yaml.safe_load(config.read_text()) if config.is_file() else {}
-        for name in resolved.keys() - _MAY_CHANGE:
-            if before.get(name) != resolved[name]:
+        before = dict(dotted(yaml.safe_load(config.read_text()))) if config.is_file() else {}
+        for name, value in dotted(resolved):
+            if name not in _MAY_CHANGE and before.get(name) != value:
                 raise ValueError(
-                    f"{run} holds a run with {name} = {before.get(name)!r}, this command says {resolved[name]!r}: "
+                    f"{run} holds a run with {name} = {before.get(name)!r}, this command says {value!r}: "
                     "choose another --output_dir, or the same options to resume"
                 )
         load_checkpoint(found[-1], {"state": state, **state.parts})

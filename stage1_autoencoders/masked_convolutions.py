@@ -92,6 +92,9 @@ class AutoregressiveHead(nn.Module):
         for row in range(images.shape[2]):
             rows = slice(max(0, row - self.rows_above), row + 1)
             for column in range(images.shape[3]):
-                prediction = self(features[:, :, rows], images[:, :, rows])[:, :, -1:, column, None]
+                seen = images[:, :, rows].to(
+                    features.dtype
+                )  # half where the weights were loaded as half
+                prediction = self(features[:, :, rows], seen)[:, :, -1:, column, None]
                 images[:, :, row, column] = draw(prediction).clamp(-1, 1)[:, :, 0, 0]
         return images

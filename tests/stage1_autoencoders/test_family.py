@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 from datasets import load_from_disk
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -195,6 +196,34 @@ def test_encoding_writes_what_the_model_says_of_each_image(call, images, trained
     assert spec.levels == model.levels
     assert spec.autoencoder_fingerprint == model.fingerprint
     assert (spec.latent_shift is not None) == (member in GAUSSIAN)
+
+
+@pytest.mark.parametrize("member", MODELS)
+def test_autocast_trains_nearly_the_same(fit, member):
+    others = {"model.quantizer": "fsq"} if member in DISCRETE else {}
+    if member in ("vaegan", "vqgan"):
+        others |= {"critic.adaptive": True, "critic.lecam": 0.1, "critic.r1": 1}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        low = fit("low", member, **others, mixed_precision="bf16", max_steps=3)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    full = fit("full", member, **others, max_steps=3)
+    one, two = (next(line for line in metrics(run) if "total" in line) for run in (low, full))
+    assert one.keys() == two.keys()
+    assert one["total"] == pytest.approx(two["total"], rel=0.05, abs=0.05)
+    assert one["reconstruction"] == pytest.approx(two["reconstruction"], rel=0.05)
+    weights = [load_file(run / "model/model.safetensors") for run in (low, full)]
+    assert {w.dtype for w in weights[0].values()} == {w.dtype for w in weights[1].values()}
+
+
+def test_another_member_in_the_folder_is_another_run(fit, refused, flags, parts, tmp_path):
+    run = fit("run", "vae", max_steps=2)
+    for member, culprit in (("vaegan", "model.type = 'vae'"), ("vae", "model.latent_dim = 6")):
+        settings = {**flags, **parts["family_flags"][member], "model.latent_dim": 7}
+        said = refused(train, output_dir=run, **settings)
+        assert f"holds a run with {culprit}, this command says" in said
 
 
 # Several processes, micro-batches, and stopped runs

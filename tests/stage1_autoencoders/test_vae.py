@@ -257,6 +257,15 @@ def test_autoregressive_layers_decode_pixel_by_pixel():
     torch.testing.assert_close(again.clamp(-1, 1), decoded, rtol=1e-4, atol=1e-5)
 
 
+def test_autoregressive_layers_decode_in_half_precision(tmp_path):
+    model = small(autoregressive_layers=1, image_size=4).eval()
+    model.save_pretrained(tmp_path)
+    half = VAE.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    latents = model.encode(images(size=4))
+    with torch.no_grad():
+        torch.testing.assert_close(half.decode(latents), model.decode(latents), rtol=0, atol=0.05)
+
+
 # Options
 
 
