@@ -93,14 +93,17 @@ class Adversary:
             total = total + options.perceptual_weight * added["perceptual"]
             resemblance = resemblance + options.perceptual_weight * added["perceptual"]
         if self.plays(step):
-            real, fake = self._judge(self.critic, images, output.fakes)
+            fake: CriticOutput = self.critic(augment(output.fakes.to(images), options.augment))
+            real_logits = None
+            if options.feature_matching or options.loss == "relativistic":
+                with torch.no_grad():  # what the originals look like to the critic is given
+                    real: CriticOutput = self.critic(augment(images, options.augment))
+                real_logits = _paired(real.logits, fake.logits)
             if options.feature_matching:
                 own = [features[: len(images)] for features in fake.features]
                 added["feature_matching"] = feature_distance(real.features, own)
                 total = total + options.feature_matching * added["feature_matching"]
-            added["adversarial"] = generator_loss(
-                options.loss, fake.logits, _paired(real.logits, fake.logits)
-            )
+            added["adversarial"] = generator_loss(options.loss, fake.logits, real_logits)
             weight = torch.full((), options.weight, device=images.device)
             if options.adaptive:
                 weight = weight * adaptive_weight(
@@ -113,7 +116,7 @@ class Adversary:
     def critic_losses(self, images: Tensor, output: Any, step: int) -> dict[str, Tensor]:
         """What the critic minimises, `critic`, and its parts; no gradient reaches the autoencoder."""
         options = self.options
-        real, fake = self._judge(self.wrapped, images, output.fakes.detach())
+        real, fake = self._judge(images, output.fakes.detach())
         partners = _paired(real.logits, fake.logits)
         self.health.update(partners, fake.logits)
         loss = critic_loss(options.loss, partners, fake.logits)
@@ -150,11 +153,10 @@ class Adversary:
         warning = None if first else diagnose(health, prefix)
         return {**health} if warning is None else {**health, f"{prefix}critic_warning": warning}
 
-    def _judge(
-        self, critic: torch.nn.Module, images: Tensor, fakes: Tensor
-    ) -> tuple[CriticOutput, CriticOutput]:
-        """The critic's answers to originals and to fakes, from one pass over both."""
-        judged = critic(augment(torch.cat([images, fakes.to(images)]), self.options.augment))
+    def _judge(self, images: Tensor, fakes: Tensor) -> tuple[CriticOutput, CriticOutput]:
+        """The critic's answers to originals and to fakes, from one pass over both: DDP wants one before a backward."""
+        both = torch.cat([images, fakes.to(images)])
+        judged = self.wrapped(augment(both, self.options.augment))
         count = len(images)
         return (
             CriticOutput(judged.logits[:count], [maps[:count] for maps in judged.features]),

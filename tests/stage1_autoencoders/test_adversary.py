@@ -281,8 +281,8 @@ def test_what_the_critic_sees_is_augmented_in_both_halves(monkeypatch):
     )  # fmt: skip
     Game(options("vaegan", augment=["translation", "cutout"], r1=1.0)).step()
     both = ["translation", "cutout"]
-    # Originals with reconstructions and samples, twice, and the originals at which the penalty is taken.
-    assert asked == [(24, both), (24, both), (8, both)]
+    # Reconstructions and samples; the originals with them; and the originals at which the penalty is taken.
+    assert asked == [(16, both), (24, both), (8, both)]
 
 
 def test_a_checkpoint_holds_the_whole_opponent():
