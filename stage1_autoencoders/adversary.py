@@ -93,17 +93,20 @@ class Adversary:
             total = total + options.perceptual_weight * added["perceptual"]
             resemblance = resemblance + options.perceptual_weight * added["perceptual"]
         if self.plays(step):
-            fake: CriticOutput = self.critic(augment(output.fakes.to(images), options.augment))
-            real_logits = None
-            if options.feature_matching or options.loss == "relativistic":
-                with torch.no_grad():  # what the originals look like to the critic is given
-                    real: CriticOutput = self.critic(augment(images, options.augment))
-                real_logits = _paired(real.logits, fake.logits)
+            fake: CriticOutput = self.critic(augment(_shown(output.fakes), options.augment))
+            partners = None
+            if options.loss == "relativistic":
+                with torch.no_grad():  # what the critic says of the originals is given
+                    judged: CriticOutput = self.critic(augment(images, options.augment))
+                partners = _paired(judged.logits, fake.logits)
+            added["adversarial"] = generator_loss(options.loss, fake.logits, partners)
             if options.feature_matching:
-                own = [features[: len(images)] for features in fake.features]
-                added["feature_matching"] = feature_distance(real.features, own)
+                # Not augmented: an image would be compared with another window of itself.
+                own: CriticOutput = self.critic(_shown(output.images))
+                with torch.no_grad():
+                    real: CriticOutput = self.critic(images)
+                added["feature_matching"] = feature_distance(real.features, own.features)
                 total = total + options.feature_matching * added["feature_matching"]
-            added["adversarial"] = generator_loss(options.loss, fake.logits, real_logits)
             weight = torch.full((), options.weight, device=images.device)
             if options.adaptive:
                 weight = weight * adaptive_weight(
@@ -155,13 +158,18 @@ class Adversary:
 
     def _judge(self, images: Tensor, fakes: Tensor) -> tuple[CriticOutput, CriticOutput]:
         """The critic's answers to originals and to fakes, from one pass over both: DDP wants one before a backward."""
-        both = torch.cat([images, fakes.to(images)])
+        both = torch.cat([images, _shown(fakes)])
         judged = self.wrapped(augment(both, self.options.augment))
         count = len(images)
         return (
             CriticOutput(judged.logits[:count], [maps[:count] for maps in judged.features]),
             CriticOutput(judged.logits[count:], [maps[count:] for maps in judged.features]),
         )
+
+
+def _shown(fakes: Tensor) -> Tensor:
+    """Images as they are written, float32 in [-1, 1]: a critic would tell fakes by a black that is not quite black."""
+    return fakes.float().clamp(-1, 1)
 
 
 def _paired(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

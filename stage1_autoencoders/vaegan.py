@@ -49,15 +49,11 @@ class VAEGANOutput(VAEOutput):
     """What the objective and the critic need.
 
     Attributes:
-        samples: in training images decoded from N(0, I), (B, channels, size, size).
+        fakes: what the critic judges. In training the reconstructions once more, without a way back to the encoder,
+            and behind them images decoded from N(0, I): (2 B, channels, size, size). Otherwise the reconstructions.
     """
 
-    samples: Tensor | None
-
-    @property
-    def fakes(self) -> Tensor:
-        """What a critic judges: the reconstructions, and the samples behind them."""
-        return self.images if self.samples is None else torch.cat([self.images, self.samples])
+    fakes: Tensor
 
 
 class VAEGAN(VAE):
@@ -67,17 +63,21 @@ class VAEGAN(VAE):
     config: VAEGANConfig
 
     def forward(self, images: Tensor) -> VAEGANOutput:
-        """As a VAE's; in training mode with images from N(0, I) besides, as many as there are originals."""
+        """As a VAE's; in training mode with what the critic judges.
+
+        The adversarial loss teaches the decoder alone (Larsen et al., 2016, Algorithm 1): an encoder that may help to
+        deceive the critic gives up the latent space for it.
+        """
         posterior = self.posterior(images)
         if not self.training:
             prediction = self._features(posterior.mean)
-            return VAEGANOutput(
-                self.likelihood.mean(prediction), prediction, posterior, samples=None
-            )
-        latents = torch.cat([posterior.sample(), torch.randn_like(posterior.mean)])
-        prediction, sampled = self._features(latents).chunk(2)
+            means = self.likelihood.mean(prediction)
+            return VAEGANOutput(means, prediction, posterior, fakes=means)
+        latent = posterior.sample()
+        latents = torch.cat([latent, latent.detach(), torch.randn_like(latent)])
+        prediction, judged = self._features(latents).split([len(images), 2 * len(images)])
         means = self.likelihood.mean(prediction)
-        return VAEGANOutput(means, prediction, posterior, samples=self.likelihood.mean(sampled))
+        return VAEGANOutput(means, prediction, posterior, fakes=self.likelihood.mean(judged))
 
     def objective(self, images: Tensor, output: VAEOutput, step: int) -> dict[str, Tensor]:
         """A VAE's, with the pixels' likelihood weighed by `pixel_weight` (Larsen et al., 2016, Eq. 8)."""

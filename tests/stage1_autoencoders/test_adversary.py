@@ -146,14 +146,15 @@ def test_both_halves_equal_two_separate_computations(seen, member, critic):
     torch.manual_seed(0)
     pixels = images().float() / 127.5 - 1
     output = model(pixels)
-    real, fake = judge(pixels), judge(output.fakes)
+    shown = output.fakes.clamp(-1, 1)  # as they would be written
+    real, fake = judge(pixels), judge(shown)
     times = len(output.fakes) // 8
     partners = torch.cat([real.logits] * times)
     loss = model.objective(pixels, output, 0)["total"]
     loss = loss + chosen.weight * generator_loss(chosen.loss, fake.logits, partners)
     if chosen.feature_matching:
-        own = [features[:8] for features in fake.features]
-        loss = loss + chosen.feature_matching * feature_distance(real.features, own)
+        own = judge(output.images.clamp(-1, 1))  # with its way back to the encoder
+        loss = loss + chosen.feature_matching * feature_distance(real.features, own.features)
     names, parameters = zip(*model.named_parameters(), strict=True)
     expected = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
     assert metrics["total"].item() == pytest.approx(loss.item(), rel=1e-5)
@@ -161,7 +162,7 @@ def test_both_halves_equal_two_separate_computations(seen, member, critic):
     length = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     assert metrics["gradient_norm"].item() == pytest.approx(length.item(), rel=1e-4)
 
-    real, fake = judge(pixels), judge(output.fakes.detach())
+    real, fake = judge(pixels), judge(shown.detach())
     partners = torch.cat([real.logits] * times)
     loss = critic_loss(chosen.loss, partners, fake.logits)
     if chosen.lecam:  # the first batch is the first average
@@ -283,6 +284,26 @@ def test_what_the_critic_sees_is_augmented_in_both_halves(monkeypatch):
     both = ["translation", "cutout"]
     # Reconstructions and samples; the originals with them; and the originals at which the penalty is taken.
     assert asked == [(16, both), (24, both), (8, both)]
+    asked.clear()
+    # Features are compared of whole images: an augmented one would be another window of itself.
+    Game(options("vaegan", augment=both, feature_matching=1.0)).step()
+    assert asked == [(16, both), (24, both)]
+    asked.clear()
+    Game(options("vaegan", augment=both, loss="relativistic")).step()
+    assert asked == [(16, both), (8, both), (24, both)]
+
+
+def test_the_critic_sees_what_would_be_written():
+    """Values beyond [-1, 1] would give every generated image away."""
+    game = Game(options("vaegan"))
+    seen = []
+    game.critic.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    with torch.no_grad():
+        game.model.last_layer.mul_(1000)
+    game.step()
+    assert [len(each) for each in seen] == [16, 24]
+    for fakes in (seen[0], seen[1][8:]):
+        assert (fakes.min(), fakes.max()) == (-1, 1)
 
 
 def test_a_checkpoint_holds_the_whole_opponent():
