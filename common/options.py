@@ -57,7 +57,7 @@ class RunOptions:
     batch_size: int = 64
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     accumulation_steps: int = 1
-    """Micro-batches per optimizer step; more of them need less memory."""
+    """Micro-batches per optimizer step; more of them need less memory. Codebooks of moving averages move with each."""
     max_steps: int = 10_000
     """Optimizer steps of the whole run."""
     max_seconds: float | None = None

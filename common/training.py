@@ -180,13 +180,7 @@ def index_batches(
     Raises:
         ValueError: the batch cannot be shared out evenly.
     """
-    shares = accelerator.num_processes * options.accumulation_steps
-    if options.batch_size % shares:
-        raise ValueError(
-            f"--batch_size {options.batch_size} cannot be shared out evenly over {accelerator.num_processes} processes "
-            f"and --accumulation_steps {options.accumulation_steps}"
-        )
-    share = options.batch_size // shares
+    share = even_share(options, accelerator)
     epochs: dict[int, Tensor] = {}
     for step in itertools.count(start):
         numbers = torch.arange(step * options.batch_size, (step + 1) * options.batch_size)
@@ -203,6 +197,21 @@ def index_batches(
             begin = (micro * accelerator.num_processes + accelerator.process_index) * share
             place = slice(begin, begin + share)
             yield step, whole[place], place
+
+
+def even_share(options: RunOptions, accelerator: Accelerator) -> int:
+    """Images of a micro-batch on one process.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly.
+    """
+    parts = accelerator.num_processes * options.accumulation_steps
+    if options.batch_size % parts:
+        raise ValueError(
+            f"--batch_size {options.batch_size} cannot be shared out evenly over {accelerator.num_processes} processes "
+            f"and --accumulation_steps {options.accumulation_steps}"
+        )
+    return options.batch_size // parts
 
 
 def shares(count: int, accelerator: Accelerator, size: int = 128) -> Iterator[Tensor]:

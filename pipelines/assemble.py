@@ -11,9 +11,10 @@ from pipelines.options import AssembleOptions
 if __name__ == "__main__":
     parse_config(AssembleOptions)  # --help and mistakes are answered before torch is imported
 
+import dataclasses
 from collections.abc import Sequence
 
-from pipelines.outputs import Sampler
+from pipelines.outputs import Sampler, check_no_prior_settings
 from pipelines.pipeline import Pipeline
 from stage1_autoencoders import load_autoencoder
 from stage2_prior.prior import TransformerPrior
@@ -34,6 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         top_k=sampler.top_k,
         top_p=sampler.top_p,
     )
+    if options.prior is None:
+        changed = {
+            field.name: value
+            for field in dataclasses.fields(Sampler)
+            if (value := getattr(sampler, field.name)) != field.default
+        }
+        check_no_prior_settings(changed, "--")
     autoencoder = load_autoencoder(options.autoencoder)
     prior = None if options.prior is None else TransformerPrior.from_pretrained(options.prior)
     Pipeline(autoencoder, prior, sampler).save_pretrained(options.output_dir)

@@ -53,7 +53,7 @@ class PipelineOutput:
 
 
 def check_no_prior_settings(given: Mapping[str, Any], prefix: str = "") -> None:
-    """Stop at a sampler setting that is a prior's, where latents are drawn from N(0, I): only the temperature changes those.
+    """Stop at a sampler setting that is a prior's where there is none; the temperature changes latents from N(0, I), too.
 
     Args:
         given: settings by name, None where nothing was said.
@@ -63,9 +63,9 @@ def check_no_prior_settings(given: Mapping[str, Any], prefix: str = "") -> None:
         ValueError: naming the setting.
     """
     for name in PRIOR_SETTINGS:
-        if given[name] is not None:
+        if given.get(name) is not None:
             raise ValueError(
-                f"{prefix}{name} is for a prior, and this pipeline draws its latents from N(0, I) without one; leave it out"
+                f"{prefix}{name} is for a prior, and this pipeline has none; leave it out"
             )
 
 

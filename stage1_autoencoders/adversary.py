@@ -86,27 +86,21 @@ class Adversary:
         Returns:
             The added terms, each without its weight, `adversarial_weight`, and the new `total`.
         """
-        options, total, added = self.options, losses["total"], {}
+        options, added = self.options, {}
         resemblance = losses["reconstruction"]
         if self.perceptual is not None:
             added["perceptual"] = self.perceptual(images, output.images)
-            total = total + options.perceptual_weight * added["perceptual"]
             resemblance = resemblance + options.perceptual_weight * added["perceptual"]
+        if self.plays(step) and options.feature_matching:
+            # Not augmented: an image would be compared with another window of itself.
+            own: CriticOutput = self.critic(_shown(output.images))
+            with torch.no_grad():
+                real: CriticOutput = self.critic(images)
+            added["feature_matching"] = feature_distance(real.features, own.features)
+            resemblance = resemblance + options.feature_matching * added["feature_matching"]
+        total = losses["total"] - losses["reconstruction"] + resemblance
         if self.plays(step):
-            fake: CriticOutput = self.critic(augment(_shown(output.fakes), options.augment))
-            partners = None
-            if options.loss == "relativistic":
-                with torch.no_grad():  # what the critic says of the originals is given
-                    judged: CriticOutput = self.critic(augment(images, options.augment))
-                partners = _paired(judged.logits, fake.logits)
-            added["adversarial"] = generator_loss(options.loss, fake.logits, partners)
-            if options.feature_matching:
-                # Not augmented: an image would be compared with another window of itself.
-                own: CriticOutput = self.critic(_shown(output.images))
-                with torch.no_grad():
-                    real: CriticOutput = self.critic(images)
-                added["feature_matching"] = feature_distance(real.features, own.features)
-                total = total + options.feature_matching * added["feature_matching"]
+            added["adversarial"] = self._deceive(images, output.fakes)
             weight = torch.full((), options.weight, device=images.device)
             if options.adaptive:
                 weight = weight * adaptive_weight(
@@ -155,6 +149,16 @@ class Adversary:
         health = self.health.compute(self.accelerator, prefix)
         warning = None if first else diagnose(health, prefix)
         return {**health} if warning is None else {**health, f"{prefix}critic_warning": warning}
+
+    def _deceive(self, images: Tensor, fakes: Tensor) -> Tensor:
+        """The generator's loss of the fakes."""
+        options = self.options
+        fake: CriticOutput = self.critic(augment(_shown(fakes), options.augment))
+        if options.loss != "relativistic":
+            return generator_loss(options.loss, fake.logits)
+        with torch.no_grad():  # what the critic says of the originals is given
+            real: CriticOutput = self.critic(augment(images, options.augment))
+        return generator_loss(options.loss, fake.logits, _paired(real.logits, fake.logits))
 
     def _judge(self, images: Tensor, fakes: Tensor) -> tuple[CriticOutput, CriticOutput]:
         """The critic's answers to originals and to fakes, from one pass over both: DDP wants one before a backward."""

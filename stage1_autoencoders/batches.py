@@ -74,7 +74,7 @@ def streamed_batches(
     rows = itertools.chain.from_iterable(
         _streamed_epoch(epoch, options) for epoch in itertools.count()
     )
-    share = options.batch_size // (accelerator.num_processes * options.accumulation_steps)
+    share = training.even_share(options, accelerator)
     for number in itertools.count():
         step, micro = divmod(number, options.accumulation_steps)
         begin = accelerator.process_index * share

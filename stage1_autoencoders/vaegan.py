@@ -82,5 +82,6 @@ class VAEGAN(VAE):
     def objective(self, images: Tensor, output: VAEOutput, step: int) -> dict[str, Tensor]:
         """A VAE's, with the pixels' likelihood weighed by `pixel_weight` (Larsen et al., 2016, Eq. 8)."""
         terms = super().objective(images, output, step)
-        pixels = terms["reconstruction"]
-        return terms | {"total": terms["total"] - pixels + self.config.pixel_weight * pixels}
+        pixels = self.config.pixel_weight * terms["reconstruction"]
+        total = terms["total"] - terms["reconstruction"] + pixels
+        return terms | {"reconstruction": pixels, "total": total}

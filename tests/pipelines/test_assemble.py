@@ -56,6 +56,8 @@ def test_parts_of_two_runs_are_refused_with_both_fingerprints(refused, folders, 
         ({"temperature": -1}, "temperature"),
         ({"top_k": 1.5}, "--top_k"),
         ({"pior": "x"}, "did you mean prior"),
+        ({"prior": None, "guidance_scale": 2.0}, "--guidance_scale is for a prior"),
+        ({"prior": None, "top_k": 5}, "--top_k is for a prior"),
     ],
 )
 def test_wrong_input_is_one_sentence(refused, folders, tmp_path, flags, culprit):

@@ -78,7 +78,7 @@ def test_the_pixels_weigh_what_they_are_told_to(weight):
     model = small(pixel_weight=weight, beta=2.0).eval()
     terms = model.objective(images(), model(images()), 0)
     pixels, kl = terms["nll"].item() / 64, terms["kl"].item() / 64
-    assert terms["reconstruction"].item() == pytest.approx(pixels, rel=1e-6)
+    assert terms["reconstruction"].item() == pytest.approx(weight * pixels, rel=1e-6)
     assert terms["total"].item() == pytest.approx(weight * pixels + 2 * kl, rel=1e-5, abs=1e-6)
 
 
