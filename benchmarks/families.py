@@ -3,7 +3,7 @@
     python benchmarks/families.py --data mnist
     python benchmarks/families.py --data cifar10 --dataset FOLDER
 
-Presets of one data set have the same steps and, within 5 %, the same number of parameters. Beside the members stand what
+Presets of one data set have the same steps and, within 10 %, the same number of parameters. Beside the members stand what
 the project claims about them: the quantizers of a VQ-VAE, the two ways of upsampling, and a posterior that collapses and
 is cured. Every run is made by the commands a user types, and a run that is there is not made again.
 """
