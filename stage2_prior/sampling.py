@@ -1,6 +1,9 @@
 """From logits to codes: guidance, temperature, top-k, top-p and the draw, each a small pure function.
 
 - Ho and Salimans, Classifier-free diffusion guidance, 2022, https://arxiv.org/abs/2207.12598
+- Chang et al., Muse, ICML 2023, https://arxiv.org/abs/2301.00704 (linear schedule of the guidance)
+- Gao et al., Masked diffusion Transformer, ICCV 2023, https://arxiv.org/abs/2303.14389 (cosine schedule)
+- Kynkäänniemi et al., Applying guidance in a limited interval, NeurIPS 2024, https://arxiv.org/abs/2404.07724
 - Holtzman et al., The curious case of neural text degeneration, ICLR 2020, https://arxiv.org/abs/1904.09751
 """
 
@@ -9,11 +12,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
+GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
 
-def check_settings(*, guidance_scale: float, temperature: float, top_k: int, top_p: float) -> None:
+
+def check_settings(
+    *,
+    guidance_scale: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    guidance_schedule: str = "constant",
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    steps: int = 12,
+    choice_temperature: float = 4.5,
+) -> None:
     """Check a sampler's settings, once before any work.
 
     Raises:
@@ -31,6 +48,53 @@ def check_settings(*, guidance_scale: float, temperature: float, top_k: int, top
         raise ValueError(f"top_k must be 0 (all codes) or a number of codes, not {top_k}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1] (1 means all codes), not {top_p}")
+    if guidance_schedule not in GUIDANCE_SCHEDULES:
+        known = ", ".join(GUIDANCE_SCHEDULES)
+        raise ValueError(f"guidance_schedule must be one of {known}, not {guidance_schedule!r}")
+    low, high = guidance_interval
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"guidance_interval must be two rising shares between 0 and 1, not {low} and {high}"
+        )
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if not (choice_temperature >= 0 and math.isfinite(choice_temperature)):
+        raise ValueError(
+            f"choice_temperature must be a number from 0 (keep the surest codes) up, not {choice_temperature}"
+        )
+
+
+def guidance_scales(
+    num_steps: int, scale: float, schedule: str, interval: tuple[float, float]
+) -> list[float]:
+    """The guidance scale of every step: step i has come as far as i / (num_steps - 1), a lone step is the last one."""
+    progress = [i / (num_steps - 1) for i in range(num_steps)] if num_steps > 1 else [1.0]
+    return [guidance_at(share, scale, schedule, interval) for share in progress]
+
+
+def guidance_at(
+    progress: float, scale: float, schedule: str, interval: tuple[float, float]
+) -> float:
+    """The guidance scale of one step: 1 where there is none.
+
+    What is decided first (where the sequence begins, or the surest codes of a masked map) fixes most of an image, so
+    that full guidance there costs diversity. `linear` (Muse, section 2.7; also VAR's and MAR's) is
+    1 + (scale - 1) progress, `cosine` (the power cosine of Gao et al., 2023, with power 1; also RAR's) is
+    1 + (scale - 1) (1 - cos(pi progress)) / 2: both start at exactly 1 and end at exactly `scale`.
+
+    Args:
+        progress: 0 at the first step, 1 at the last.
+        scale: at its full height.
+        schedule: `constant`, `linear` or `cosine`.
+        interval: first and last progress with guidance (both included), which is 1 outside whatever the schedule
+            (Kynkäänniemi et al., 2024); it does not stretch the schedule.
+    """
+    if not interval[0] <= progress <= interval[1]:
+        return 1.0
+    if schedule == "constant":
+        return scale
+    ramp = progress if schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    return (1 - ramp) + ramp * scale
 
 
 def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -56,12 +120,34 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     return torch.full_like(logits, -math.inf).scatter_(-1, likeliest, 0.0)
 
 
+def filter_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Temperature, then the `top_k` likeliest codes, then the nucleus among these.
+
+    Args:
+        logits: float32 or float64 (..., K).
+        temperature: see `apply_temperature`.
+        top_k: see `keep_top_k`.
+        top_p: see `keep_top_p`.
+
+    Returns:
+        (..., K), -inf where a code is excluded; never everywhere.
+    """
+    logits = apply_temperature(logits, temperature)
+    return logits if temperature == 0 else keep_top_p(keep_top_k(logits, top_k), top_p)
+
+
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """All but the k largest logits (..., K) become -inf; 0 keeps all, ties with the k-th stay."""
-    if k == 0 or k >= logits.shape[-1]:
+    """All but the k largest logits, float32 or float64 (..., K), become -inf; 0 keeps all, ties with the k-th stay."""
+    num_codes = logits.shape[-1]
+    if k == 0 or k >= num_codes:
         return logits
-    smallest_kept = logits.topk(k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < smallest_kept, -math.inf)
+    if logits.device.type == "cpu":  # see `_ascending`
+        rank = num_codes - k
+        parted = np.partition(logits.detach().numpy(), rank, axis=-1)[..., rank : rank + 1]
+        smallest_kept = torch.from_numpy(parted)
+    else:
+        smallest_kept = logits.topk(k, dim=-1).values[..., -1:]
+    return _keep(logits, logits >= smallest_kept)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
@@ -70,17 +156,53 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     The nucleus is the smallest set of the likeliest codes whose probabilities sum to at least p; of equally likely
     ones the lower number comes first. It is never empty.
 
+    Only the values are sorted, not the codes: the nucleus is all that is larger than its smallest logit, and as many
+    of those that equal it as are needed.
+
     Args:
-        logits: (..., K).
+        logits: float32 or float64 (..., K).
         p: in (0, 1]; 1 keeps all.
     """
     if p == 1:
         return logits
-    descending, order = logits.sort(dim=-1, descending=True, stable=True)
-    probabilities = descending.softmax(dim=-1)
-    mass_before = probabilities.cumsum(dim=-1) - probabilities
-    outside = torch.empty_like(mass_before, dtype=torch.bool).scatter_(-1, order, mass_before >= p)
-    return logits.masked_fill(outside, -math.inf)
+    ordered = _ascending(-logits)
+    sums = F.softmin(ordered, dim=-1).cumsum(dim=-1, dtype=sum_dtype(logits.device))
+    full = sums.new_full((*sums.shape[:-1], 1), p)
+    # The sum of all falls short of 1 by rounding at times.
+    last = torch.searchsorted(sums, full).clamp_(max=logits.shape[-1] - 1)
+    edge = ordered.gather(-1, last)
+    kept = logits >= -edge
+    past_edge = torch.searchsorted(ordered, edge, right=True)
+    # Ties across the edge are rare. Looking costs nothing on a CPU, but would wait for an accelerator.
+    if logits.device.type != "cpu" or bool((past_edge > last + 1).any()):
+        tied = logits == -edge
+        needed = last + 1 - torch.searchsorted(ordered, edge)
+        kept &= ~tied | (tied.cumsum(dim=-1) <= needed)
+    return _keep(logits, kept)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Sorted along the last axis, in place on a CPU.
+
+    There numpy sorts bare numbers with vector instructions, where torch moves pairs of number and place one by one.
+    """
+    if values.device.type != "cpu":
+        return values.sort(dim=-1).values
+    values.detach().numpy().sort(axis=-1)
+    return values
+
+
+def _keep(logits: Tensor, kept: Tensor) -> Tensor:
+    """-inf where not kept.
+
+    By arithmetic: on a CPU `masked_fill` branches on every value, which a processor mostly guesses wrong.
+    """
+    return logits - (1 / kept.to(logits.dtype)).sub_(1)
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The precision of sums of probabilities: float64, but for Apple's Metal, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -104,15 +226,15 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def draw_uniforms(
-    num_images: int, length: int, generator: Generator | Sequence[Generator] | None
+    num_images: int, count: int, generator: Generator | Sequence[Generator] | None
 ) -> Tensor:
-    """All random numbers of a call, image after image.
+    """All random numbers of a call: `count` of every image, image after image.
 
     Image-major order makes one call for 8 images the same as two calls for 4; a generator per image makes an image
     independent of all others (diffusers' convention). None draws from torch's global generator of the CPU.
 
     Returns:
-        float64 (num_images, length) in [0, 1), on the generators' device.
+        float64 (num_images, count) in [0, 1), on the generators' device.
 
     Raises:
         ValueError: when a list has another number of generators than there are images.
@@ -126,9 +248,7 @@ def draw_uniforms(
             f"{num_images} images need one generator, or one each, not {len(generators)}"
         )
     rows = [
-        torch.rand(
-            length, dtype=torch.float64, generator=each, device=each.device if each else None
-        )
+        torch.rand(count, dtype=torch.float64, generator=each, device=each.device if each else None)
         for each in generators
     ]
     return torch.stack(rows)
