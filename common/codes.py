@@ -1,4 +1,4 @@
-"""The contract between the stages: what the codes are (`CodeSpec`) and how they lie on disk.
+"""The contract between the stages: what the codes are (`CodeSpec`), and how they are read (`open_codes`).
 
 Stage 1 states in a `CodeSpec` what its codes look like; the spec travels with the autoencoder, the codes
 dataset, the prior and the pipeline, and every hand-over compares the two sides. No number that couples
@@ -8,19 +8,16 @@ the stages lives in code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from common.mapped import MappedTable
 from common.options import ImageOptions
-
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-    from numpy.typing import NDArray
 
 SPEC_FILE = "code_spec.json"
 
@@ -51,6 +48,12 @@ class Level:
         """Of one image's map: (height, width) of codes, (channels, height, width) of latents."""
         size = (self.height, self.width)
         return size if self.channels is None else (self.channels, *size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """One image's map as it is stored: a numpy type with this shape."""
+        kind = "float16" if self.vocabulary is None else smallest_integer_type(self.vocabulary)
+        return np.dtype((kind, self.shape))
 
 
 @dataclass(frozen=True)
@@ -162,189 +165,137 @@ def smallest_integer_type(vocabulary: int) -> str:
     return str(np.min_scalar_type(vocabulary - 1))
 
 
-def codes_features(spec: CodeSpec) -> Features:
-    """Columns of a codes dataset: one per level, then `label` (where classes have names), `view`, `source_index`."""
-    from datasets import Array2D, Array3D, ClassLabel, Features, Value
-
-    columns: dict[str, Any] = {}
-    for level in spec.levels:
-        if level.vocabulary is not None:
-            columns[level.name] = Array2D(level.shape, smallest_integer_type(level.vocabulary))
-        else:
-            columns[level.name] = Array3D(level.shape, "float16")
-    if spec.class_names:
-        columns["label"] = ClassLabel(names=list(spec.class_names))
-    return Features({**columns, "view": Value("uint16"), "source_index": Value("int64")})
-
-
-def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Write rows as one Arrow file; codes outside their vocabulary are refused."""
-    from datasets.arrow_writer import ArrowWriter
-
-    for level in spec.levels:
-        values = columns[level.name]
-        assert (
-            level.vocabulary is None
-            or values.size == 0
-            or (0 <= values.min() <= values.max() < level.vocabulary)
-        ), f"{level.name} holds values outside [0, {level.vocabulary})"
-    rows = dict(columns)
-    if spec.class_names:  # a split without labels beside one that has them
-        rows.setdefault("label", np.full(len(columns["view"]), -1))
-    with ArrowWriter(path=str(path), features=codes_features(spec)) as writer:
-        writer.write_batch(rows)
-        writer.finalize()
-
-
-def join_shards(
-    folder: Path, shards: Mapping[str, list[Path]], spec: CodeSpec, settings: Mapping[str, Any]
-) -> None:
-    """Make one dataset on disk of the shards of every split; memory stays flat, the shards are memory-mapped.
-
-    Args:
-        folder: where the dataset goes; `load_from_disk(folder)[split]` reads it.
-        shards: Arrow files of every split, in the order of their rows.
-        spec: what the codes are; kept in the dataset's description and in `code_spec.json`.
-        settings: how the images were encoded; kept in the description.
-    """
-    from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars
-
-    disable_progress_bars()
-    splits = {}
-    for split, paths in shards.items():
-        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
-        rows.info.description = json.dumps({"code_spec": spec.to_dict(), "encode": dict(settings)})
-        splits[split] = rows
-    DatasetDict(splits).save_to_disk(str(folder))
-    write_spec(spec, folder)
-
-
-def measure_latents(paths: Sequence[Path], spec: CodeSpec) -> CodeSpec:
-    """The spec with the mean and standard deviation of every channel over the latents of some shards.
-
-    Args:
-        paths: Arrow files as `write_shard` writes them; one at a time is in memory.
-        spec: of these latents.
-    """
-    from datasets import Dataset
-
-    channels = sum(level.channels or 0 for level in spec.levels)
-    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
-    for path in paths:
-        maps = _read_split(Dataset.from_file(str(path)), spec).maps
-        # Shifted by nothing: latents lie around 0, so float64 sums of squares lose no digit that matters.
-        latents = [maps[level.name].astype(np.float64) for level in spec.levels]
-        count += len(latents[0])
-        total += np.concatenate([values.mean((2, 3)).sum(0) for values in latents])
-        squares += np.concatenate([np.square(values).mean((2, 3)).sum(0) for values in latents])
-    shift = total / count
-    scale = np.sqrt(np.maximum(squares / count - np.square(shift), 0.0))
-    return replace(spec, latent_shift=tuple(shift.tolist()), latent_scale=tuple(scale.tolist()))
-
-
-@dataclass
+@dataclass(frozen=True)
 class CodesSplit:
-    """One split of a codes dataset in memory, in the integer types it is stored in.
+    """Rows of one split of a codes dataset, read from its files when they are asked for.
 
-    Attributes:
-        maps: level name -> (N, H, W) integers, or (N, C, H, W) float16 latents.
-        labels: int64 (N,), -1 where the class is unknown; or None.
-        view: (N,), 0 is the plain image.
-        source_index: (N,), row of the image in its own dataset.
+    In memory are the labels, one or two bytes a row, and a list of the rows where they are neither all nor
+    evenly spaced.
     """
 
-    maps: dict[str, NDArray[Any]]
-    labels: NDArray[np.int64] | None
-    view: NDArray[np.int64]
-    source_index: NDArray[np.int64]
+    table: MappedTable
+    levels: tuple[str, ...]
+    all_labels: NDArray[np.integer] | None
+    chosen: range | NDArray[np.integer]
 
     def __len__(self) -> int:
         """Rows: images times views."""
-        return len(self.view)
+        return len(self.chosen)
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """int64 (N,), -1 where the class is unknown; or None."""
+        return None if self.all_labels is None else self._pick(self.all_labels).astype(np.int64)
+
+    @property
+    def view(self) -> NDArray[np.integer]:
+        """(N,), 0 is the plain image."""
+        return self.column("view")
+
+    @property
+    def source_index(self) -> NDArray[np.int64]:
+        """(N,), row of the image in its own dataset."""
+        return self.column("source_index")
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column in the type it is stored in, from the files into memory as a whole."""
+        return self._pick(self.table.column(name))
 
     def rows(self, chosen: NDArray[Any]) -> CodesSplit:
         """Some of the rows, by index or mask."""
-        return CodesSplit(
-            {name: values[chosen] for name, values in self.maps.items()},
-            None if self.labels is None else self.labels[chosen],
-            self.view[chosen],
-            self.source_index[chosen],
-        )
+        return replace(self, chosen=_spaced(self._pick(np.arange(len(self.table)))[chosen]))
 
     def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Rows as tensors: int64 codes or float32 latents under their level names, `labels` (-1 where there is none)."""
-        chosen = indices.numpy()
+        """Rows as tensors: int64 codes or float32 latents under their level names, `labels` (-1 where there is none).
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        places = indices.numpy()
+        if isinstance(self.chosen, range):
+            places = self.chosen.start + self.chosen.step * places
+        else:
+            places = self.chosen[places]
         batch = {}
-        for name, values in self.maps.items():
+        for name, values in self.table.rows(places, self.levels).items():
             kind = np.float32 if values.dtype.kind == "f" else np.int64
-            batch[name] = torch.from_numpy(values[chosen].astype(kind))
-        labels = np.full(len(chosen), -1) if self.labels is None else self.labels[chosen]
+            batch[name] = torch.from_numpy(values.astype(kind))
+        labels = np.full(len(places), -1) if self.all_labels is None else self.all_labels[places]
         return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
+
+    def _pick(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The chosen ones of all rows' values."""
+        if isinstance(self.chosen, range):
+            return values[self.chosen.start : self.chosen.stop : self.chosen.step]
+        return values[self.chosen]
+
+
+def _spaced(rows: NDArray[np.integer]) -> range | NDArray[np.integer]:
+    """Row numbers as a range where they are evenly spaced, like all rows or every second view; else in few bytes."""
+    steps = np.diff(rows)
+    if rows.size == 0:
+        return range(0)
+    if rows.size == 1 or (steps[0] > 0 and (steps == steps[0]).all()):
+        return range(int(rows[0]), int(rows[-1]) + 1, int(steps[0]) if steps.size else 1)
+    return rows.astype(np.min_scalar_type(rows.max()))
 
 
 def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
-    """Every split of a codes dataset with its spec.
+    """Every split of a codes dataset with its spec; the codes stay on disk.
 
     Raises:
         ValueError: no codes dataset there, or one whose values are outside its own spec.
     """
-    from datasets import DatasetDict, load_from_disk
-
     path = Path(folder)
     if not (path / SPEC_FILE).is_file():
         raise ValueError(
             f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py"
         )
     try:
-        opened = load_from_disk(str(path))
-        if not isinstance(opened, DatasetDict):
-            raise ValueError("it has no splits")
-        spec = CodeSpec.from_dict(
-            json.loads(next(iter(opened.values())).info.description)["code_spec"]
-        )
-        splits = {str(split): _read_split(rows, spec) for split, rows in opened.items()}
-    except (OSError, ValueError, KeyError, StopIteration) as error:
+        # The files of `save_to_disk`. Its own reader would map everything once more, and for nothing.
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        info = json.loads((path / names[0] / "dataset_info.json").read_text())
+        spec = CodeSpec.from_dict(json.loads(info["description"])["code_spec"])
+        tables = {name: _open_table(path / name, spec) for name in names}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(
             f"--codes {path}: the dataset is damaged or was not written by encode.py ({error}); encode again"
         ) from error
-    for name, codes in splits.items():
-        _check_range(path, name, codes, spec)
+    splits = {}
+    for name, table in tables.items():
+        _check_codes(table, spec, f"--codes {path}: split {name}")
+        labels = _read_labels(table, spec, f"--codes {path}: split {name}")
+        levels = tuple(level.name for level in spec.levels)
+        splits[name] = CodesSplit(table, levels, labels, range(len(table)))
     return splits, spec
 
 
-def _read_split(rows: Dataset, spec: CodeSpec) -> CodesSplit:
-    def scalars(column: str) -> NDArray[Any]:
-        return rows.data.column(column).to_numpy().astype(np.int64)
+def _open_table(folder: Path, spec: CodeSpec) -> MappedTable:
+    state = json.loads((folder / "state.json").read_text())
+    columns = {level.name: level.dtype for level in spec.levels}
+    if spec.class_names:
+        columns["label"] = np.dtype(np.int64)
+    columns |= {"view": np.dtype(np.uint16), "source_index": np.dtype(np.int64)}
+    return MappedTable([folder / part["filename"] for part in state["_data_files"]], columns)
 
-    maps = {}
+
+def _check_codes(table: MappedTable, spec: CodeSpec, where: str) -> None:
     for level in spec.levels:
-        shape = level.shape
-        kind = np.dtype(smallest_integer_type(level.vocabulary) if level.vocabulary else "float16")
-        parts = [np.empty((0, *shape), kind)]
-        # Chunk by chunk: one array of all would overflow Arrow's 32-bit offsets at 2^31 codes.
-        for chunk in rows.data.column(level.name).chunks:
-            flat = chunk.storage
-            for _ in shape:
-                flat = flat.flatten()
-            parts.append(flat.to_numpy(zero_copy_only=False).reshape(-1, *shape))
-        maps[level.name] = np.concatenate(parts)
-    labels = scalars("label") if "label" in rows.column_names else None
-    return CodesSplit(maps, labels, scalars("view"), scalars("source_index"))
-
-
-def _check_range(path: Path, split: str, codes: CodesSplit, spec: CodeSpec) -> None:
-    for level in spec.levels:
-        values = codes.maps[level.name]
-        if level.vocabulary is not None and values.size and values.max() >= level.vocabulary:
+        if level.vocabulary is None:
+            continue
+        highest = max((int(piece.max()) for piece in table.pieces(level.name)), default=0)
+        if highest >= level.vocabulary:
             raise ValueError(
-                f"--codes {path}: split {split}, column {level.name} holds code {values.max()}, "
+                f"{where}, column {level.name} holds code {highest}, "
                 f"outside its vocabulary of {level.vocabulary}; encode again"
             )
-    if (
-        codes.labels is not None
-        and codes.labels.size
-        and not -1 <= codes.labels.min() <= codes.labels.max() < len(spec.class_names)
-    ):
-        raise ValueError(
-            f"--codes {path}: split {split} holds labels outside its {len(spec.class_names)} classes"
-        )
+
+
+def _read_labels(table: MappedTable, spec: CodeSpec, where: str) -> NDArray[np.integer] | None:
+    if not spec.class_names:
+        return None
+    labels = table.column("label")
+    classes = len(spec.class_names)
+    if labels.size and not -1 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{where} holds labels outside its {classes} classes")
+    return labels.astype(np.min_scalar_type(-classes))

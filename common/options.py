@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,4 +125,17 @@ class RunOptions:
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"--batch_size {self.batch_size} does not divide into --accumulation_steps {self.accumulation_steps}"
+            )
+
+
+def check_choices(options: object, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Stop at a word that is none of a field's choices: a config file may say anything.
+
+    Raises:
+        ValueError: naming the flag and the choices.
+    """
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise ValueError(
+                f"--model.{name} must be one of {', '.join(allowed)}, not {getattr(options, name)!r}"
             )

@@ -25,15 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import whole_file, whole_folder
-from common.codes import (
-    SPEC_FILE,
-    CodeMaps,
-    codes_features,
-    fit_images,
-    join_shards,
-    measure_latents,
-    write_shard,
-)
+from common.code_shards import codes_features, join_shards, measure_latents, write_shard
+from common.codes import SPEC_FILE, CodeMaps, fit_images
 from common.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from common.pretrained import read_json
 from common.processes import start_processes

@@ -6,11 +6,10 @@ The options of a family member stand in its own file; here is what several membe
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from common.options import ImageOptions, RunOptions
+from common.options import ImageOptions, RunOptions, check_choices
 from stage1_autoencoders import MODELS
 
 DEFAULT_MODEL = "vqvae"
@@ -188,19 +187,6 @@ class CriticOptions:
             raise ValueError(f"--critic.learning_rate must be positive, not {self.learning_rate}")
         if not 0 <= self.beta1 < 1:
             raise ValueError(f"--critic.beta1 must lie in [0, 1), not {self.beta1}")
-
-
-def check_choices(options: object, choices: Mapping[str, tuple[str, ...]]) -> None:
-    """Stop at a word that is none of a field's choices: a config file may say anything.
-
-    Raises:
-        ValueError: naming the flag and the choices.
-    """
-    for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            raise ValueError(
-                f"--model.{name} must be one of {', '.join(allowed)}, not {getattr(options, name)!r}"
-            )
 
 
 def _default_model() -> ModelOptions:

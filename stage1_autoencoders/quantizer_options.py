@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from stage1_autoencoders.options import check_choices
+from common.options import check_choices
 
 FEWEST_LEVELS, MOST_LEVELS = 3, 8
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from common.codes import CodeMaps, Level
+from common.options import check_choices
 from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from stage1_autoencoders.blocks import make_decoder, make_encoder
 from stage1_autoencoders.kl import beta_at, capacity_at, kl_loss
 from stage1_autoencoders.likelihoods import make_likelihood
 from stage1_autoencoders.masked_convolutions import AutoregressiveHead
-from stage1_autoencoders.options import BackboneOptions, ModelOptions, check_choices
+from stage1_autoencoders.options import BackboneOptions, ModelOptions
 from stage1_autoencoders.posteriors import Gaussian
 
 

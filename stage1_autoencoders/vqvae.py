@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from common.codes import CodeMaps, Level
+from common.options import check_choices
 from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig, DiscreteOutput
 from stage1_autoencoders.blocks import make_decoder, make_encoder
 from stage1_autoencoders.objectives import quantized_objective
 from stage1_autoencoders.options import (
     BackboneOptions,
     ModelOptions,
-    check_choices,
 )
 from stage1_autoencoders.quantizer_options import QuantizerOptions
 from stage1_autoencoders.quantizers import make_quantizer

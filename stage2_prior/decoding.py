@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage2_prior.tokens import Span, level_spans
-from stage2_prior.transformer import NORM_EPSILON, Block, rotations
+from stage2_prior.tokens import Span
+from stage2_prior.transformer import NORM_EPSILON, Block
 
 if TYPE_CHECKING:
     from stage2_prior.prior import TransformerPrior
@@ -44,15 +44,22 @@ class Decoder:
         """Copy the weights and reserve the cache: 8 x depth x rows x L x W bytes."""
         config, device = prior.config, prior.device
         heads, head_width = config.heads, config.width // config.heads
+        self.rows = rows
         self.embedding = prior.embedding.weight.float()
+        self.projection = (
+            None if prior.projection is None else prior.projection.weight.float().t().contiguous()
+        )
+        self.position_embedding = (
+            None if prior.position_embedding is None else prior.position_embedding.float()
+        )
         self.blocks = [_block_weights(block, head_width) for block in prior.blocks]
         self.heads_of_levels = {
             span.name: _behind_norm(prior.head.weight[span.first : span.last], prior.final_gain)
-            for span in level_spans(prior.code_spec)
+            for span in prior.levels
         }
         self.epsilon = torch.tensor(math.sqrt(config.width * NORM_EPSILON), device=device)
 
-        turn = rotations(prior.length, head_width, device)  # (L, 3, 1, D / 2)
+        turn = prior.rotation()  # (L, 3, 1, D / 2)
         self.turn_query, self.turn_key_value = turn[:, 0], turn[:, 1:].unsqueeze(1)
 
         cache = torch.empty(2, config.depth, rows, heads, prior.length, head_width, device=device)
@@ -75,18 +82,27 @@ class Decoder:
         self.gate_up = torch.empty(rows, self.blocks[0].gate_up.shape[1], device=device)
         self.gate, self.up = self.gate_up.chunk(2, dim=1)
 
-    def step(self, tokens: Tensor, position: int, level: Span) -> Tensor:
-        """Logits of the code at `position`, given the tokens before it.
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Inputs of a step from class tokens or codes: int64 (R,) -> (R, W)."""
+        return F.embedding(tokens, self.embedding)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Inputs of a step from vectors of latents: (R, D) -> (R, W)."""
+        assert self.projection is not None
+        return torch.mm(vectors, self.projection)
+
+    def step(self, x: Tensor, position: int) -> Tensor:
+        """Activations that predict what stands at `position`, given all before it.
 
         Args:
-            tokens: int64 (R,), the class token at position 0 and the code chosen last afterwards.
+            x: (R, W), the class token at position 0 and what was drawn last afterwards; it is overwritten.
             position: steps come in the order 0, 1, ..., L - 1.
-            level: the level that the position belongs to.
 
         Returns:
-            (R, vocabulary of the level)
+            (R, W), for `outputs`.
         """
-        x = F.embedding(tokens, self.embedding)  # (R, W)
+        if self.position_embedding is not None:
+            x += self.position_embedding[position]
         turn_query, turn_key_value = self.turn_query[position], self.turn_key_value[position]
         keys = self.keys.narrow(2, 0, position + 1).transpose(2, 3).unbind(0)  # (R H, D, S) each
         values = self.values.narrow(2, 0, position + 1).unbind(0)  # (R H, S, D) each
@@ -102,6 +118,10 @@ class Decoder:
             x.addmm_(self.attended, weights.attention_out)
             torch.mm(self._normalise(x), weights.gate_up, out=self.gate_up)
             x.addmm_(F.silu(self.gate, inplace=True).mul_(self.up), weights.mlp_out)
+        return x
+
+    def outputs(self, x: Tensor, level: Span) -> Tensor:
+        """What the head says after a step: logits (R, vocabulary of the level), or a mixture's parameters."""
         return torch.mm(self._normalise(x), self.heads_of_levels[level.name])
 
     def _normalise(self, x: Tensor) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from common.options import RunOptions
+from common.options import RunOptions, check_choices
 
 
 @dataclass(kw_only=True)
 class PriorOptions:
-    """Shape and regularisation of the Transformer prior."""
+    """Shape, order and regularisation of the Transformer prior; the codes decide whether its head is categorical."""
 
+    order: Literal["raster", "masked"] = "raster"
+    """Draw code after code (raster), or all at once in a few rounds of filling in masks (masked; codes only)."""
+    positions: Literal["1d", "2d"] = "1d"
+    """Rotary positions: places in the sequence, or rows and columns of the image that all code maps share."""
     width: int = 256
-    """Channels of the residual stream; a multiple of 2 x heads."""
+    """Channels of the residual stream; a multiple of 2 x heads, with 2-D positions of 4 x heads."""
     depth: int = 6
     """Transformer blocks."""
     heads: int = 4
@@ -27,15 +32,23 @@ class PriorOptions:
     """Share of training images shown without their class, which is what classifier-free guidance needs."""
     gradient_checkpointing: bool = False
     """Compute each block twice in training instead of keeping its activations: less memory, a third more time."""
+    mixtures: int = 16
+    """Gaussians in the mixture that every latent number is drawn from; latents only."""
+    chunk: int | None = None
+    """Latent channels drawn at a time; null means all of a place in a grid, 4 of a flat vector. Latents only."""
 
     def __post_init__(self) -> None:
-        """Check every number against its range."""
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--model.{name} must be at least 1, not {getattr(self, name)}")
-        if self.width % (2 * self.heads):
+        """Check every word and number against its range."""
+        check_choices(self, {"order": ("raster", "masked"), "positions": ("1d", "2d")})
+        for name in ("width", "depth", "heads", "mixtures", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--model.{name} must be at least 1, not {value}")
+        # Rotary positions turn pairs of channels, half of them by rows and half by columns where there are both.
+        parts = 2 * self.heads * (2 if self.positions == "2d" else 1)
+        if self.width % parts:
             raise ValueError(
-                f"--model.width {self.width} must be a multiple of 2 x heads = {2 * self.heads}"
+                f"--model.width {self.width} must be a multiple of {parts // self.heads} x heads = {parts}"
             )
         if not self.mlp_ratio > 0:
             raise ValueError(f"--model.mlp_ratio must be positive, not {self.mlp_ratio}")
@@ -64,6 +77,8 @@ class TrainOptions(RunOptions):
     """Folder or hub id of the autoencoder that wrote the codes; with it the sample grids show images."""
     guidance_scale: float = 1.0
     """Classifier-free guidance of the sample grids."""
+    compile: bool = False
+    """Compile the training step with torch.compile: half a minute or more at the start, then faster on most GPUs."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -1,4 +1,4 @@
-"""The learned prior: a Transformer over [class token, codes...] that knows which codes occur together."""
+"""The learned prior: a Transformer over [class token, codes...] that knows which codes or latents occur together."""
 
 from __future__ import annotations
 
@@ -15,10 +15,20 @@ from torch.utils.checkpoint import checkpoint
 
 from common.codes import CodeMaps, CodeSpec
 from common.pretrained import ModelConfig, StrictModel
-from stage2_prior import sampling
+from stage2_prior import masked, mixtures, raster, sampling
 from stage2_prior.decoding import Decoder
+from stage2_prior.inputs import check_codes, check_labels, given_tokens
+from stage2_prior.latents import (
+    SMALLEST_SCALE,
+    chunk_width,
+    latent_level,
+    latents_of,
+    latents_to_sequence,
+    sequence_to_latents,
+)
 from stage2_prior.options import PriorOptions
-from stage2_prior.tokens import level_spans, maps_to_sequence, sequence_to_maps
+from stage2_prior.sampler import LATENT_SETTINGS, MASKED_SETTINGS, RASTER_SETTINGS, Sampler
+from stage2_prior.tokens import Span, level_spans, maps_to_sequence, places, sequence_to_maps
 from stage2_prior.transformer import Block, normalise, rotations, swiglu_width
 
 
@@ -36,77 +46,131 @@ class PriorOutput:
     """What `TransformerPrior.forward` returns.
 
     Attributes:
-        loss: mean negative log-likelihood in nats per code, float32 scalar.
-        logits: float32 (B, L, K) before each code, K the sum of the levels' vocabularies; -inf at the tokens of other
-            levels.
+        loss: what training minimises, float32 scalar. In raster order the mean negative log-likelihood in nats per
+            code, or per latent number in the latents' own units; in masked order that of the hidden codes.
+        logits: of codes float32 (B, L, K) for each code, K the sum of the levels' vocabularies, -inf at the tokens of
+            other levels; of latents the mixtures' parameters (B, L, `mixtures.mixture_outputs`).
+        nats: negative log-likelihood of each position, float32 (B, L); 0 where masked order hid nothing.
     """
 
     loss: Tensor
     logits: Tensor
+    nats: Tensor
 
 
 class TransformerPrior(StrictModel):
-    """A decoder-only Transformer in the Llama form over the codes of an image.
+    """A Transformer in the Llama form over the codes or latents of an image.
+
+    The kind of codes decides the head: categorical over codes, a mixture of Gaussians over latents (`mixtures`). The
+    option `order` decides what each position sees: all before it (`raster`), or all that is not masked (`masked`).
 
     Tokens are numbered codes first, then classes, then the null class, which stands for "any class": it replaces the
-    labels that label dropout hides, and starts every sequence of a prior without classes. The output head knows codes
-    only.
+    labels that label dropout hides, and starts every sequence of a prior without classes. A masked prior has one more,
+    the mask. The output head knows codes only.
     """
 
     config_class = PriorConfig
     config: PriorConfig
+    projection: nn.Linear | None
+    latent_shift: Tensor
+    latent_scale: Tensor
 
     def __init__(self, config: PriorConfig) -> None:
         """Build the model with fresh weights.
 
         Raises:
-            ValueError: for a code spec that is none, or one of latents.
+            ValueError: for a code spec that is none, or one that this order or chunk does not fit.
         """
         super().__init__(config)
-        self.code_spec = CodeSpec.from_dict(config.code_spec)
-        self.levels = level_spans(self.code_spec)
-        self.length = self.code_spec.length
-        self.num_codes = self.levels[-1].last
-        self.num_classes = len(self.code_spec.class_names) if config.class_conditional else 0
+        spec = self.code_spec = CodeSpec.from_dict(config.code_spec)
+        self.masked = config.order == "masked"
+        self.latents = spec.kind == "latents"
+        if self.latents:
+            self._prepare_latents(spec, config)
+        else:
+            self.levels = level_spans(spec)
+            self.length, self.num_codes = spec.length, self.levels[-1].last
+            self.projection = None
+        self.num_classes = len(spec.class_names) if config.class_conditional else 0
         self.null_token = self.num_codes + self.num_classes
+        self.mask_token = self.null_token + 1
         hidden = swiglu_width(config.width, config.mlp_ratio)
-        self.embedding = nn.Embedding(self.null_token + 1, config.width)
+        self.embedding = nn.Embedding(self.null_token + 1 + self.masked, config.width)
+        # One map in raster order knows its places well enough by rotation, which is all that Llama has.
+        plain = config.positions == "1d" and len(self.levels) == 1
+        self.position_embedding = (
+            None
+            if plain and not self.masked and not self.latents
+            else nn.Parameter(torch.empty(self.length, config.width))
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, hidden, config.dropout) for _ in range(config.depth)
+            Block(config.width, config.heads, hidden, config.dropout, causal=not self.masked)
+            for _ in range(config.depth)
         )
         self.final_gain = nn.Parameter(torch.ones(config.width))
-        self.head = nn.Linear(config.width, self.num_codes, bias=False)
+        self.head = nn.Linear(config.width, self.levels[-1].last, bias=False)
         self._initialise()
+        self._decoder: tuple[object, Decoder] | None = None
         self.post_init()
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the `Sampler` settings that mean something to this prior."""
+        if self.latents:
+            return LATENT_SETTINGS
+        return MASKED_SETTINGS if self.masked else RASTER_SETTINGS
+
     def forward(self, codes: CodeMaps, labels: Tensor | None = None) -> PriorOutput:
-        """Predict every code from the class and the codes before it.
+        """Predict every code from the class and the codes before it, or those that a random mask hides from the rest.
 
         Args:
-            codes: level name -> integers (B, height, width).
+            codes: level name -> integers (B, height, width), or floats (B, C, height, width) of latents.
             labels: int64 (B,) in [0, num_classes), -1 for the null class; None is -1 throughout. In training,
-                label dropout turns a share of them into -1, drawn from torch's global generator. A prior without
-                classes does not look at them.
+                label dropout turns a share of them into -1. A prior without classes does not look at them.
+                Label dropout and masks are drawn from torch's global generator.
 
         Raises:
             ValueError: for maps that do not fit the code spec, and for codes or labels out of range, which are
                 looked at on the CPU only (on an accelerator that would wait for the device).
         """
-        sequence = maps_to_sequence(codes, self.code_spec)  # (B, L)
-        if sequence.device.type == "cpu":
-            self._check_codes(sequence)
+        sequence = self._sequence(codes)
         start = self._start_tokens(labels, sequence)
-        tokens = torch.cat((start.unsqueeze(1), sequence[:, :-1]), dim=1)
-        x = self.dropout(self.embedding(tokens))
-        rotation = rotations(self.length, self.config.width // self.config.heads, x.device)
-        for block in self.blocks:
-            if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, use_reentrant=False)
-            else:
-                x = block(x, rotation)
-        logits = self._logits(normalise(x))
-        return PriorOutput(F.cross_entropy(logits.flatten(0, 1), sequence.flatten()), logits)
+        if self.masked:
+            hidden = masked.hide_for_training(len(sequence), self.length, sequence.device)
+            logits = self.logits_of(start, torch.where(hidden, self.mask_token, sequence))
+            nats = self._nats(logits, sequence) * hidden
+            return PriorOutput(nats.sum() / hidden.sum(), logits, nats)
+        logits = self.logits_of(start, sequence)
+        nats = self._nats(logits, sequence)
+        return PriorOutput(nats.mean() / sequence[0, 0].numel(), logits, nats)
+
+    def nats(
+        self, codes: CodeMaps, labels: Tensor | None = None, *, generator: Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Negative log-likelihood of images' codes or latents, level by level.
+
+        Exact in raster order; the sum over the levels is the image's. In masked order one unbiased draw of an upper
+        bound, see `masked.hide_for_bound`.
+
+        Args:
+            codes: as in `forward`.
+            labels: as in `forward`; none are dropped in evaluation mode.
+            generator: of the masks, on the CPU; None is torch's global one.
+
+        Returns:
+            level name -> float32 (B,), nats; of latents the density's in their own units, which may be negative.
+        """
+        sequence = self._sequence(codes)
+        start = self._start_tokens(labels, sequence)
+        if self.masked:
+            uniforms = torch.rand(len(sequence), 1 + self.length, generator=generator)
+            hidden, weight = masked.hide_for_bound(uniforms.to(sequence.device))
+            logits = self.logits_of(start, torch.where(hidden, self.mask_token, sequence))
+            nats = self._nats(logits, sequence) * hidden * weight
+        else:
+            nats = self._nats(self.logits_of(start, sequence), sequence)
+        return {level.name: nats[:, level.start : level.stop].sum(1) for level in self.levels}
 
     @torch.no_grad()
     def sample(
@@ -115,14 +179,18 @@ class TransformerPrior(StrictModel):
         labels: Tensor | Sequence[int] | None = None,
         *,
         guidance_scale: float = 1.0,
+        guidance_schedule: str = "constant",
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        steps: int = 12,
+        choice_temperature: float = 4.5,
         generator: Generator | Sequence[Generator] | None = None,
         known: CodeMaps | None = None,
         keep: CodeMaps | None = None,
     ) -> CodeMaps:
-        """Draw code maps, one code after the other; or complete maps that are known in part.
+        """Draw code maps or latents; or complete code maps that are known in part.
 
         On a CPU with MKL an image's codes depend on its label, its random numbers and the settings alone, bit for
         bit; other libraries round differently for different batch sizes, which now and then changes a code.
@@ -131,58 +199,128 @@ class TransformerPrior(StrictModel):
             num_images: images to draw (B).
             labels: B class numbers in [0, num_classes), -1 for the null class; None is -1 throughout.
             guidance_scale: classifier-free guidance; 1 is none and costs nothing, more computes every step for twice
-                the rows.
+                the rows. This and the next seven: see `Sampler`; `settings` says which of them have an effect.
+            guidance_schedule: `constant`, `linear` or `cosine`.
+            guidance_interval: shares of the sequence within which there is guidance.
             temperature: divides the logits; 0 always takes the likeliest code.
             top_k: codes to choose from at each step, the likeliest; 0 means all.
             top_p: probability of the set of likeliest codes to choose from at each step; 1 means all.
+            steps: rounds of a masked prior.
+            choice_temperature: freedom of a masked prior's choice of the codes to keep.
             generator: source of randomness, one for all images or one for each (then an image is the same in any
                 batch); None is torch's global generator of the CPU.
             known: level name -> integers (B, height, width), codes of which some stay as they are; they are read only
                 where `keep` says so.
-            keep: level name -> bool (B, height, width), True where a known code stays. Every other code is drawn given
-                the class and all codes before it in the sequence (see `tokens`), kept or drawn; none looks ahead.
+            keep: level name -> bool (B, height, width), True where a known code stays. In raster order every other
+                code is drawn given the class and all codes before it, kept or drawn, and none looks ahead; in masked
+                order each sees all that is kept.
 
         Returns:
-            level name -> int64 (B, height, width), on the model's device.
+            level name -> int64 (B, height, width), or float32 (B, C, height, width), on the model's device.
 
         Raises:
             ValueError: for a setting, label or kept code out of its range, another number of labels or generators than
-                images, or one of `known` and `keep` without the other or in another shape.
+                images, or one of `known` and `keep` without the other, in another shape, or of latents.
         """
-        sampling.check_settings(
-            guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p
-        )
+        sampler = Sampler(
+            guidance_scale, guidance_schedule, guidance_interval, temperature, top_k, top_p, steps, choice_temperature
+        )  # fmt: skip
+        sampling.check_settings(**dataclasses.asdict(sampler))
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         start = self._sample_start(num_images, labels)
-        given = self._given_tokens(num_images, known, keep)
-        guided = guidance_scale != 1 and bool((start != self.null_token).any())
-        precision = (
-            torch.float32 if self.device.type == "mps" else torch.float64
-        )  # Metal lacks the latter
-        uniforms = sampling.draw_uniforms(num_images, self.length, generator)
+        given = given_tokens(num_images, known, keep, self.code_spec, self.levels)
+        if given is not None:
+            given = given.to(self.device)
+        guided = guidance_scale != 1
+        if self.latents:
+            count = self.length * mixtures.numbers_per_draw(self.chunk, guided=guided)
+        else:
+            count = masked.numbers_per_image(self.length, steps) if self.masked else self.length
+        uniforms = sampling.draw_uniforms(num_images, count, generator)
+        # Metal has no float64.
+        precision = torch.float32 if self.device.type == "mps" else torch.float64
         uniforms = uniforms.to(self.device, precision)
-        null = torch.full_like(start, self.null_token)
-        sequence = torch.empty(num_images, self.length, dtype=torch.long, device=self.device)
-        # A lone row goes through other matrix kernels with other rounding than two or more: compute it twice.
-        rows = num_images * (2 if guided or num_images == 1 else 1)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            decoder = Decoder(self, rows)
-            tokens = torch.cat((start, null if guided else start))
-            for level in self.levels:
-                for position in range(level.start, level.stop):
-                    logits = decoder.step(tokens[:rows], position, level)
-                    if guided:
-                        conditional, unconditional = logits.chunk(2)
-                        logits = sampling.apply_guidance(conditional, unconditional, guidance_scale)
-                    logits = sampling.apply_temperature(logits[:num_images], temperature)
-                    logits = sampling.keep_top_p(sampling.keep_top_k(logits, top_k), top_p)
-                    chosen = sampling.choose(logits, uniforms[:, position]) + level.first
-                    if given is not None:
-                        chosen = torch.where(given[:, position] < 0, chosen, given[:, position])
-                    sequence[:, position] = chosen
-                    tokens = chosen.repeat(2)
+            if self.latents:
+                numbers = uniforms.unflatten(1, (self.length, -1))
+                return self._to_latents(raster.draw_latents(self, start, sampler, numbers))
+            if self.masked:
+                if given is None:
+                    given = torch.full((num_images, self.length), -1, device=self.device)
+                sequence = masked.draw_masked(self, start, given, sampler, uniforms)
+            else:
+                sequence = raster.draw_codes(self, start, given, sampler, uniforms)
         return sequence_to_maps(sequence, self.code_spec)
+
+    def logits_of(self, start: Tensor, sequence: Tensor) -> Tensor:
+        """What the head says at every position, teacher-forced.
+
+        Args:
+            start: first tokens (B,), a class or the null class.
+            sequence: tokens int64 (B, L), or normalised latents (B, L, D); in raster order a position sees those
+                before it, in masked order all of them, its own included.
+
+        Returns:
+            as `PriorOutput.logits`.
+        """
+        if not self.masked:
+            sequence = sequence[:, :-1]
+        if self.projection is not None:
+            first = self.embedding(start).unsqueeze(1)
+            x = torch.cat((first, self.projection(sequence).to(first.dtype)), dim=1)
+        else:
+            x = self.embedding(torch.cat((start.unsqueeze(1), sequence), dim=1))
+        if self.position_embedding is not None:
+            # In masked order the class token stands in front of the sequence, in raster order in its first place.
+            x = x + F.pad(self.position_embedding, (0, 0, int(self.masked), 0))
+        x = self.dropout(x)
+        rotation = self.rotation()
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rotation, use_reentrant=False)
+            else:
+                x = block(x, rotation)
+        return self._logits(normalise(x[:, 1:] if self.masked else x))
+
+    def rotation(self) -> Tensor:
+        """What turns queries and keys, complex64 (positions, 3, 1, head width / 2).
+
+        With rows and columns, a query of raster order stands for the place that is to be predicted and a key for the
+        place of the code that it carries; the class token lies outside of the image.
+        """
+        head_width, device = self.config.width // self.config.heads, self.embedding.weight.device
+        if self.config.positions == "1d":
+            line = torch.arange(self.length + self.masked, device=device).unsqueeze(1)
+            return rotations(line, line, head_width)
+        grid = places(self.levels, device)
+        behind_class = F.pad(grid, (0, 0, 1, 0), value=-1.0)
+        if self.masked:
+            return rotations(behind_class, behind_class, head_width)
+        return rotations(grid, behind_class[:-1], head_width)
+
+    def decoder(self, rows: int) -> Decoder:
+        """A decoder for so many sequences; the last one again, if it has as many rows and the weights are the same."""
+        weights = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        key = (rows, self.device, weights)
+        if self._decoder is None or self._decoder[0] != key:
+            self._decoder = None  # two caches at a time could be too much memory
+            self._decoder = (key, Decoder(self, rows))
+        return self._decoder[1]
+
+    def _prepare_latents(self, spec: CodeSpec, config: PriorConfig) -> None:
+        """What only a prior over latents has."""
+        if self.masked:
+            raise ValueError("--model.order masked is for codes; over latents there is raster only")
+        level = latent_level(spec)
+        self.chunk = chunk_width(level, config.chunk)
+        assert level.channels is not None
+        self.length, self.num_codes = level.length * level.channels // self.chunk, 0
+        outputs = mixtures.mixture_outputs(config.mixtures, self.chunk)
+        self.levels = (Span(level.name, level.height, level.width, 0, self.length, 0, outputs),)
+        self.register_buffer("latent_shift", torch.tensor(spec.latent_shift))
+        self.register_buffer("latent_scale", torch.tensor(spec.latent_scale).clamp(SMALLEST_SCALE))
+        self.projection = nn.Linear(self.chunk, config.width, bias=False)
 
     def _initialise(self) -> None:
         """Normal with deviation 0.02, smaller where a matrix adds to the residual stream (Radford et al., 2019)."""
@@ -193,8 +331,33 @@ class TransformerPrior(StrictModel):
                     parameter, std=0.02 / math.sqrt(2 * self.config.depth) if into_stream else 0.02
                 )
 
+    def _sequence(self, codes: CodeMaps) -> Tensor:
+        """Tokens (B, L), or vectors of latents (B, L, D)."""
+        if self.latents:
+            latents = latents_of(codes, latent_level(self.code_spec))
+            return latents_to_sequence(latents, self.latent_shift, self.latent_scale, self.chunk)
+        sequence = maps_to_sequence(codes, self.code_spec)
+        if sequence.device.type == "cpu":
+            check_codes(sequence, self.levels)
+        return sequence
+
+    def _to_latents(self, sequence: Tensor) -> CodeMaps:
+        level = latent_level(self.code_spec)
+        return sequence_to_latents(sequence, self.latent_shift, self.latent_scale, level)
+
+    def _nats(self, logits: Tensor, sequence: Tensor) -> Tensor:
+        """Negative log-likelihood of each position, float32 (B, L)."""
+        if not self.latents:
+            nats = F.cross_entropy(logits.flatten(0, 1), sequence.flatten(), reduction="none")
+            return nats.view_as(sequence)
+        mixture = mixtures.mixture_of(logits, self.config.mixtures)
+        # A density of normalised numbers is that of the latents times their scale.
+        jacobian = self.latent_scale.log().view(-1, self.chunk).sum(1)
+        jacobian = jacobian.repeat(self.length // len(jacobian))
+        return jacobian - mixture.log_density(sequence)
+
     def _logits(self, x: Tensor) -> Tensor:
-        """Float32 logits (B, L, K) from normalised activations (B, L, W); each level over its own tokens only."""
+        """Float32 outputs of the head from normalised activations (B, L, W); each level over its own tokens only."""
         weight = self.head.weight * self.final_gain
         if len(self.levels) == 1:
             return F.linear(x, weight).float()
@@ -207,12 +370,12 @@ class TransformerPrior(StrictModel):
         return torch.cat(parts, dim=1)
 
     def _start_tokens(self, labels: Tensor | None, sequence: Tensor) -> Tensor:
-        """First tokens (B,) of a batch of sequences (B, L), after label dropout."""
-        null = sequence.new_full((len(sequence),), self.null_token)
+        """First tokens (B,) of a batch of sequences, after label dropout."""
+        null = torch.full((len(sequence),), self.null_token, device=sequence.device)
         if labels is None or self.num_classes == 0:
             return null
         if labels.device.type == "cpu":
-            self._check_labels(labels, len(sequence))
+            check_labels(labels, len(sequence), self.num_classes)
         hidden = labels < 0
         if self.training and self.config.label_dropout > 0:
             hidden = hidden | (
@@ -225,50 +388,5 @@ class TransformerPrior(StrictModel):
         if labels is None:
             labels = [-1] * num_images
         labels = torch.as_tensor(labels, dtype=torch.long).cpu()
-        self._check_labels(labels, num_images)
+        check_labels(labels, num_images, self.num_classes)
         return torch.where(labels < 0, self.null_token, labels + self.num_codes).to(self.device)
-
-    def _given_tokens(
-        self, num_images: int, known: CodeMaps | None, keep: CodeMaps | None
-    ) -> Tensor | None:
-        """Tokens (num_images, L) that are not to be drawn, -1 at those that are, on the model's device."""
-        if known is None and keep is None:
-            return None
-        if known is None or keep is None:
-            raise ValueError("known codes and the places to keep belong together: give both")
-        for name, codes in known.items():
-            places = keep.get(name)
-            if places is None or places.dtype != torch.bool or places.shape != codes.shape:
-                raise ValueError(f"keep needs a bool map {name!r} of shape {tuple(codes.shape)}")
-        # What is not kept may be anything in `known`; 0 is a code of every level.
-        valid = {name: torch.where(keep[name], codes, 0) for name, codes in known.items()}
-        tokens = maps_to_sequence(valid, self.code_spec)
-        if len(tokens) != num_images:
-            raise ValueError(f"{num_images} images need as many known codes, not {len(tokens)}")
-        self._check_codes(tokens)
-        kept = torch.cat([keep[level.name].flatten(1) for level in self.levels], dim=1)
-        return torch.where(kept, tokens, -1).to(self.device)
-
-    def _check_labels(self, labels: Tensor, num_images: int) -> None:
-        if labels.shape != (num_images,):
-            raise ValueError(
-                f"{num_images} images need labels of shape ({num_images},), not {tuple(labels.shape)}"
-            )
-        lowest, highest = labels.aminmax()
-        if lowest < -1 or highest >= self.num_classes:
-            known = (
-                f"0 to {self.num_classes - 1}, or -1 for any class"
-                if self.num_classes
-                else "only -1: it has no classes"
-            )
-            wrong = int(lowest if lowest < -1 else highest)
-            raise ValueError(f"label {wrong} is out of range: this prior knows {known}")
-
-    def _check_codes(self, sequence: Tensor) -> None:
-        for level in self.levels:
-            lowest, highest = sequence[:, level.start : level.stop].aminmax()
-            if lowest < level.first or highest >= level.last:
-                wrong = int(lowest if lowest < level.first else highest) - level.first
-                raise ValueError(
-                    f"code {wrong} in map {level.name} is out of range: its vocabulary is {level.last - level.first}"
-                )

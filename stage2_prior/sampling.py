@@ -121,7 +121,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 
 
 def filter_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Temperature, then the `top_k` likeliest codes, then the nucleus among these.
+    """Temperature, then the `top_k` likeliest codes, then the nucleus of probability `top_p` among these.
 
     Args:
         logits: float32 or float64 (..., K).
@@ -133,7 +133,9 @@ def filter_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) 
         (..., K), -inf where a code is excluded; never everywhere.
     """
     logits = apply_temperature(logits, temperature)
-    return logits if temperature == 0 else keep_top_p(keep_top_k(logits, top_k), top_p)
+    if temperature == 0:
+        return logits
+    return keep_top_k(logits, top_k) if top_p == 1 else keep_top_p(logits, top_p, top_k)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -150,7 +152,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return _keep(logits, logits >= smallest_kept)
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
+def keep_top_p(logits: Tensor, p: float, top_k: int = 0) -> Tensor:
     """All codes outside the nucleus become -inf (Holtzman et al., 2020, section 3.1).
 
     The nucleus is the smallest set of the likeliest codes whose probabilities sum to at least p; of equally likely
@@ -162,14 +164,20 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     Args:
         logits: float32 or float64 (..., K).
         p: in (0, 1]; 1 keeps all.
+        top_k: the probabilities are those among what `keep_top_k` keeps; 0 means among all.
     """
     if p == 1:
-        return logits
+        return keep_top_k(logits, top_k)
+    num_codes = logits.shape[-1]
     ordered = _ascending(-logits)
     sums = F.softmin(ordered, dim=-1).cumsum(dim=-1, dtype=sum_dtype(logits.device))
-    full = sums.new_full((*sums.shape[:-1], 1), p)
+    if 0 < top_k < num_codes:
+        kth = ordered[..., top_k - 1 : top_k].contiguous()
+        target = p * sums.gather(-1, torch.searchsorted(ordered, kth, right=True) - 1)
+    else:
+        target = sums.new_full((*sums.shape[:-1], 1), p)
     # The sum of all falls short of 1 by rounding at times.
-    last = torch.searchsorted(sums, full).clamp_(max=logits.shape[-1] - 1)
+    last = torch.searchsorted(sums, target).clamp_(max=num_codes - 1)
     edge = ordered.gather(-1, last)
     kept = logits >= -edge
     past_edge = torch.searchsorted(ordered, edge, right=True)

@@ -6,6 +6,7 @@ right). Every level has its own range of token numbers, so a token says which le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,10 @@ from common.codes import CodeMaps, CodeSpec
 
 @dataclass(frozen=True)
 class Span:
-    """Where one level lies: positions [start, stop) of the sequence, token numbers [first, last)."""
+    """Where one level lies: positions [start, stop) of the sequence, outputs of the head [first, last).
+
+    The outputs of a level of codes are its token numbers.
+    """
 
     name: str
     height: int
@@ -44,6 +48,22 @@ def level_spans(spec: CodeSpec) -> tuple[Span, ...]:
         spans.append(Span(level.name, level.height, level.width, start, stop, first, last))
         start, first = stop, last
     return tuple(spans)
+
+
+def places(levels: Sequence[Span], device: torch.device) -> Tensor:
+    """Row and column of every position, float (L, 2), in units of the finest map.
+
+    The maps lie over the same image: a coarse code stands at the middle of the fine ones that cover its patch.
+    """
+    height, width = (max(getattr(span, side) for span in levels) for side in ("height", "width"))
+    found = []
+    for span in levels:
+        rows = (torch.arange(span.height, device=device) + 0.5) * (height / span.height) - 0.5
+        columns = (torch.arange(span.width, device=device) + 0.5) * (width / span.width) - 0.5
+        grid = torch.cartesian_prod(rows, columns)
+        # Latents may take several positions at one place.
+        found.append(grid.repeat_interleave((span.stop - span.start) // len(grid), dim=0))
+    return torch.cat(found)
 
 
 def maps_to_sequence(maps: CodeMaps, spec: CodeSpec) -> Tensor:

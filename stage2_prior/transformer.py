@@ -3,6 +3,7 @@
 - RMSNorm: Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467
 - SwiGLU: Shazeer, GLU variants improve Transformer, 2020, https://arxiv.org/abs/2002.05202
 - Rotary positions: Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
+- Rotary positions of rows and columns: Heo et al., 2024, https://arxiv.org/abs/2403.13298
 - Llama: Touvron et al., 2023, https://arxiv.org/abs/2302.13971
 
 Shapes: B images, L positions, W width, H heads, D = W / H channels per head.
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 NORM_EPSILON = 1e-6
 ROTARY_BASE = 10_000.0
+ROTARY_BASE_2D = 100.0  # rows and columns are few (Heo et al., 2024)
 HIDDEN_MULTIPLE = 16
 
 
@@ -30,9 +32,12 @@ class Block(nn.Module):
     quarter of a million numbers in place of a million.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, *, causal: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.attention_gain = nn.Parameter(torch.ones(width))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
@@ -48,7 +53,7 @@ class Block(nn.Module):
             2
         )  # (B, L, H, D) each
         attended = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.causal
         )  # (B, H, L, D)
         x = x + self.dropout(self.attention_out(attended.transpose(1, 2).flatten(2)))
         gate_up = F.linear(normalise(x), self.gate_up.weight * self.mlp_gain)  # (B, L, 2 x hidden)
@@ -60,19 +65,32 @@ def swiglu_width(width: int, mlp_ratio: float) -> int:
     return HIDDEN_MULTIPLE * math.ceil(mlp_ratio * width * 2 / 3 / HIDDEN_MULTIPLE)
 
 
-def rotations(length: int, head_width: int, device: torch.device) -> Tensor:
+def rotations(queries: Tensor, keys: Tensor, head_width: int) -> Tensor:
     """What queries, keys and values of each position are multiplied by (Su et al., 2021, Eq. 14).
 
-    Queries and keys turn by e^(i p theta_j) at position p and channel pair j. Values are multiplied by 1, so that all
+    Queries and keys turn by e^(i p theta_j) at place p and channel pair j; with rows and columns one half of the pairs
+    turns by the row, the other by the column (Heo et al., 2024, section 3.2). Values are multiplied by 1, so that all
     three go through one product and stay in one piece of memory.
 
+    Args:
+        queries: places that the queries stand for, float (L, 1) in the sequence or (L, 2) as row and column.
+        keys: places that the keys stand for, of the same shape.
+        head_width: D, a multiple of twice the number of axes.
+
     Returns:
-        complex64 (length, 3, 1, head_width / 2)
+        complex64 (L, 3, 1, D / 2)
     """
-    exponents = torch.arange(0, head_width, 2, device=device) / head_width
-    angles = torch.outer(torch.arange(length, device=device).float(), ROTARY_BASE**-exponents)
-    turn = torch.polar(torch.ones_like(angles), angles)
-    return torch.stack((turn, turn, torch.ones_like(turn)), dim=1).unsqueeze(2)
+    turn_queries, turn_keys = (_turn(places, head_width) for places in (queries, keys))
+    return torch.stack((turn_queries, turn_keys, torch.ones_like(turn_keys)), dim=1).unsqueeze(2)
+
+
+def _turn(places: Tensor, head_width: int) -> Tensor:
+    """Complex64 (L, D / 2) of absolute value 1."""
+    axes = places.shape[1]
+    base = ROTARY_BASE if axes == 1 else ROTARY_BASE_2D
+    exponents = torch.arange(0, head_width, 2 * axes, device=places.device) / head_width
+    angles = (places.float().unsqueeze(-1) * base**-exponents).flatten(1)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
