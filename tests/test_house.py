@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("common", "stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
-SCRIPTS = ("train", "encode", "assemble", "generate", "latents", "score")
+SCRIPTS = ("train", "encode", "export", "assemble", "generate", "latents", "score")
 MAY_IMPORT = {
     "common": set(),
     "stage1_autoencoders": {"common"},
@@ -120,7 +120,7 @@ def test_every_script_answers_help_before_it_imports_torch():
     scripts = [path for path in FILES if path.stem in SCRIPTS]
     scripts.sort(key=lambda path: name_of(path) == of_models)
     assert {name_of(path) for path in scripts} >= {
-        of_models, "stage1_autoencoders.encode", "stage2_prior.train",
+        of_models, "stage1_autoencoders.encode", "stage2_prior.train", "stage2_prior.export",
         "pipelines.assemble", "pipelines.generate", "pipelines.latents", "evaluation.score",
     }  # fmt: skip
     heavy = "print({'torch', 'transformers', 'datasets', 'accelerate', 'PIL'} & set(sys.modules), file=sys.stderr)"
