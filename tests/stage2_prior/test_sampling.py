@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,18 @@ def logits():
     return torch.randn(40, K, generator=torch.Generator().manual_seed(1)) * 3
 
 
+def kinds_of_logits(dtype):
+    """Rows of every kind: spread, many ties, a sure code, excluded codes, all the same."""
+    random = torch.Generator().manual_seed(6)
+    spread = torch.randn(30, K, generator=random, dtype=dtype) * 3
+    tied = torch.randint(-2, 3, (30, K), generator=random).to(dtype)
+    sure = torch.full((2, K), -80.0, dtype=dtype)
+    sure[:, 4] = 5.0
+    excluded = torch.cat((spread[:8], tied[:8]))
+    excluded[:, ::3] = -math.inf
+    return torch.cat((spread, tied, sure, excluded, torch.zeros(2, K, dtype=dtype)))
+
+
 def slow_top_k(row, k):
     kept = sorted(row, reverse=True)[:k] if k else row
     return [value if value in kept else -math.inf for value in row]
@@ -20,6 +33,8 @@ def slow_top_k(row, k):
 
 def slow_top_p(row, p):
     """The definition, one code at a time, in float64."""
+    if p == 1:
+        return row
     weights = [math.exp(value - max(row)) for value in row]
     mass, kept = 0.0, []
     for code in sorted(range(len(row)), key=lambda code: -row[code]):
@@ -29,16 +44,53 @@ def slow_top_p(row, p):
     return [value if code in kept else -math.inf for code, value in enumerate(row)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("k", [0, 1, 2, 5, K - 1, K, K + 5])
-def test_top_k_is_the_slow_reference(logits, k):
-    expected = torch.tensor([slow_top_k(row, k) for row in logits.tolist()])
-    assert torch.equal(sampling.keep_top_k(logits, k), expected)
+def test_top_k_is_the_slow_reference(dtype, k):
+    logits = kinds_of_logits(dtype)
+    expected = [slow_top_k(row, k) for row in logits.tolist()]
+    assert sampling.keep_top_k(logits, k).tolist() == expected
+    assert sampling.filter_logits(logits, 1.0, k, 1.0).tolist() == expected
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999, 1.0])
-def test_top_p_is_the_slow_reference(logits, p):
-    expected = torch.tensor([slow_top_p(row, p) for row in logits.tolist()])
-    assert torch.equal(sampling.keep_top_p(logits, p), expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1e-6, 0.11, 0.52, 0.9, 0.9991, 1.0])
+def test_top_p_is_the_slow_reference(dtype, p):
+    logits = kinds_of_logits(dtype)
+    expected = [slow_top_p(row, p) for row in logits.tolist()]
+    assert sampling.keep_top_p(logits, p).tolist() == expected
+    assert sampling.keep_top_p(logits.view(2, -1, K), p).flatten(0, 1).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("k", [1, 4, K - 2, K])
+@pytest.mark.parametrize("p", [0.21, 0.83, 1.0])
+def test_a_filter_is_temperature_then_top_k_then_top_p(dtype, temperature, k, p):
+    logits = kinds_of_logits(dtype)
+    warmed = (logits / temperature).tolist()
+    expected = [slow_top_p(slow_top_k(row, k), p) for row in warmed]
+    assert sampling.filter_logits(logits, temperature, k, p).tolist() == expected
+
+
+def test_a_filter_takes_the_likeliest_code_at_temperature_zero(logits):
+    kept = sampling.filter_logits(logits, 0.0, 5, 0.5).isfinite()
+    assert torch.equal(kept.nonzero()[:, 1], logits.argmax(-1))
+
+
+@pytest.mark.parametrize("num_codes", [1, 2, 300, 5000])
+def test_filters_of_any_size_leave_the_nucleus_and_the_input(num_codes):
+    logits = torch.randn(7, num_codes, generator=torch.Generator().manual_seed(7))
+    before = logits.clone()
+    with torch.inference_mode():
+        kept = sampling.filter_logits(logits, 1.0, 200, 0.9).isfinite()
+    assert torch.equal(logits, before)
+    among = sampling.keep_top_k(logits, 200).double().softmax(-1)
+    mass = (among * kept).sum(-1)
+    smallest = torch.where(kept, among, 2.0).amin(-1)
+    assert (mass >= 0.9 - 1e-6).all()
+    assert (mass - smallest < 0.9 + 1e-6).all()
+    assert (torch.where(kept, -1.0, among).amax(-1) <= smallest).all()
 
 
 def test_top_p_keeps_the_code_that_reaches_p_and_breaks_ties_by_number():
@@ -85,6 +137,35 @@ def test_guidance_towards_itself_changes_no_bit(logits):
     assert torch.equal(sampling.apply_guidance(logits, logits.clone(), 3.7), logits)
 
 
+@pytest.mark.parametrize("schedule", sampling.GUIDANCE_SCHEDULES)
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 3.3])
+def test_guidance_rises_from_none_to_the_full_scale(schedule, scale):
+    scales = sampling.guidance_scales(9, scale, schedule, (0.0, 1.0))
+    assert len(scales) == 9
+    assert scales[0] == (scale if schedule == "constant" else 1.0)
+    assert scales[-1] == scale  # no rounding: a scale of 1 must be seen as none
+    gains = [abs(after - 1) - abs(before - 1) for before, after in itertools.pairwise(scales)]
+    assert min(gains) >= (0 if schedule == "constant" or scale == 1 else 1e-3)
+    assert sampling.guidance_scales(1, scale, schedule, (0.0, 1.0)) == [scale]
+
+
+def test_guidance_schedules_are_their_papers_formulas():
+    # VAR and MAR: 1 + (w - 1) i / (n - 1); RAR: power cosine of power 1, half way at the middle, slower at both ends.
+    linear = sampling.guidance_scales(5, 5.0, "linear", (0.0, 1.0))
+    assert linear == pytest.approx([1, 2, 3, 4, 5])
+    cosine = sampling.guidance_scales(5, 5.0, "cosine", (0.0, 1.0))
+    root = math.sqrt(0.5)
+    assert cosine == pytest.approx([1, 3 - 2 * root, 3, 3 + 2 * root, 5])
+
+
+@pytest.mark.parametrize("schedule", sampling.GUIDANCE_SCHEDULES)
+def test_guidance_is_none_outside_its_interval_and_the_same_inside(schedule):
+    whole = sampling.guidance_scales(11, 4.0, schedule, (0.0, 1.0))
+    part = sampling.guidance_scales(11, 4.0, schedule, (0.3, 0.8))
+    assert part[3:9] == whole[3:9]
+    assert part[:3] + part[9:] == [1.0] * 5
+
+
 def test_choice_is_the_slow_inverse_of_the_distribution(logits):
     uniforms = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     probabilities = logits.double().softmax(-1)
@@ -109,16 +190,23 @@ def test_choice_at_the_ends_never_takes_an_excluded_code(dtype):
     assert (sampling.choose(logits, below_one) > 900).all()
 
 
-def test_choice_has_the_right_frequencies():
-    logits = torch.tensor([1.0, -1.0, 0.0, -math.inf, 2.0])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "possible"),
+    [(1.0, 0, 1.0, 5), (0.7, 4, 1.0, 4), (1.5, 0, 0.95, 4), (1.3, 4, 0.9, 3), (1.0, 1, 0.5, 1)],
+)
+def test_choice_has_the_right_frequencies(temperature, top_k, top_p, possible):
+    logits = torch.tensor([1.0, -1.0, 0.0, -math.inf, 2.0, -3.0])
     count = 100_000
     uniforms = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    observed = sampling.choose(logits.expand(count, -1), uniforms).bincount(minlength=5)
-    expected = logits.softmax(-1) * count
-    assert observed[3] == 0
+    filtered = sampling.filter_logits(logits.expand(count, -1), temperature, top_k, top_p)
+    observed = sampling.choose(filtered, uniforms).bincount(minlength=6)
+    row = [value / temperature for value in logits.tolist()]
+    expected = torch.tensor(slow_top_p(slow_top_k(row, top_k), top_p)).softmax(-1) * count
     seen = expected > 0
+    assert seen.sum() == possible
+    assert not observed[~seen].any()
     chi_squared = ((observed - expected)[seen] ** 2 / expected[seen]).sum()
-    assert chi_squared < 16.3  # 0.1 % of the distribution with 3 degrees of freedom
+    assert chi_squared < 18.5  # 0.1 % of the distribution with 4 degrees of freedom
 
 
 def test_uniforms_are_drawn_image_after_image():
@@ -157,6 +245,14 @@ def test_uniforms_without_a_generator_follow_the_global_seed():
         {"top_p": 0.0},
         {"top_p": 1.01},
         {"top_p": math.nan},
+        {"guidance_schedule": "sine"},
+        {"guidance_interval": (-0.1, 1.0)},
+        {"guidance_interval": (0.5, 0.5)},
+        {"guidance_interval": (0.0, 1.1)},
+        {"guidance_interval": (0.0, math.nan)},
+        {"steps": 0},
+        {"choice_temperature": -0.1},
+        {"choice_temperature": math.inf},
     ],
 )
 def test_impossible_settings_are_named(wrong):
