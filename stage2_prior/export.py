@@ -104,11 +104,22 @@ def check_exportable(prior: TransformerPrior) -> None:
     Raises:
         ValueError: naming it.
     """
-    if len(prior.levels) > 1:
-        raise ValueError(
-            f"a prior over several maps ({', '.join(level.name for level in prior.levels)}) cannot be exported: "
-            "at each position it allows the codes of one map only, which Llama cannot express"
-        )
+    if prior.latents:
+        reason = "its head is a mixture of Gaussians over latents"
+    elif prior.masked:
+        reason = "in masked order every code sees those behind it"
+    elif len(prior.levels) > 1:
+        names = ", ".join(level.name for level in prior.levels)
+        reason = f"of its maps {names} each place allows the codes of one only"
+    elif prior.config.positions == "2d":
+        reason = "its positions are rows and columns"
+    else:
+        assert prior.position_embedding is None
+        return
+    raise ValueError(
+        f"this prior is no Llama and cannot be exported: {reason}; train one over a single code map "
+        "with --model.order raster and --model.positions 1d"
+    )
 
 
 def check_replaceable(folder: Path) -> None:

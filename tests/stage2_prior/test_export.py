@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,11 +6,11 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaForCausalLM
 
-from common.codes import CodeSpec
+from common.codes import CodeSpec, Level
 from stage2_prior import export
 from stage2_prior.engine_tokens import codes_from_tokens
 from stage2_prior.export import pairs_to_halves, to_llama
-from stage2_prior.prior import TransformerPrior
+from stage2_prior.prior import PriorConfig, TransformerPrior
 
 
 @pytest.fixture
@@ -215,10 +216,39 @@ def test_a_missing_prior_is_named(refused, tmp_path):
     assert f"there is no folder {tmp_path / 'no'}" in said
 
 
-def test_a_prior_over_several_maps_is_refused(make_prior, refused, tmp_path):
-    make_prior((2, 2, 5), (3, 3, 7)).save_pretrained(tmp_path / "prior")
+@pytest.mark.parametrize(
+    ("levels", "options", "reason"),
+    [
+        (
+            [(2, 2, 5), (3, 3, 7)],
+            {},
+            "of its maps level0, level1 each place allows the codes of one",
+        ),
+        ([(3, 4, 11)], {"order": "masked"}, "in masked order"),
+        ([(3, 4, 11)], {"positions": "2d"}, "its positions are rows and columns"),
+    ],
+)
+def test_what_llama_cannot_compute_is_refused(
+    make_prior, refused, tmp_path, levels, options, reason
+):
+    make_prior(*levels, **options).save_pretrained(tmp_path / "prior")
     said = refused(export, prior=tmp_path / "prior", output_dir=tmp_path / "llama")
-    assert "several maps (level0, level1) cannot be exported" in said
+    assert "cannot be exported" in said
+    assert reason in said
+
+
+def test_a_prior_over_latents_is_refused(make_spec, refused, tmp_path):
+    spec = dataclasses.replace(
+        make_spec((1, 1, 5)),
+        kind="latents",
+        levels=(Level("latents", 2, 2, channels=3),),
+        latent_shift=(0.0,) * 3,
+        latent_scale=(1.0,) * 3,
+    )
+    prior = TransformerPrior(PriorConfig(code_spec=spec.to_dict(), width=16, depth=1, heads=2))
+    prior.save_pretrained(tmp_path / "prior")
+    said = refused(export, prior=tmp_path / "prior", output_dir=tmp_path / "llama")
+    assert "its head is a mixture of Gaussians over latents" in said
 
 
 def test_a_full_disk_leaves_the_export_that_was_there(
