@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stage2_prior.raster import scales_of
 from stage2_prior.sampler import Sampler
-from stage2_prior.sampling import apply_guidance, choose, filter_logits, guidance_scales
+from stage2_prior.sampling import apply_guidance, choose, filter_logits
 
 if TYPE_CHECKING:
     from stage2_prior.prior import TransformerPrior
@@ -77,17 +78,15 @@ def draw_masked(
     Returns:
         int64 (B, L), tokens.
     """
-    scales = guidance_scales(
-        sampler.steps, sampler.guidance_scale, sampler.guidance_schedule, sampler.guidance_interval
-    )
+    scales = scales_of(prior, start, sampler, sampler.steps)
     null = torch.full_like(start, prior.null_token)
     hidden = given < 0
     sequence = torch.where(hidden, prior.mask_token, given)
     at_first = hidden.sum(1, keepdim=True)
     to_draw, to_choose = uniforms.unflatten(1, (sampler.steps, 2, -1)).unbind(2)  # (B, T, L) each
-    gumbel = -torch.log(-torch.log(to_choose.clamp(2.0**-60, 1 - 2.0**-50))).float()
+    gumbel = -torch.log(-torch.log(to_choose.clamp(min=2.0**-60))).float()
     for step in range(sampler.steps):
-        if scales[step] == 1:
+        if scales is None or scales[step] == 1:
             logits = prior.logits_of(start, sequence)
         else:
             both = prior.logits_of(torch.cat((start, null)), sequence.repeat(2, 1))

@@ -34,7 +34,7 @@ def draw_codes(
     Returns:
         int64 (B, L), tokens.
     """
-    scales = scales_of(prior, start, sampler)
+    scales = scales_of(prior, start, sampler, prior.length)
     images = len(start)
     decoder = prior.decoder(rows_for(images, guided=scales is not None))
     sequence = torch.empty(images, prior.length, dtype=torch.long, device=start.device)
@@ -70,7 +70,7 @@ def draw_latents(
     Returns:
         float32 (B, L, D), of mean 0 and deviation 1 over the data.
     """
-    scales = scales_of(prior, start, sampler)
+    scales = scales_of(prior, start, sampler, prior.length)
     images, (level,) = len(start), prior.levels
     decoder = prior.decoder(rows_for(images, guided=scales is not None))
     vectors = []
@@ -80,9 +80,10 @@ def draw_latents(
         own = uniforms[:, position]
         if scales is None:
             mixture = mixture_of(outputs[:images], prior.config.mixtures)
-            # A call with guidance, but without classes, has more numbers than this draw takes.
-            own = own[:, None, : 1 + prior.chunk]
-            vector = draw(mixture, own, sampler.temperature).squeeze(1)
+            if sampler.guidance_scale == 1:
+                vector = draw(mixture, own.unsqueeze(1), sampler.temperature).squeeze(1)
+            else:  # an image without a class is the same whatever the rest of its batch has
+                vector = draw_guided(mixture, mixture, own, sampler.temperature, scale=1.0)
         else:
             conditional, unconditional = (
                 mixture_of(each, prior.config.mixtures) for each in outputs.chunk(2)
@@ -95,12 +96,14 @@ def draw_latents(
     return torch.stack(vectors, dim=1)
 
 
-def scales_of(prior: TransformerPrior, start: Tensor, sampler: Sampler) -> list[float] | None:
-    """The guidance of every position, or None where there is none: the second half of the rows is then not computed."""
+def scales_of(
+    prior: TransformerPrior, start: Tensor, sampler: Sampler, steps: int
+) -> list[float] | None:
+    """The guidance of every step, or None where there is none: the second half of the rows is then not computed."""
     if sampler.guidance_scale == 1 or not bool((start != prior.null_token).any()):
         return None
     return guidance_scales(
-        prior.length, sampler.guidance_scale, sampler.guidance_schedule, sampler.guidance_interval
+        steps, sampler.guidance_scale, sampler.guidance_schedule, sampler.guidance_interval
     )
 
 
