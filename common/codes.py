@@ -169,8 +169,7 @@ def smallest_integer_type(vocabulary: int) -> str:
 class CodesSplit:
     """Rows of one split of a codes dataset, read from its files when they are asked for.
 
-    In memory are the labels, one or two bytes a row, and a list of the rows where they are neither all nor
-    evenly spaced.
+    In memory are the labels, one or two bytes a row, and the numbers of rows chosen unevenly.
     """
 
     table: MappedTable
@@ -212,6 +211,8 @@ class CodesSplit:
             IndexError: there is no such row.
         """
         places = indices.numpy()
+        if places.size and not 0 <= places.min() <= places.max() < len(self):
+            raise IndexError(f"rows {places.min()} to {places.max()} of {len(self)}")
         if isinstance(self.chosen, range):
             places = self.chosen.start + self.chosen.step * places
         else:
@@ -231,12 +232,12 @@ class CodesSplit:
 
 
 def _spaced(rows: NDArray[np.integer]) -> range | NDArray[np.integer]:
-    """Row numbers as a range where they are evenly spaced, like all rows or every second view; else in few bytes."""
+    """Row numbers as a range where they are evenly spaced, like all or every second view; else in few bytes."""
+    if rows.size < 2:
+        return rows
     steps = np.diff(rows)
-    if rows.size == 0:
-        return range(0)
-    if rows.size == 1 or (steps[0] > 0 and (steps == steps[0]).all()):
-        return range(int(rows[0]), int(rows[-1]) + 1, int(steps[0]) if steps.size else 1)
+    if steps[0] > 0 and (steps == steps[0]).all():
+        return range(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
     return rows.astype(np.min_scalar_type(rows.max()))
 
 
@@ -261,11 +262,10 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
         raise ValueError(
             f"--codes {path}: the dataset is damaged or was not written by encode.py ({error}); encode again"
         ) from error
+    levels = tuple(level.name for level in spec.levels)
     splits = {}
     for name, table in tables.items():
-        _check_codes(table, spec, f"--codes {path}: split {name}")
-        labels = _read_labels(table, spec, f"--codes {path}: split {name}")
-        levels = tuple(level.name for level in spec.levels)
+        labels = _check_values(table, spec, f"--codes {path}: split {name}")
         splits[name] = CodesSplit(table, levels, labels, range(len(table)))
     return splits, spec
 
@@ -279,23 +279,19 @@ def _open_table(folder: Path, spec: CodeSpec) -> MappedTable:
     return MappedTable([folder / part["filename"] for part in state["_data_files"]], columns)
 
 
-def _check_codes(table: MappedTable, spec: CodeSpec, where: str) -> None:
+def _check_values(table: MappedTable, spec: CodeSpec, where: str) -> NDArray[np.integer] | None:
+    """Stop at codes and labels that the spec does not know; the labels in few bytes."""
     for level in spec.levels:
-        if level.vocabulary is None:
-            continue
-        highest = max((int(piece.max()) for piece in table.pieces(level.name)), default=0)
-        if highest >= level.vocabulary:
-            raise ValueError(
-                f"{where}, column {level.name} holds code {highest}, "
-                f"outside its vocabulary of {level.vocabulary}; encode again"
-            )
-
-
-def _read_labels(table: MappedTable, spec: CodeSpec, where: str) -> NDArray[np.integer] | None:
+        if level.vocabulary is not None:
+            highest = max((int(piece.max()) for piece in table.pieces(level.name)), default=0)
+            if highest >= level.vocabulary:
+                raise ValueError(
+                    f"{where}, column {level.name} holds code {highest}, "
+                    f"outside its vocabulary of {level.vocabulary}; encode again"
+                )
     if not spec.class_names:
         return None
-    labels = table.column("label")
-    classes = len(spec.class_names)
+    labels, classes = table.column("label"), len(spec.class_names)
     if labels.size and not -1 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"{where} holds labels outside its {classes} classes")
     return labels.astype(np.min_scalar_type(-classes))

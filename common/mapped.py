@@ -54,27 +54,22 @@ class MappedTable:
         return self._length
 
     def rows(self, indices: NDArray[np.integer], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Copies of some rows of some columns, (number of indices, *shape) in the type they are stored in.
-
-        Raises:
-            IndexError: there is no such row.
-        """
-        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"rows {indices.min()} to {indices.max()} of {len(self)}")
+        """Copies of some rows of some columns: (number of indices, *shape) in the type they are stored in."""
+        assert not indices.size or 0 <= indices.min() <= indices.max() < len(self)
         found = {name: np.empty(len(indices), self.columns[name]) for name in names}
-        step = _RESIDENT // (_AROUND * len(found))
+        size = sum(_AROUND + self.columns[name].itemsize for name in names)
+        step = max(1, _RESIDENT // size)
         for begin in range(0, len(indices), step):
             part = indices[begin : begin + step]
             chunk = np.searchsorted(self._firsts, part, "right") - 1
             files, within = self._files[chunk], part - self._firsts[chunk]
-            for file in np.unique(files):
+            for file in np.flatnonzero(np.bincount(files)):
                 mine = np.flatnonzero(files == file)
                 for name, values in found.items():
                     windows = self._windows[name][file]
-                    length = windows.shape[1]
-                    places = self._starts[name][chunk[mine]] + within[mine] * length
+                    places = self._starts[name][chunk[mine]] + within[mine] * windows.shape[1]
                     values[begin + mine] = windows[places].reshape(-1, *values.shape[1:])
-            self._let_go(len(part) * len(found) * _AROUND)
+            self._let_go(len(part) * size)
         return found
 
     def pieces(self, name: str) -> Iterator[NDArray[Any]]:

@@ -78,7 +78,7 @@ def test_the_dataset_says_what_it_holds(write, autoencoder):
     assert inside["encode"]["shard_images"] == 9
     opened, spec = open_codes(folder)
     assert spec.to_dict() == beside
-    assert np.array_equal(opened["train"].maps["codes"], column(split, "codes"))
+    assert np.array_equal(opened["train"].column("codes"), column(split, "codes"))
 
 
 def test_a_large_codebook_takes_a_wider_type(call, parts, images, tmp_path):
@@ -390,7 +390,7 @@ def write_latents(call, images, vae_folders, tmp_path):
 @pytest.mark.parametrize(("kind", "shape"), [("flat", (6, 1, 1)), ("grid", (4, 8, 8))])
 def test_latents_are_the_means_in_half_precision(write_latents, vae_folders, images, kind, shape):
     splits, spec, folder = write_latents(kind=kind)
-    found = splits["train"].maps["latents"]
+    found = splits["train"].column("latents")
     assert found.dtype == np.float16
     assert found.shape == (40, *shape)
     assert spec.kind == "latents"
@@ -413,17 +413,17 @@ def test_latents_are_the_means_in_half_precision(write_latents, vae_folders, ima
 def test_the_spec_tells_shift_and_scale_of_the_training_latents(write_latents, two_splits, kind):
     """Of every channel, over all places and views of the split a prior learns from; measured, not typed in."""
     splits, spec, folder = write_latents(kind=kind, dataset=two_splits, flip=True)
-    latents = splits["train"].maps["latents"].astype(np.float64)
+    latents = splits["train"].column("latents").astype(np.float64)
     assert len(latents) == 24
     np.testing.assert_allclose(spec.latent_shift, latents.mean((0, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(spec.latent_scale, latents.std((0, 2, 3)), rtol=1e-6)
     assert abs(spec.latent_shift[0]) > 0.5
-    both = np.concatenate([latents, splits["test"].maps["latents"]])
+    both = np.concatenate([latents, splits["test"].column("latents")])
     assert not np.allclose(spec.latent_shift, both.mean((0, 2, 3)), rtol=1e-4)
     beside = json.loads((folder / "code_spec.json").read_text())
     assert beside["latent_scale"] == list(spec.latent_scale)
     alone, of_test, _ = write_latents("test", kind=kind, dataset=two_splits, split="test")
-    expected = alone["test"].maps["latents"].astype(np.float64).mean((0, 2, 3))
+    expected = alone["test"].column("latents").astype(np.float64).mean((0, 2, 3))
     np.testing.assert_allclose(of_test.latent_shift, expected, rtol=1e-9)
 
 
@@ -436,7 +436,7 @@ def test_latents_do_not_depend_on_how_the_work_is_cut(write_latents, posterior):
     flags = {"posterior": posterior, "crops": 1, "flip": True, "crop_padding": 2}
     one, its, _ = write_latents("one", batch_size=40, shard_images=1000, **flags)
     two, other, _ = write_latents("two", batch_size=7, shard_images=10, cache_mb=0, **flags)
-    found = [splits["train"].maps["latents"].astype(np.float32) for splits in (one, two)]
+    found = [splits["train"].column("latents").astype(np.float32) for splits in (one, two)]
     # A convolution may round differently in another batch, and half precision then to the next number.
     np.testing.assert_allclose(found[0], found[1], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(its.latent_scale, other.latent_scale, rtol=1e-4)
@@ -445,11 +445,11 @@ def test_latents_do_not_depend_on_how_the_work_is_cut(write_latents, posterior):
 def test_draws_depend_on_seed_row_and_view(write_latents, vae_folders, images, tmp_path):
     flags = {"posterior": "sample", "flip": True}
     drawn, _, _ = write_latents("drawn", **flags)
-    latents = drawn["train"].maps["latents"].astype(np.float32).reshape(40, 2, 4, 8, 8)
+    latents = drawn["train"].column("latents").astype(np.float32).reshape(40, 2, 4, 8, 8)
     other, _, _ = write_latents("other", seed=1, **flags)
-    assert not np.allclose(latents[:, 0], other["train"].maps["latents"][::2], atol=0.1)
+    assert not np.allclose(latents[:, 0], other["train"].column("latents")[::2], atol=0.1)
     means, _, _ = write_latents("means", flip=True)
-    mean = means["train"].maps["latents"].astype(np.float32).reshape(40, 2, 4, 8, 8)
+    mean = means["train"].column("latents").astype(np.float32).reshape(40, 2, 4, 8, 8)
     model = load_autoencoder(vae_folders / "grid")
     pictures = open_images(ImageOptions(dataset=str(images), image_size=16, channels=3), "train")
     whole = to_float(pictures.read(range(40)))
@@ -475,8 +475,8 @@ def test_a_draw_is_that_of_the_row_whatever_is_left_out(write_latents, images, t
     kept = np.isin(whole["train"].source_index, rest["train"].source_index)
     assert kept.sum() == 39
     np.testing.assert_allclose(
-        whole["train"].maps["latents"][kept].astype(np.float32),
-        rest["train"].maps["latents"].astype(np.float32),
+        whole["train"].column("latents")[kept].astype(np.float32),
+        rest["train"].column("latents").astype(np.float32),
         rtol=2e-3,
         atol=1e-3,
     )
@@ -499,7 +499,7 @@ def test_interrupted_latents_go_on_to_the_same_rows_and_scale(
         with pytest.raises(KeyboardInterrupt):
             write_latents("stopped", posterior=posterior)
     again, its, folder = write_latents("stopped", posterior=posterior)
-    assert np.array_equal(again["train"].maps["latents"], whole["train"].maps["latents"])
+    assert np.array_equal(again["train"].column("latents"), whole["train"].column("latents"))
     assert its == spec
     assert {path.name for path in folder.parent.iterdir()} == {"whole", "stopped"}
 
@@ -524,6 +524,6 @@ def test_codes_cannot_be_drawn(refused, images, parts, tmp_path, member):
 def test_two_processes_draw_the_latents_of_one(one_and_two):
     one, two = (open_codes(one_and_two[n] / "latents") for n in "12")
     assert len(one[0]["train"]) == 40 * 4
-    for found, expected in zip(one[0]["train"].maps.values(), two[0]["train"].maps.values(), strict=True):  # fmt: skip
-        assert np.array_equal(found, expected)
+    for level in one[1].levels:
+        assert np.array_equal(*(splits["train"].column(level.name) for splits, _ in (one, two)))
     assert one[1] == two[1]

@@ -191,7 +191,7 @@ def test_encoding_writes_what_the_model_says_of_each_image(call, images, trained
     for row in range(0, 40, 13):
         expected = model.encode(to_float(whole.read([row])))
         for name, values in expected.items():
-            stored = splits["train"].maps[name][row]
+            stored = splits["train"].column(name)[row]
             assert np.allclose(stored, values[0].numpy(), rtol=1e-3, atol=1e-3)
     assert spec.levels == model.levels
     assert spec.autoencoder_fingerprint == model.fingerprint
