@@ -18,7 +18,11 @@ from common.pretrained import ModelConfig, StrictModel
 from stage2_prior import masked, mixtures, raster, sampling
 from stage2_prior.decoding import Decoder
 from stage2_prior.inputs import check_codes, check_labels, given_tokens
-from stage2_prior.latents import (
+from stage2_prior.options import PriorOptions
+from stage2_prior.sampler import LATENT_SETTINGS, MASKED_SETTINGS, RASTER_SETTINGS, Sampler
+from stage2_prior.tokens import Span, level_spans, maps_to_sequence, places, sequence_to_maps
+from stage2_prior.transformer import Block, normalise, rotations, swiglu_width
+from stage2_prior.vectors import (
     SMALLEST_SCALE,
     chunk_width,
     latent_level,
@@ -26,10 +30,6 @@ from stage2_prior.latents import (
     latents_to_sequence,
     sequence_to_latents,
 )
-from stage2_prior.options import PriorOptions
-from stage2_prior.sampler import LATENT_SETTINGS, MASKED_SETTINGS, RASTER_SETTINGS, Sampler
-from stage2_prior.tokens import Span, level_spans, maps_to_sequence, places, sequence_to_maps
-from stage2_prior.transformer import Block, normalise, rotations, swiglu_width
 
 
 class PriorConfig(ModelConfig, PriorOptions):
@@ -113,6 +113,11 @@ class TransformerPrior(StrictModel):
         self._initialise()
         self._decoder: tuple[object, Decoder] | None = None
         self.post_init()
+
+    @property
+    def unit(self) -> str:
+        """What the mean log-likelihood is taken over: `code`, or `latent` for latent numbers."""
+        return "latent" if self.latents else "code"
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -240,18 +245,30 @@ class TransformerPrior(StrictModel):
         uniforms = sampling.draw_uniforms(num_images, count, generator)
         # Metal has no float64.
         precision = torch.float32 if self.device.type == "mps" else torch.float64
-        uniforms = uniforms.to(self.device, precision)
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            if self.latents:
-                numbers = uniforms.unflatten(1, (self.length, -1))
-                return self._to_latents(raster.draw_latents(self, start, sampler, numbers))
-            if self.masked:
-                if given is None:
-                    given = torch.full((num_images, self.length), -1, device=self.device)
-                sequence = masked.draw_masked(self, start, given, sampler, uniforms)
-            else:
-                sequence = raster.draw_codes(self, start, given, sampler, uniforms)
-        return sequence_to_maps(sequence, self.code_spec)
+        # Rounding may make them 1, which is outside of their range.
+        below_one = 1 - torch.finfo(precision).eps / 2
+        uniforms = uniforms.to(self.device, precision).clamp(max=below_one)
+        training = self.training
+        self.eval()  # masked rounds go through the blocks, dropout included
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                if self.latents:
+                    numbers = uniforms.unflatten(1, (self.length, -1))
+                    sequence = raster.draw_latents(self, start, sampler, numbers)
+                elif self.masked:
+                    if given is None:
+                        given = torch.full((num_images, self.length), -1, device=self.device)
+                    sequence = masked.draw_masked(self, start, given, sampler, uniforms)
+                else:
+                    sequence = raster.draw_codes(self, start, given, sampler, uniforms)
+        finally:
+            self.train(training)
+        # Outside of inference mode, so that what comes out can be used in training.
+        return (
+            self._to_latents(sequence)
+            if self.latents
+            else sequence_to_maps(sequence, self.code_spec)
+        )
 
     def logits_of(self, start: Tensor, sequence: Tensor) -> Tensor:
         """What the head says at every position, teacher-forced.
@@ -268,7 +285,8 @@ class TransformerPrior(StrictModel):
             sequence = sequence[:, :-1]
         if self.projection is not None:
             first = self.embedding(start).unsqueeze(1)
-            x = torch.cat((first, self.projection(sequence).to(first.dtype)), dim=1)
+            vectors = self.projection(sequence.to(self.projection.weight.dtype))
+            x = torch.cat((first, vectors.to(first.dtype)), dim=1)
         else:
             x = self.embedding(torch.cat((start.unsqueeze(1), sequence), dim=1))
         if self.position_embedding is not None:
@@ -301,8 +319,11 @@ class TransformerPrior(StrictModel):
 
     def decoder(self, rows: int) -> Decoder:
         """A decoder for so many sequences; the last one again, if it has as many rows and the weights are the same."""
-        weights = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        key = (rows, self.device, weights)
+        parameters = list(self.parameters())
+        versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        # Fused optimizers change weights and not their versions. The norms cost less than a step: one reading.
+        norms = torch.stack([torch.linalg.vector_norm(p.detach()).float() for p in parameters])
+        key = (rows, self.device, versions, norms.tolist())
         if self._decoder is None or self._decoder[0] != key:
             self._decoder = None  # two caches at a time could be too much memory
             self._decoder = (key, Decoder(self, rows))
@@ -317,7 +338,9 @@ class TransformerPrior(StrictModel):
         assert level.channels is not None
         self.length, self.num_codes = level.length * level.channels // self.chunk, 0
         outputs = mixtures.mixture_outputs(config.mixtures, self.chunk)
-        self.levels = (Span(level.name, level.height, level.width, 0, self.length, 0, outputs),)
+        self.levels = (
+            Span(level.name, level.height, level.width, 0, self.length, 0, outputs, self.chunk),
+        )
         self.register_buffer("latent_shift", torch.tensor(spec.latent_shift))
         self.register_buffer("latent_scale", torch.tensor(spec.latent_scale).clamp(SMALLEST_SCALE))
         self.projection = nn.Linear(self.chunk, config.width, bias=False)

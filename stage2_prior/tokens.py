@@ -29,6 +29,12 @@ class Span:
     stop: int
     first: int
     last: int
+    chunk: int = 1
+
+    @property
+    def numbers(self) -> int:
+        """Codes of the level, or latent numbers: `chunk` at each position."""
+        return (self.stop - self.start) * self.chunk
 
 
 def level_spans(spec: CodeSpec) -> tuple[Span, ...]:

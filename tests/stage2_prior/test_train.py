@@ -13,6 +13,7 @@ from common.codes import open_codes
 from stage1_autoencoders import encode
 from stage2_prior import TransformerPrior, train
 from stage2_prior.options import TrainOptions
+from stage2_prior.splits import choose_splits
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +96,21 @@ def test_an_unconditional_prior(fit):
 def test_images_set_aside_take_all_their_views_with_them(codes):
     splits, _ = open_codes(codes)
     options = TrainOptions(codes=str(codes), output_dir="unused", validation_fraction=0.2)
-    learned, held_out = train.choose_splits(splits, options)
+    learned, held_out = choose_splits(splits, options)
     assert len(held_out) == 8
     assert set(held_out.view) == {0}
     assert not set(held_out.source_index) & set(learned.source_index)
     assert len(learned) == 2 * 32
-    again, _ = train.choose_splits(splits, options)
+    again, _ = choose_splits(splits, options)
     assert np.array_equal(again.source_index, learned.source_index)
-    other, _ = train.choose_splits(splits, dataclasses.replace(options, seed=1))
+    other, _ = choose_splits(splits, dataclasses.replace(options, seed=1))
     assert set(other.source_index) != set(learned.source_index)
 
 
 def test_the_validation_loss_is_that_of_the_exported_model_on_plain_images(fit, codes):
     run = fit(validation_fraction=0.2)
     options = TrainOptions(codes=str(codes), output_dir="unused", validation_fraction=0.2)
-    _, held_out = train.choose_splits(open_codes(codes)[0], options)
+    _, held_out = choose_splits(open_codes(codes)[0], options)
     prior = TransformerPrior.from_pretrained(run / "model")
     rows = held_out.batch(torch.arange(len(held_out)))
     labels = rows.pop("labels")
@@ -132,10 +133,10 @@ def test_a_split_of_its_own_is_used_for_validation(
     call(encode, output_dir=tmp_path / "codes", **written)
     splits, _ = open_codes(tmp_path / "codes")
     options = TrainOptions(codes="unused", output_dir="unused")
-    learned, held_out = train.choose_splits(splits, options)
+    learned, held_out = choose_splits(splits, options)
     assert (len(learned), len(held_out)) == (24, 6)
     same = dataclasses.replace(options, validation_split="train")
-    learned, held_out = train.choose_splits(splits, same)
+    learned, held_out = choose_splits(splits, same)
     assert not set(held_out.source_index) & set(learned.source_index)
 
 
