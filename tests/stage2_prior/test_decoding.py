@@ -1,31 +1,39 @@
-import itertools
+import copy
 
 import pytest
 import torch
 
+from common.ema import EMA
 from stage2_prior.decoding import Decoder
-from stage2_prior.sampling import apply_guidance, keep_top_k
-from stage2_prior.tokens import maps_to_sequence, sequence_to_maps
+from stage2_prior.sampling import apply_guidance
+from stage2_prior.tokens import maps_to_sequence
+from tests.stage2_prior.samples import LATENTS, RASTER, random_maps, start_tokens
 
-SHAPES = [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))]
+LABELS = torch.tensor([0, 2, -1])
 
 
-@pytest.mark.parametrize("levels", SHAPES)
-def test_cached_steps_give_the_logits_of_forward(make_prior, levels):
-    prior = make_prior(*levels)
-    labels = torch.tensor([0, 2, -1])
-    codes = prior.sample(3, labels, generator=torch.Generator().manual_seed(0))
-    sequence = maps_to_sequence(codes, prior.code_spec)
+@pytest.mark.parametrize("kind", [*RASTER, *LATENTS])
+def test_cached_steps_give_the_outputs_of_forward(make_prior, kind):
+    """Of the rows with their classes, and of as many without, which is what guidance computes."""
+    levels, options = (RASTER | LATENTS)[kind]
+    prior = make_prior(*levels, **options)
+    maps = random_maps(prior, 3)
+    sequence = prior._sequence(maps)
     with torch.no_grad():
-        expected = prior(codes, labels).logits
-        decoder = Decoder(prior, 3)
-        tokens = torch.where(labels < 0, prior.null_token, labels + prior.num_codes)
+        expected = torch.cat((prior(maps, LABELS).logits, prior(maps).logits))
+        assert expected[expected.isfinite()].std() > 0.5
+        decoder = Decoder(prior, 6)
+        x = decoder.embed(
+            torch.cat((start_tokens(prior, LABELS), torch.full_like(LABELS, prior.null_token)))
+        )
         for level in prior.levels:
             for position in range(level.start, level.stop):
-                found = decoder.step(tokens, position, level)
+                found = decoder.outputs(decoder.step(x, position), level)
                 within = expected[:, position, level.first : level.last]
                 torch.testing.assert_close(found, within, rtol=1e-5, atol=1e-5)
-                tokens = sequence[:, position]
+                drawn = sequence[:, position]
+                enter = decoder.project if prior.latents else decoder.embed
+                x = enter(torch.cat((drawn, drawn)))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, 2.5])
@@ -41,42 +49,81 @@ def test_greedy_samples_are_the_argmax_of_guided_forward_logits(make_prior, scal
     assert torch.equal(logits.argmax(-1), maps_to_sequence(codes, prior.code_spec))
 
 
-def exact_distribution(prior, label, scale, top_k):
-    """Probability of every possible image, from `forward` alone."""
-    length, vocabulary = prior.length, prior.num_codes
-    everything = torch.tensor(list(itertools.product(range(vocabulary), repeat=length)))
-    maps = sequence_to_maps(everything, prior.code_spec)
+def drawn(prior, count=4):
+    generator = torch.Generator().manual_seed(7)
+    labels = [0, 1, 2, -1] * (count // 4)
+    return prior.sample(count, labels, generator=generator)["codes"]
+
+
+def fresh_copy(prior, **weights):
+    """The same prior without a decoder of earlier calls."""
+    other = type(prior)(prior.config)
+    other.load_state_dict({**prior.state_dict(), **weights})
+    return other.eval()
+
+
+def test_a_decoder_is_made_once_and_again_for_other_rows_or_weights(make_prior, monkeypatch):
+    made = []
+
+    class Counting(Decoder):
+        def __init__(self, prior, rows):
+            made.append(rows)
+            super().__init__(prior, rows)
+
+    monkeypatch.setattr("stage2_prior.prior.Decoder", Counting)
+    prior = make_prior()
+    first = drawn(prior)
+    assert torch.equal(drawn(prior), first)
+    assert made == [4]
+    drawn(prior, 8)
+    assert torch.equal(drawn(prior), first)
+    assert made == [4, 8, 4]
     with torch.no_grad():
-        conditional = prior(maps, torch.full((len(everything),), label)).logits.double()
-        logits = apply_guidance(conditional, prior(maps).logits.double(), scale)
-    chosen = keep_top_k(logits, top_k).log_softmax(-1).gather(-1, everything.unsqueeze(-1))
-    return chosen.sum((1, 2)).exp()
+        prior.head.weight[0, 0] += 1
+    drawn(prior)
+    assert made == [4, 8, 4, 4]
 
 
-@pytest.mark.parametrize(("scale", "top_k"), [(1.0, 0), (2.0, 0), (1.0, 2)])
-def test_frequencies_are_the_exact_distribution(make_prior, scale, top_k):
-    prior = make_prior((1, 3, 3))
-    expected = exact_distribution(prior, 1, scale, top_k)
-    assert expected.sum() == pytest.approx(1.0)
-    count = 20_000
-    codes = prior.sample(
-        count,
-        [1] * count,
-        guidance_scale=scale,
-        top_k=top_k,
-        generator=torch.Generator().manual_seed(0),
-    )
-    numbers = (codes["codes"].flatten(1) * torch.tensor([9, 3, 1])).sum(1)
-    observed = numbers.bincount(minlength=27).double()
-    assert observed[expected == 0].sum() == 0
-    # Cells with few expected images are counted together, as the test's approximation wants.
-    rare = expected * count < 5
-    observed = torch.cat((observed[~rare], observed[rare].sum().view(1)))
-    wanted = torch.cat((expected[~rare], expected[rare].sum().view(1))) * count
-    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
-    chi_squared = ((observed - wanted) ** 2 / wanted).sum()
-    assert len(wanted) >= 5
-    assert chi_squared < 54  # 0.1 % of the distribution with 26 degrees of freedom
+def test_averaged_weights_in_place_of_the_own_are_those_that_draw(make_prior):
+    """In the middle of training the averaged weights come and go in place: a decoder must not keep the old ones."""
+    prior = make_prior()
+    ema = EMA(prior, 0.5)
+    for weight in ema.weights.values():
+        weight += 0.3 * torch.randn_like(weight)
+    own = drawn(prior)
+    with ema.applied_to(prior):
+        averaged = drawn(prior)
+    assert torch.equal(averaged, drawn(fresh_copy(prior, **ema.weights)))
+    assert not torch.equal(averaged, own)
+    assert torch.equal(drawn(prior), own)
+
+
+@pytest.mark.parametrize("settings", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_every_kind_of_optimizer_step_is_noticed(make_prior, settings):
+    """A fused one changes the weights, but not the versions that torch keeps of them."""
+    prior = make_prior()
+    before = drawn(prior)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=0.1, **settings)
+    prior(random_maps(prior, 4)).loss.backward()
+    optimizer.step()
+    after = drawn(prior)
+    assert torch.equal(after, drawn(fresh_copy(prior)))
+    assert not torch.equal(after, before)
+
+
+def test_a_prior_made_in_inference_mode_samples(make_prior):
+    with torch.inference_mode():
+        inside = drawn(make_prior())
+    assert torch.equal(inside, drawn(make_prior()))
+
+
+def test_a_prior_that_has_drawn_can_be_copied(make_prior):
+    prior = make_prior()
+    before = drawn(prior)
+    again = copy.deepcopy(prior)
+    with torch.no_grad():
+        prior.head.weight.zero_()
+    assert torch.equal(drawn(again), before)
 
 
 def test_all_codes_are_reachable_and_only_codes(make_prior):
@@ -97,11 +144,18 @@ def test_levels_keep_to_their_vocabularies(make_prior):
     assert len(codes["level1"].unique()) == 70
 
 
-def test_weights_of_another_type_sample_the_same_function(make_prior):
-    prior = make_prior()
-    expected = prior.sample(4, [0, 1, 2, -1], temperature=0.0)
-    doubled = prior.double().sample(4, [0, 1, 2, -1], temperature=0.0)
-    assert torch.equal(doubled["codes"], expected["codes"])
+@pytest.mark.parametrize("latents", [None, (4, 2, 2)])
+def test_weights_of_another_type_sample_the_same_function(make_prior, latents):
+    prior = make_prior(latents=latents)
+
+    def values():
+        generator = torch.Generator().manual_seed(1)
+        (found,) = prior.sample(4, [0, 1, 2, -1], temperature=0.0, generator=generator).values()
+        return found.float()
+
+    expected = values()
+    prior.double()
+    torch.testing.assert_close(values(), expected)
+    prior.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = prior.float().sample(4, [0, 1, 2, -1], temperature=0.0)
-    assert torch.equal(inside["codes"], expected["codes"])
+        assert torch.equal(values(), expected)

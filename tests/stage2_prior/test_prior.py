@@ -7,24 +7,15 @@ from stage2_prior.decoding import Decoder
 from stage2_prior.prior import PriorConfig, TransformerPrior
 from stage2_prior.tokens import maps_to_sequence
 from stage2_prior.transformer import swiglu_width
+from tests.stage2_prior.samples import random_maps
 
 SHAPES = [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))]
-
-
-def random_codes(prior, batch, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        span.name: torch.randint(
-            span.last - span.first, (batch, span.height, span.width), generator=generator
-        )
-        for span in prior.levels
-    }
 
 
 @pytest.mark.parametrize("levels", SHAPES)
 def test_loss_is_the_mean_negative_log_likelihood_per_code(make_prior, levels):
     prior = make_prior(*levels)
-    codes = random_codes(prior, 6)
+    codes = random_maps(prior, 6)
     labels = torch.tensor([0, 1, 2, 0, -1, -1])
     with torch.no_grad():
         output = prior(codes, labels)
@@ -41,7 +32,7 @@ def test_loss_is_the_mean_negative_log_likelihood_per_code(make_prior, levels):
 @pytest.mark.parametrize("levels", SHAPES)
 def test_a_code_changes_only_what_comes_after_it(make_prior, levels):
     prior = make_prior(*levels)
-    codes = random_codes(prior, 1)
+    codes = random_maps(prior, 1)
     labels = torch.tensor([1])
     with torch.no_grad():
         before = prior(codes, labels).logits
@@ -93,7 +84,7 @@ def test_logits_are_those_of_llama_with_the_same_weights(make_prior):
             theirs.mlp.down_proj.weight.copy_(ours.mlp_out.weight)
             theirs.input_layernorm.weight.copy_(ours.attention_gain)
             theirs.post_attention_layernorm.weight.copy_(ours.mlp_gain)
-        codes = random_codes(prior, 5)
+        codes = random_maps(prior, 5)
         labels = torch.tensor([0, 1, 2, -1, -1])
         start = torch.where(labels < 0, prior.null_token, labels + prior.num_codes)
         tokens = torch.cat((start.unsqueeze(1), codes["codes"].flatten(1)[:, :-1]), dim=1)
@@ -189,7 +180,7 @@ def test_an_unconditional_prior_starts_at_the_null_class(make_prior):
     prior = make_prior(class_conditional=False)
     assert prior.num_classes == 0
     assert prior.null_token == prior.num_codes
-    codes = random_codes(prior, 4)
+    codes = random_maps(prior, 4)
     with torch.no_grad():  # a dataset's labels are of no interest to it
         assert torch.equal(prior(codes, torch.tensor([0, 1, 2, 0])).loss, prior(codes).loss)
     with pytest.raises(ValueError, match="it has no classes"):
@@ -198,7 +189,7 @@ def test_an_unconditional_prior_starts_at_the_null_class(make_prior):
 
 def test_label_dropout_of_one_makes_labels_irrelevant_in_training_only(make_prior):
     prior = make_prior(label_dropout=1.0)
-    codes, labels = random_codes(prior, 8), torch.arange(8) % 3
+    codes, labels = random_maps(prior, 8), torch.arange(8) % 3
     with torch.no_grad():
         assert not torch.equal(prior(codes, labels).loss, prior(codes).loss)
         prior.train()
@@ -207,7 +198,7 @@ def test_label_dropout_of_one_makes_labels_irrelevant_in_training_only(make_prio
 
 def test_label_dropout_follows_the_global_generator_and_its_rate(make_prior):
     prior = make_prior((1, 1, 2), label_dropout=0.3).train()
-    codes, labels = random_codes(prior, 3000), torch.zeros(3000, dtype=torch.long)
+    codes, labels = random_maps(prior, 3000), torch.zeros(3000, dtype=torch.long)
 
     def hidden():
         torch.manual_seed(0)
@@ -221,7 +212,7 @@ def test_label_dropout_follows_the_global_generator_and_its_rate(make_prior):
 
 def test_it_learns_sixteen_images_by_heart(make_prior):
     prior = make_prior((4, 4, 16), num_classes=16, spread=1.0).train()
-    codes, labels = random_codes(prior, 16), torch.arange(16)
+    codes, labels = random_maps(prior, 16), torch.arange(16)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(150):
         loss = prior(codes, labels).loss
@@ -245,7 +236,7 @@ def test_saving_and_loading_keeps_every_tensor_and_output(make_prior, tmp_path, 
     again |= dict(loaded.named_buffers())
     assert everything.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in everything.items())
-    codes, labels = random_codes(prior, 3), torch.tensor([0, 2, -1])
+    codes, labels = random_maps(prior, 3), torch.tensor([0, 2, -1])
     with torch.no_grad():
         assert torch.equal(loaded(codes, labels).logits, prior(codes, labels).logits)
     seeds = [torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)]
@@ -261,14 +252,14 @@ def test_gradient_checkpointing_changes_no_gradient(make_prior):
     for gradient_checkpointing in (False, True):
         prior = make_prior(gradient_checkpointing=gradient_checkpointing, dropout=0.5).train()
         torch.manual_seed(1)
-        prior(random_codes(prior, 4), torch.tensor([0, 1, 2, -1])).loss.backward()
+        prior(random_maps(prior, 4), torch.tensor([0, 1, 2, -1])).loss.backward()
         gradients.append([parameter.grad for parameter in prior.parameters()])
     assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
 
 
 def test_autocast_still_gives_float32(make_prior):
     prior = make_prior()
-    codes, labels = random_codes(prior, 3), torch.tensor([0, 1, 2])
+    codes, labels = random_maps(prior, 3), torch.tensor([0, 1, 2])
     expected = prior(codes, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = prior(codes, labels)
@@ -292,7 +283,7 @@ def test_fresh_weights_are_normal_and_smaller_into_the_residual_stream(make_spec
 
 def test_values_out_of_range_are_named(make_prior):
     prior = make_prior((2, 2, 5), (3, 3, 7))
-    codes = random_codes(prior, 2)
+    codes = random_maps(prior, 2)
     codes["level1"][1, 2, 2] = 7
     with pytest.raises(
         ValueError, match="code 7 in map level1 is out of range: its vocabulary is 7"
@@ -301,7 +292,7 @@ def test_values_out_of_range_are_named(make_prior):
     codes["level1"][1, 2, 2] = -1
     with pytest.raises(ValueError, match="code -1 in map level1"):
         prior(codes)
-    codes = random_codes(prior, 2)
+    codes = random_maps(prior, 2)
     for wrong in (3, -2):
         with pytest.raises(ValueError, match=f"label {wrong} is out of range: .* 0 to 2, or -1"):
             prior(codes, torch.tensor([0, wrong]))
@@ -336,7 +327,7 @@ def random_keep(codes, seed=0):
 @pytest.mark.parametrize("levels", SHAPES)
 def test_completion_keeps_what_is_known_and_draws_the_rest(make_prior, levels, scale):
     prior = make_prior(*levels)
-    known, labels = random_codes(prior, 5), [0, 1, 2, -1, 0]
+    known, labels = random_maps(prior, 5), [0, 1, 2, -1, 0]
 
     def draw(**completion):
         generator = torch.Generator().manual_seed(5)
@@ -358,7 +349,7 @@ def test_completion_keeps_what_is_known_and_draws_the_rest(make_prior, levels, s
 
 def test_completions_do_not_depend_on_their_batch_nor_on_what_is_hidden(make_prior):
     prior = make_prior((4, 4, 64))
-    known = random_codes(prior, 6)
+    known = random_maps(prior, 6)
     keep, labels = random_keep(known), [0, 1, 2, -1, 0, 1]
 
     def draw(places, codes):
@@ -386,7 +377,7 @@ def test_completions_have_the_frequencies_of_the_prior(make_prior, levels, kept)
     """Against the product of conditionals that the forward pass gives for every possible completion."""
     prior = make_prior(*levels, spread=8.0)
     count, label = 20_000, 1
-    known = random_codes(prior, 1, seed=3)
+    known = random_maps(prior, 1, seed=3)
     keep = keep_nothing(known)
     for place in kept:
         level = next(level for level in prior.levels if level.start <= place < level.stop)
@@ -419,7 +410,7 @@ def test_completions_have_the_frequencies_of_the_prior(make_prior, levels, kept)
 
 def test_a_completion_that_does_not_fit_is_refused(make_prior):
     prior = make_prior((2, 2, 5), (3, 3, 7))
-    known = random_codes(prior, 2)
+    known = random_maps(prior, 2)
     keep = random_keep(known)
     for half in ({"known": known}, {"keep": keep}):
         with pytest.raises(ValueError, match="belong together"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from common.codes import CodeSpec, Level
-from stage2_prior.tokens import level_spans, maps_to_sequence, sequence_to_maps
+from stage2_prior.tokens import Span, level_spans, maps_to_sequence, places, sequence_to_maps
 
 SHAPES = [((3, 4, 11),), ((2, 2, 5), (4, 3, 7)), ((1, 1, 300), (2, 2, 2), (4, 4, 9))]
 
@@ -69,3 +69,32 @@ def test_latents_are_refused():
     spec = CodeSpec("latents", (Level("z", 2, 2, channels=4),), 16, 1, "vae", "0" * 64)
     with pytest.raises(ValueError, match="cannot model latents"):
         level_spans(spec)
+
+
+CPU = torch.device("cpu")
+
+
+def test_places_of_one_map_are_its_rows_and_columns(make_spec):
+    found = places(level_spans(make_spec((2, 3, 6))), CPU)
+    assert found.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+
+
+def test_a_coarse_code_stands_at_the_middle_of_the_fine_ones_of_its_patch(make_spec):
+    coarse, fine = level_spans(make_spec((2, 3, 5), (4, 9, 7)))
+    found = places((coarse, fine), CPU)
+    assert found.shape == (6 + 36, 2)
+    of_fine = found[fine.start :].view(4, 9, 2)
+    assert of_fine[3, 8].tolist() == [3, 8]
+    patches = of_fine.view(2, 2, 3, 3, 2).mean((1, 3))  # of 2 x 3 fine codes
+    torch.testing.assert_close(found[: coarse.stop].view(2, 3, 2), patches)
+
+
+def test_a_single_code_stands_at_the_middle_of_the_image(make_spec):
+    found = places(level_spans(make_spec((1, 1, 5), (4, 4, 7))), CPU)
+    assert found[0].tolist() == [1.5, 1.5]
+    assert torch.equal(found[0], found[1:].mean(0))
+
+
+def test_chunks_of_one_place_stand_together():
+    found = places([Span("z", 1, 2, 0, 6, 0, 9)], CPU)
+    assert found.tolist() == [[0, 0]] * 3 + [[0, 1]] * 3

@@ -37,9 +37,14 @@ def test_swiglu_width_keeps_the_weights_of_a_plain_mlp():
         assert swiglu_width(width, 4.0) % 16 == 0
 
 
+def along_a_line(length, head_width):
+    line = torch.arange(length).unsqueeze(1)
+    return rotations(line, line, head_width)
+
+
 def test_scores_depend_on_the_distance_of_positions_only():
     length, width = 12, 8
-    turn = rotations(length, width, torch.device("cpu"))
+    turn = along_a_line(length, width)
     x = torch.randn(3, 1, width).expand(1, length, 3, 1, width)
     q, k, v = rotate(x, turn)[0, :, :, 0].unbind(1)
     scores = q @ k.T
@@ -51,7 +56,7 @@ def test_scores_depend_on_the_distance_of_positions_only():
 
 
 def test_rotation_against_sines_and_cosines():
-    turn = rotations(50, 6, torch.device("cpu"))
+    turn = along_a_line(50, 6)
     x = torch.randn(1, 50, 3, 2, 6)
     rotated = rotate(x, turn)
     for position in (0, 1, 49):
@@ -65,13 +70,70 @@ def test_rotation_against_sines_and_cosines():
             torch.testing.assert_close(rotated[0, position, :2, :, channels], expected)
 
 
+def test_scores_depend_on_the_distance_of_rows_and_of_columns_only():
+    height, width, head_width = 4, 5, 8
+    rows, columns = torch.arange(height), torch.arange(width)
+    grid = torch.cartesian_prod(rows, columns).float()
+    turn = rotations(grid, grid, head_width)
+    x = torch.randn(3, 1, head_width).expand(1, len(grid), 3, 1, head_width)
+    q, k, _ = rotate(x, turn)[0, :, :, 0].unbind(1)
+    scores, seen = q @ k.T, {}
+    for i, one in enumerate(grid.tolist()):
+        for j, other in enumerate(grid.tolist()):
+            distance = (one[0] - other[0], one[1] - other[1])
+            seen.setdefault(distance, []).append(scores[i, j])
+    assert len(seen) == (2 * height - 1) * (2 * width - 1)
+    for alike in seen.values():
+        torch.testing.assert_close(torch.stack(alike), alike[0].expand(len(alike)))
+    means = torch.stack([torch.stack(alike).mean() for alike in seen.values()])
+    assert len(means.mul(1e3).round().unique()) > 0.9 * len(means)  # no two distances are the same
+
+
+def test_rows_turn_one_half_of_the_channels_and_columns_the_other():
+    rows = torch.tensor([[3.0, 0.0], [0.5, 0.0]])
+    x = torch.randn(1, 2, 3, 1, 8)
+    by_row = rotate(x, rotations(rows, rows, 8))
+    by_column = rotate(x, rotations(rows.flip(1), rows.flip(1), 8))
+    assert torch.equal(by_row[..., 4:], x[..., 4:])
+    assert torch.equal(by_column[..., :4], x[..., :4])
+    flipped = rotate(x.roll(4, -1), rotations(rows.flip(1), rows.flip(1), 8)).roll(4, -1)
+    torch.testing.assert_close(flipped, by_row)
+    pair = by_row[0, 0, 0, 0, 2:4]  # the second of the two frequencies: 100^(-1/2)
+    angle = torch.tensor(3.0 / 10)
+    turned = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos())).view(2, 2)
+    torch.testing.assert_close(pair, turned @ x[0, 0, 0, 0, 2:4])
+
+
+def test_queries_and_keys_have_places_of_their_own():
+    """In raster order with rows and columns a query asks about another place than its own code's."""
+    queries, keys = torch.tensor([[5.0], [1.0]]), torch.tensor([[2.0], [3.0]])
+    x = torch.randn(1, 2, 3, 1, 4)
+    q, k, v = rotate(x, rotations(queries, keys, 4)).unbind(2)
+    as_both = [rotate(x, rotations(places, places, 4)) for places in (queries, keys)]
+    assert torch.equal(q, as_both[0][:, :, 0])
+    assert torch.equal(k, as_both[1][:, :, 1])
+    assert torch.equal(v, x[:, :, 2])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_block_runs_in_other_types(dtype):
     torch.manual_seed(0)
     block = Block(width=16, heads=2, hidden=32, dropout=0.0)
     x = torch.randn(2, 5, 16)
-    turn = rotations(5, 8, x.device)
+    turn = along_a_line(5, 8)
     expected = block(x, turn)
     found = block.to(dtype)(x.to(dtype), turn)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.1)
+
+
+def test_a_block_without_a_mask_sees_all_positions():
+    torch.manual_seed(0)
+    for causal in (True, False):
+        block = Block(width=16, heads=2, hidden=32, dropout=0.0, causal=causal)
+        x = torch.randn(1, 5, 16)
+        changed = x.clone()
+        changed[0, 3] += 1
+        turn = along_a_line(5, 8)
+        differs = (block(x, turn) != block(changed, turn)).any(-1)[0]
+        assert differs.tolist() == [not causal] * 3 + [True, True]

@@ -1,0 +1,89 @@
+"""What several tests of the prior need: priors of all kinds, maps to feed them, and a test of frequencies."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from common.codes import CodeMaps
+from stage2_prior.prior import TransformerPrior
+
+RASTER = {
+    "one map": (((3, 4, 11),), {}),
+    "one map, rows and columns": (((3, 4, 11),), {"positions": "2d"}),
+    "two maps": (((2, 2, 5), (3, 3, 7)), {}),
+    "two maps, rows and columns": (((2, 2, 5), (4, 3, 7)), {"positions": "2d"}),
+}
+MASKED = {
+    f"masked, {name}": (levels, {**options, "order": "masked"})
+    for name, (levels, options) in RASTER.items()
+}
+LATENTS = {
+    "flat latents": ((), {"latents": (8, 1, 1)}),
+    "flat latents in chunks of two": ((), {"latents": (8, 1, 1), "chunk": 2}),
+    "a grid of latents": ((), {"latents": (3, 2, 3)}),
+    "a grid in chunks, rows and columns": (
+        (),
+        {"latents": (4, 2, 2), "chunk": 2, "positions": "2d"},
+    ),
+}
+
+
+def random_maps(prior: TransformerPrior, batch: int, seed: int = 0) -> CodeMaps:
+    """Code maps, or latents, for a prior to look at."""
+    generator = torch.Generator().manual_seed(seed)
+    if prior.latents:
+        (level,) = prior.code_spec.levels
+        normals = torch.randn(batch, *level.shape, generator=generator)
+        shift, scale = (x.view(-1, 1, 1) for x in (prior.latent_shift, prior.latent_scale))
+        return {level.name: normals * scale + shift}
+    return {
+        span.name: torch.randint(
+            span.last - span.first, (batch, span.height, span.width), generator=generator
+        )
+        for span in prior.levels
+    }
+
+
+def start_tokens(prior: TransformerPrior, labels: Tensor) -> Tensor:
+    """First tokens of sequences with these labels."""
+    return torch.where(labels < 0, prior.null_token, labels + prior.num_codes)
+
+
+def all_sequences(prior: TransformerPrior) -> Tensor:
+    """Every sequence of tokens (N, L) there can be, in lexicographic order."""
+    codes = [
+        range(level.first, level.last)
+        for level in prior.levels
+        for _ in range(level.start, level.stop)
+    ]
+    return torch.tensor(list(itertools.product(*codes)))
+
+
+def counts_of(drawn: Tensor, prior: TransformerPrior) -> Tensor:
+    """How often each of `all_sequences` is among the drawn ones (B, L)."""
+    number, count = torch.zeros(len(drawn), dtype=torch.long), 1
+    for level in prior.levels:
+        for position in range(level.start, level.stop):
+            vocabulary = level.last - level.first
+            number = number * vocabulary + drawn[:, position] - level.first
+            count *= vocabulary
+    return number.bincount(minlength=count)
+
+
+def chance_of(counts: Tensor, probabilities: Tensor) -> float:
+    """Chance of counts that fit worse by chi-squared; what is never expected must never have happened.
+
+    Cells with fewer than 5 expected draws are counted together, as the test's approximation wants.
+    """
+    assert counts[probabilities == 0].sum() == 0
+    torch.testing.assert_close(probabilities.sum().item(), 1.0, rtol=0, atol=1e-6)
+    expected, counts = probabilities.double() * counts.sum(), counts.double()
+    rare = expected < 5
+    observed = torch.cat((counts[~rare], counts[rare].sum().view(1)))
+    expected = torch.cat((expected[~rare], expected[rare].sum().view(1)))
+    observed, expected = observed[expected >= 5], expected[expected >= 5]
+    assert len(expected) >= 5  # or else nothing would be tested
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    freedom = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom, statistic / 2))
