@@ -1,0 +1,288 @@
+"""Bits per dimension of held-out images under a pipeline: `python evaluation/likelihood.py --pipeline DIR --output_dir DIR`.
+
+An upper bound, from the prior over the codes or latents and the distribution of the pixels given them (see
+`pipelines.bounds`), beside the same with the prior that nobody had to learn. Writes likelihood.json (protocol and rows)
+and likelihood.md (the table). Several processes share the images, started as those of score.py.
+"""
+
+from __future__ import annotations
+
+from common.cli import parse_config, run
+from evaluation.likelihood_options import LikelihoodOptions
+
+if __name__ == "__main__":
+    parse_config(LikelihoodOptions)  # --help and mistakes are answered before torch is imported
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from common.checkpoint import whole_file
+from common.codes import fit_images
+from common.images import ImageSet, open_images, to_float
+from common.processes import start_processes
+from common.seeds import derive_seed, generator
+from evaluation.extract import gather_in_order, share
+from evaluation.sets import choose
+from evaluation.versions import versions
+from pipelines import Pipeline
+from pipelines.arguments import label_number
+from pipelines.bounds import Bound, fit_logistic
+
+JSON_FILE, MARKDOWN_FILE = "likelihood.json", "likelihood.md"
+DRAWS = 4
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the table, write the files.
+
+    Raises:
+        ValueError: options, images, the pipeline or the output folder are at fault; nothing is written then.
+    """
+    options = parse_config(LikelihoodOptions, argv)
+    output_dir = Path(options.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
+    accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
+    pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
+    options = fit_images(options, pipe.code_spec)
+    images = open_images(options, options.split)
+    where = f"split {options.split} of {options.dataset}"
+    chosen = choose(len(images), options.num_images, options.seed, where)
+    labels = own_classes(pipe, images) if options.conditional else None
+    bound, fitted_to = make_bound(pipe, options)
+    draws = count_draws(bound, options)
+    rows = measure(bound, images, chosen, labels, draws, options, accelerator)
+    if accelerator.is_main_process:
+        protocol = describe_protocol(bound, images, labels, draws, fitted_to, options)
+        protocol |= {"num_images": len(chosen)}
+        table = markdown(protocol, rows)
+        content = {"protocol": protocol, "rows": rows}
+        for name, text in ((JSON_FILE, json.dumps(content, indent=2) + "\n"), (MARKDOWN_FILE, table)):  # fmt: skip
+            with whole_file(output_dir / name) as path:
+                path.write_text(text, encoding="utf-8")
+        print(table)
+    accelerator.end_training()
+
+
+def own_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
+    """The prior's class number of every image, int64 (N,), -1 where it is unknown; None where either side has no classes.
+
+    Raises:
+        ValueError: the images have a class that the prior does not know.
+    """
+    if images.labels is None or not pipe.class_names:
+        return None
+    try:
+        numbers = [label_number(name, pipe.class_names) for name in images.class_names]
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; measure the prior of any class with --conditional false"
+        ) from error
+    return torch.tensor([*numbers, -1])[images.labels]
+
+
+def make_bound(pipe: Pipeline, options: LikelihoodOptions) -> tuple[Bound, int | None]:
+    """The bound, and how many images the pixels' scales were fitted to, if they were.
+
+    Raises:
+        ValueError: no images to fit to.
+    """
+    if pipe.code_spec.kind == "latents":
+        return Bound(pipe), None
+    images = open_images(options, options.fit_split)
+    count = min(len(images), options.fit_images)
+    seed = derive_seed(options.seed, "fit")
+    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, count, options.batch_size):
+            yield to_float(
+                images.read(torch.from_numpy(chosen[start : start + options.batch_size]))
+            )
+
+    return Bound(pipe, fit_logistic(pipe, batches(), generator(options.seed, "pixels"))), count
+
+
+def count_draws(bound: Bound, options: LikelihoodOptions) -> int:
+    """Draws per image.
+
+    Raises:
+        ValueError: several of something that is not random.
+    """
+    if bound.is_random:
+        return options.draws or DRAWS
+    if options.draws not in (None, 1):
+        raise ValueError(
+            f"--draws {options.draws}: codes are certain and this prior states their probability; leave the flag out"
+        )
+    return 1
+
+
+def measure(
+    bound: Bound,
+    images: ImageSet,
+    chosen: NDArray[np.int64],
+    labels: Tensor | None,
+    draws: int,
+    options: LikelihoodOptions,
+    accelerator: Accelerator,
+) -> list[dict[str, Any]]:
+    """One row for each prior, the same in every process.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    levels = [level.name for level in bound.pipe.code_spec.levels]
+    # Pixels, posterior and every level of every prior.
+    parts = [np.empty((0, 2 + len(bound.priors) * len(levels)), np.float32)]
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    own = share(len(chosen), options.batch_size, rank, processes)
+    for batch in tqdm(own, desc="likelihood", unit="batch", disable=rank > 0):
+        places = torch.from_numpy(chosen[batch.start : batch.stop])
+        pixels = to_float(images.read(places))
+        classes = torch.full((len(places),), -1) if labels is None else labels[places]
+        rows = images.source_index[places.numpy()].tolist()
+        sums = np.zeros((len(rows), parts[0].shape[1]))
+        for draw in range(draws):
+            masks = generator(options.seed, "masks", rows[0], draw)
+            nats = bound(pixels, classes, draw_noise(bound, rows, draw, options.seed), masks)
+            columns = [nats.pixels, nats.posterior]
+            columns += [nats.priors[prior][level] for prior in bound.priors for level in levels]
+            sums += torch.stack(columns, dim=1).cpu().numpy()
+        parts.append((sums / draws).astype(np.float32))
+    values = torch.from_numpy(gather_in_order(np.concatenate(parts), accelerator)).double()
+    pixels, posterior, priors = values[:, 0], values[:, 1], values[:, 2:]
+    return [
+        describe_row(bound, name, pixels, posterior, of_levels)
+        for name, of_levels in zip(bound.priors, priors.split(len(levels), dim=1), strict=True)
+    ]
+
+
+def draw_noise(bound: Bound, rows: Sequence[int], draw: int, seed: int) -> Tensor | None:
+    """Standard normal noise for the posteriors of the images in these rows, whatever the batch; None of codes."""
+    if bound.vae is None:
+        return None
+    shape = bound.pipe.code_spec.levels[0].shape
+    return torch.stack(
+        [torch.randn(shape, generator=generator(seed, "posterior", row, draw)) for row in rows]
+    )
+
+
+def describe_row(
+    bound: Bound, name: str, pixels: Tensor, posterior: Tensor, of_levels: Tensor
+) -> dict[str, Any]:
+    """One prior's figures, JSON-ready.
+
+    Args:
+        bound: what was measured.
+        name: of the prior.
+        pixels: nats per image, float64 (N,); see `Nats` for this and the next two.
+        posterior: nats per image (N,).
+        of_levels: nats of every level (N, levels).
+    """
+    spec = bound.pipe.code_spec
+    dims = spec.image_channels * spec.image_size**2
+    codes = of_levels.sum(1) + posterior
+    bits = bound.likelihood.bits_per_dim(pixels + codes, dims)
+    unit = "code" if spec.kind == "codes" else "latent"
+    numbers = [math.prod(level.shape) for level in spec.levels]
+    means = of_levels.mean(0).tolist()
+    return {
+        "name": name,
+        "num_images": len(bits),
+        "bits_per_dim": float(bits.mean()),
+        "bits_per_dim_stderr": float(bits.std() / math.sqrt(len(bits))),
+        "pixels_bits_per_dim": float(bound.likelihood.bits_per_dim(pixels, dims).mean()),
+        "codes_bits_per_image": float(codes.mean()) / math.log(2),
+        f"nats_per_{unit}": sum(means) / sum(numbers),
+        "levels": {
+            level.name: {f"nats_per_{unit}": mean / number}
+            for level, mean, number in zip(spec.levels, means, numbers, strict=True)
+        },
+    }
+
+
+def describe_protocol(
+    bound: Bound,
+    images: ImageSet,
+    labels: Tensor | None,
+    draws: int,
+    fitted_to: int | None,
+    options: LikelihoodOptions,
+) -> dict[str, Any]:
+    """Everything a reader needs to get the same numbers, JSON-ready."""
+    fit = {"fit_split": options.fit_split, "fit_images": fitted_to} if fitted_to else {}
+    autoencoder, prior = bound.pipe.autoencoder, bound.pipe.prior
+    return {
+        "bound": "-log p(x) <= E_q[-log p(x|z) - log p(z) + log q(z|x)]"
+        if bound.vae is not None
+        else "-log p(x) <= -log p(x|c(x)) - log p(c(x)), c(x) the encoder's codes",
+        "pipeline": options.pipeline,
+        "autoencoder_type": autoencoder.config.model_type,
+        "autoencoder_fingerprint": autoencoder.fingerprint,
+        "prior_fingerprint": None if prior is None else prior.fingerprint,
+        "prior_order": None if prior is None else prior.config.order,
+        "dataset": options.dataset,
+        "split": options.split,
+        "num_images_skipped": images.skipped,
+        "labels": "own class" if labels is not None else "any class",
+        "draws": draws,
+        "seed": options.seed,
+        "pixels": bound.distribution | fit,
+        "image_size": bound.pipe.code_spec.image_size,
+        "channels": bound.pipe.code_spec.image_channels,
+        "image_column": options.image_column,
+        "label_column": options.label_column,
+        "on_corrupt": options.on_corrupt,
+        "versions": versions(),
+    }
+
+
+def markdown(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table and the sentences that make its numbers comparable."""
+    unit = "code" if "nats_per_code" in rows[0] else "latent"
+    levels = list(rows[0]["levels"]) if len(rows[0]["levels"]) > 1 else []
+    heads = ["prior", "bits/dim", "of these pixels", f"bits per image in the {unit}s"]
+    heads += [f"nats per {unit}", *(f"nats per {unit}, {level}" for level in levels)]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for row in rows:
+        cells = [row["name"], f"{row['bits_per_dim']:.4f} ± {row['bits_per_dim_stderr']:.4f}"]
+        cells += [f"{row['pixels_bits_per_dim']:.4f}", f"{row['codes_bits_per_image']:,.1f}"]
+        cells += [f"{row[f'nats_per_{unit}']:.4f}"]
+        cells += [f"{row['levels'][level][f'nats_per_{unit}']:.4f}" for level in levels]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{describe(protocol)}\n"
+
+
+def describe(protocol: dict[str, Any]) -> str:
+    """The protocol in a few sentences."""
+    pixels = protocol["pixels"]
+    scales = ", ".join(f"{scale:.4f}" for scale in pixels.get("scale", ()))
+    text = (
+        f"Upper bounds: {protocol['bound']}. Means over {protocol['num_images']:,} images of {protocol['dataset']}, split "
+        f"{protocol['split']}, given {protocol['labels']}, with {protocol['draws']} draw{'s' * (protocol['draws'] > 1)} each, "
+        f"± one standard error over images. Pixels: {pixels['likelihood']}"
+    )
+    if scales:
+        text += f" of scale {scales}"
+    if "fit_split" in pixels:
+        text += f", fitted to {pixels['fit_images']:,} images of split {pixels['fit_split']}"
+    if pixels["is_density"]:
+        text += ", a density times the distance of two grey levels"
+    if pixels["likelihood"] == "bernoulli":
+        text += ", a probability of black-and-white images only"
+    return f"{text}."
+
+
+if __name__ == "__main__":
+    run(main)
