@@ -191,8 +191,10 @@ def index_batches(
             else torch.randperm(size, generator=generator(options.seed, epoch))
             for epoch in range(first, last + 1)
         }
-        order = torch.cat([epochs[epoch] for epoch in range(first, last + 1)])
-        whole = order[numbers - first * size]
+        # A piece of each epoch: joining whole permutations would copy a million numbers at every step.
+        whole = torch.cat(
+            [epochs[epoch][numbers[numbers // size == epoch] - epoch * size] for epoch in epochs]
+        )
         for micro in range(options.accumulation_steps):
             begin = (micro * accelerator.num_processes + accelerator.process_index) * share
             place = slice(begin, begin + share)

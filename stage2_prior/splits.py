@@ -45,7 +45,7 @@ def choose_splits(
         validation = splits[held_out]
         return chosen, validation.rows(validation.view == 0)
     # Without a split of its own, images are set aside with all their views.
-    images = np.unique(chosen.source_index)
+    images = np.flatnonzero(np.bincount(chosen.source_index))
     order = torch.randperm(len(images), generator=generator(options.seed, "validation")).numpy()
     count = max(1, round(len(images) * options.validation_fraction))
     if count >= len(images):
