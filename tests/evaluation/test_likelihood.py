@@ -144,6 +144,17 @@ def test_latents_are_measured_against_the_standard_normal(measure):
     assert alone == normal
 
 
+def test_the_bits_of_latents_are_their_divergence_from_the_prior(measure, pipelines, data):
+    (row,) = measure("vae", draws=200)[0]["rows"]
+    vae = Pipeline.from_pretrained(pipelines / "vae").autoencoder
+    images = open_images(ImageOptions(dataset=str(data), image_size=16, channels=3), "test")
+    with torch.no_grad():
+        kl = vae.posterior(to_float(images.read(range(11)))).kl().sum() / 11
+    assert row["codes_bits_per_image"] == pytest.approx(float(kl) / math.log(2), rel=0.05)
+    bits = row["pixels_bits_per_dim"] + row["codes_bits_per_image"] / (3 * 16 * 16)
+    assert row["bits_per_dim"] == pytest.approx(bits)
+
+
 def test_more_draws_change_the_estimate_a_little(measure):
     few, more = (measure("latents", draws=draws)[0]["rows"][0]["bits_per_dim"] for draws in (1, 20))
     assert few != more

@@ -97,6 +97,7 @@ def test_top_p_keeps_the_code_that_reaches_p_and_breaks_ties_by_number():
     logits = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.3, 0.2, 0.0]]).log()
     kept = sampling.keep_top_p(logits, 0.5).isfinite()
     assert kept.tolist() == [[True, True, False, False], [True, False, False, False]]
+    assert sampling.keep_top_p(logits[:1], 0.75).isfinite().tolist() == [[True, True, True, False]]
     # The peers' `mass > p` without the shift by one loses the only code of a sure distribution.
     sure = torch.tensor([[0.0, -50.0, -50.0]])
     assert sampling.keep_top_p(sure, 0.3).isfinite().tolist() == [[True, False, False]]
