@@ -31,7 +31,7 @@ HTML_FILE = "report.html"
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one set of images; `psnr` (dB) and `ssim` exist for reconstructions only."""
+    """Scores of one set of images; `psnr` (dB) and `ssim` exist for reconstructions, `class_accuracy` in [0, 1] for labelled ones."""
 
     name: str
     num_images: int
@@ -40,6 +40,7 @@ class Row:
     kid_stderr: float
     psnr: float | None = None
     ssim: float | None = None
+    class_accuracy: float | None = None
 
     def to_json(self, column: str) -> dict[str, Any]:
         """The row as it stands in scores.json, its distance under `column`."""
@@ -52,9 +53,8 @@ class Row:
             "kid": self.kid,
             "kid_stderr": self.kid_stderr if math.isfinite(self.kid_stderr) else None,
         }
-        return values | {
-            k: v for k, v in (("psnr", self.psnr), ("ssim", self.ssim)) if v is not None
-        }
+        optional = {"psnr": self.psnr, "ssim": self.ssim, "class_accuracy": self.class_accuracy}
+        return values | {key: value for key, value in optional.items() if value is not None}
 
 
 class Grid(NamedTuple):
@@ -108,12 +108,20 @@ def markdown(protocol: dict[str, Any], rows: Sequence[Row], title: str) -> str:
 
 
 def describe(protocol: dict[str, Any]) -> str:
-    """The protocol in two sentences."""
-    return (
+    """The protocol in a few sentences."""
+    sentences = (
         f"Reference: {protocol['reference']}, split {protocol['reference_split']} ({protocol['num_images']:,} images). "
         f"Features: {protocol['features']} ({protocol['resizer']}). Distances fall as sets grow: compare rows of "
         "equal size, and only numbers of one protocol."
     )
+    classifier = protocol["classifier"]
+    if classifier is not None:
+        seen = " it was trained on" if classifier["split"] == protocol["reference_split"] else ""
+        sentences += (
+            f" Class accuracy is judged by a network trained on split {classifier['split']}; "
+            f"on the reference{seen} it reaches {_percent(classifier['reference_accuracy'])}."
+        )
+    return sentences
 
 
 def page(protocol: dict[str, Any], rows: Sequence[Row], title: str, grids: Sequence[Grid]) -> str:
@@ -156,7 +164,7 @@ def picture(
 
 
 def _columns(rows: Sequence[Row], title: str) -> list[tuple[str, Callable[[Row], str]]]:
-    """Headings and the text of a cell; PSNR and SSIM only where a row has them."""
+    """Headings and the text of a cell; PSNR, SSIM and class accuracy only where a row has them."""
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("Images", lambda row: row.name),
         ("N", lambda row: f"{row.num_images:,}"),
@@ -170,7 +178,13 @@ def _columns(rows: Sequence[Row], title: str) -> list[tuple[str, Callable[[Row],
         columns.append(("PSNR (dB) ↑", lambda row: "" if row.psnr is None else f"{row.psnr:.2f}"))
     if any(row.ssim is not None for row in rows):
         columns.append(("SSIM ↑", lambda row: "" if row.ssim is None else f"{row.ssim:.4f}"))
+    if any(row.class_accuracy is not None for row in rows):
+        columns.append(("Class accuracy ↑", lambda row: _percent(row.class_accuracy)))
     return columns
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import importlib.metadata
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from common.processes import start_processes
 from evaluation import fid
+from evaluation.classifier import Classifier, open_class_images, train_classifier
 from evaluation.extract import as_batch, extract, extract_reconstructions
 from evaluation.features import FeatureNetwork, load_network
 from evaluation.reconstruction import Reconstructing, mean_psnr, reconstruct
@@ -64,13 +65,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             accelerator.print(
                 f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
             )
+    class_images = (
+        open_class_images(options, [reference, *candidates]) if options.class_accuracy else None
+    )
     autoencoder = open_autoencoder(options.pipeline, reference, accelerator)
     with accelerator.local_main_process_first():  # so that weights are downloaded once
         network = load_network(options.features, accelerator.device)
+    classifier, ceiling = None, None
+    if class_images is not None:
+        classifier = train_classifier(class_images, options.seed, accelerator)
+        ceiling = classifier.accuracy(reference, options.batch_size, accelerator)
     output_dir.mkdir(parents=True, exist_ok=True)
-    rows = score(options, reference, candidates, autoencoder, network, accelerator)
+    rows = score(options, reference, candidates, autoencoder, network, accelerator, classifier)
     if accelerator.is_main_process:
         protocol = describe_protocol(options, reference, candidates, autoencoder, network)
+        if classifier is not None and ceiling is not None:
+            protocol["classifier"] = classifier.protocol(options.class_split, ceiling)
         grids = [_pictured(scored) for scored in (reference, *candidates)]
         if autoencoder is not None:
             grids.append(_pictured_reconstructions(autoencoder, accelerator))
@@ -87,8 +97,11 @@ def score(
     autoencoder: Autoencoder | None,
     network: FeatureNetwork,
     accelerator: Accelerator,
+    classifier: Classifier | None = None,
 ) -> list[Row]:
     """One row for each candidate and one for the reconstructions; empty but in the main process.
+
+    With a classifier, candidates whose classes are known get their class accuracy.
 
     Raises:
         ValueError: naming an image that cannot be read.
@@ -98,8 +111,12 @@ def score(
     rows = []
     for candidate in candidates:
         found = extract(network, candidate, options.batch_size, accelerator)
+        accuracy = None
+        if classifier is not None:
+            accuracy = classifier.accuracy(candidate, options.batch_size, accelerator)
         if accelerator.is_main_process:
-            rows.append(_compare(candidate.name, expected, statistics, found, options))
+            row = _compare(candidate.name, expected, statistics, found, options)
+            rows.append(replace(row, class_accuracy=accuracy))
     if autoencoder is not None:
         given_back = extract_reconstructions(
             network, autoencoder.pipeline, autoencoder.originals, options.batch_size, accelerator
@@ -166,6 +183,7 @@ def describe_protocol(
         "image_column": options.image_column,
         "label_column": options.label_column,
         "on_corrupt": options.on_corrupt,
+        "classifier": None,
         "pipeline": options.pipeline,
         "autoencoder_fingerprint": None if autoencoder is None else autoencoder.fingerprint,
         "candidates": {candidate.name: candidate.protocol() for candidate in candidates},

@@ -16,6 +16,7 @@ PROTOCOL = {
     "num_images": 1000,
     "features": "inception",
     "resizer": "clean <299>",
+    "classifier": None,
 }
 ROWS = [
     Row("real|train", 1000, 30.0, -1e-4, 2e-4),
@@ -69,6 +70,26 @@ def test_markdown_has_one_cell_per_column(written):
 
 def test_columns_without_values_are_left_out():
     assert "PSNR" not in markdown(PROTOCOL, ROWS[:2], "FID")
+
+
+def test_class_accuracy_has_a_column_where_a_row_has_it_and_its_ceiling_below(tmp_path):
+    rows = [Row("samples", 100, 3.0, 0.0, 0.0, class_accuracy=0.9725), ROWS[0]]
+    classifier = {"split": "train", "reference_accuracy": 0.992}
+    protocol = PROTOCOL | {"reference_split": "test", "classifier": classifier}
+    write_report(tmp_path, protocol, rows, "fid", "FID", [])
+    found = json.loads((tmp_path / "scores.json").read_text())["rows"]
+    assert found[0]["class_accuracy"] == 0.9725
+    assert "class_accuracy" not in found[1]
+    table = (tmp_path / "scores.md").read_text()
+    head, _, samples, other = table.splitlines()[:4]
+    assert head.endswith("| Class accuracy ↑ |")
+    assert samples.endswith("| 97.2 % |")
+    assert other.endswith("|  |")
+    assert "trained on split train; on the reference it reaches 99.2 %" in table
+    assert "97.2 %" in (tmp_path / "report.html").read_text()
+    seen = protocol | {"reference_split": "train"}
+    assert "on the reference it was trained on it reaches" in markdown(seen, rows, "FID")
+    assert "Class accuracy" not in markdown(PROTOCOL, ROWS, "FID")
 
 
 class Page(HTMLParser):
