@@ -8,6 +8,7 @@ from torch import Tensor
 from stage2_prior.prior import TransformerPrior
 
 
+@torch.no_grad()
 def slow_outputs(prior: TransformerPrior, start: int, sequence: Tensor) -> Tensor:
     """What the head says about each of L positions, float64 (L, outputs), given tokens (L,) or vectors (L, D)."""
     bidirectional = prior.config.order == "masked"

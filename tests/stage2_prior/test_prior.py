@@ -7,7 +7,8 @@ from stage2_prior.decoding import Decoder
 from stage2_prior.prior import PriorConfig, TransformerPrior
 from stage2_prior.tokens import maps_to_sequence
 from stage2_prior.transformer import swiglu_width
-from tests.stage2_prior.samples import random_maps
+from tests.stage2_prior.samples import LATENTS, MASKED, RASTER, random_maps
+from tests.stage2_prior.slow_transformer import slow_outputs
 
 SHAPES = [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))]
 
@@ -429,3 +430,22 @@ def test_a_completion_that_does_not_fit_is_refused(make_prior):
     known["level0"][0, 0, 0], keep["level0"][0, 0, 0] = 5, True
     with pytest.raises(ValueError, match="code 5 in map level0 is out of range"):
         prior.sample(2, known=known, keep=keep)
+
+
+@pytest.mark.parametrize("kind", [*RASTER, *MASKED, *LATENTS])
+def test_outputs_are_those_of_plain_loops_over_positions(make_prior, kind):
+    levels, options = (RASTER | MASKED | LATENTS)[kind]
+    prior = make_prior(*levels, **options)
+    sequence = prior._sequence(random_maps(prior, 1))
+    if prior.masked:
+        sequence[0, ::2] = prior.mask_token
+    with torch.no_grad():
+        found = prior.logits_of(torch.tensor([prior.null_token - 1]), sequence)[0].double()
+        expected = slow_outputs(prior, prior.null_token - 1, sequence[0])
+    for level in prior.levels:
+        own = slice(level.start, level.stop), slice(level.first, level.last)
+        assert found[own].std() > 0.5
+        torch.testing.assert_close(found[own], expected[own], rtol=1e-5, atol=1e-5)
+        others = found[level.start : level.stop].clone()
+        others[:, level.first : level.last] = -torch.inf
+        assert (others == -torch.inf).all()

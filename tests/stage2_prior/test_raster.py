@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from stage2_prior.raster import draw_codes, rows_for, scales_of
+from stage2_prior.sampler import Sampler
+from tests.stage2_prior.exact import raster_distribution
+from tests.stage2_prior.samples import all_sequences, chance_of, counts_of
+
+DRAWS = 100_000
+ONE = ((1, 3, 3),)
+TWO = ((1, 1, 3), (1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("levels", "settings"),
+    [
+        (ONE, {}),
+        (TWO, {}),
+        (ONE, {"guidance_scale": 0.0}),
+        (TWO, {"guidance_scale": 2.0}),
+        (ONE, {"guidance_scale": 3.0, "guidance_schedule": "linear"}),
+        (TWO, {"guidance_scale": 3.0, "guidance_schedule": "cosine"}),
+        (ONE, {"guidance_scale": 3.0, "guidance_interval": (0.2, 0.8)}),
+        (ONE, {"temperature": 1.5, "top_k": 2}),
+        (TWO, {"temperature": 2.0, "top_p": 0.8}),
+        (TWO, {"guidance_scale": 1.5, "top_k": 3, "top_p": 0.9, "temperature": 1.5}),
+    ],
+)
+def test_frequencies_are_the_exact_distribution(make_prior, levels, settings):
+    positions = "2d" if levels == TWO else "1d"
+    prior = make_prior(*levels, width=8, heads=2, depth=1, positions=positions)
+    sampler, start = Sampler(**settings), prior.num_codes + 1
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.rand(DRAWS, prior.length, dtype=torch.float64, generator=generator)
+    with torch.inference_mode():
+        drawn = draw_codes(prior, torch.full((DRAWS,), start), None, sampler, uniforms)
+    expected = raster_distribution(prior, start, sampler)
+    assert chance_of(counts_of(drawn, prior), expected) > 1e-3
+    # The test can fail: these draws do not fit what another class would give.
+    other = raster_distribution(prior, start + 1, sampler)
+    if sampler.guidance_scale > 0 and (other > 0).equal(expected > 0):
+        assert chance_of(counts_of(drawn, prior), other) < 1e-6
+
+
+def test_counts_are_in_the_order_of_the_sequences(make_prior):
+    prior = make_prior(*TWO)
+    everything = all_sequences(prior)
+    assert len(everything) == 3 * 4 * 4
+    assert torch.equal(
+        counts_of(everything[[5, 5, 47]], prior).nonzero(), torch.tensor([[5], [47]])
+    )
+
+
+def test_the_second_half_of_the_rows_is_left_out_where_guidance_changes_nothing(make_prior):
+    prior = make_prior()
+    null, classes = torch.full((3,), prior.null_token), torch.tensor([11, 12, prior.null_token])
+    guidance = Sampler(guidance_scale=2.0, guidance_schedule="linear")
+    assert scales_of(prior, classes, Sampler(), 3) is None
+    assert scales_of(prior, null, guidance, 3) is None
+    assert scales_of(prior, classes, guidance, 3) == [1.0, 1.5, 2.0]
+    assert [rows_for(images, guided=guided) for images in (1, 5) for guided in (False, True)] == [2, 2, 5, 10]  # fmt: skip
