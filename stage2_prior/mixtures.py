@@ -89,21 +89,23 @@ def draw_guided(
 
     No mixture is that density. So candidates are drawn given the class, and one is chosen with weights
     (p(z | class) / p(z))^(s - 1): sampling by importance, exact in the limit of many candidates, and without the open
-    end of the paper's rejection sampling.
+    end of the paper's rejection sampling. A scale nearer to 0 than to 1 starts from p(z) instead, with the weights
+    (p(z | class) / p(z))^s, so that 0 ignores the class altogether.
 
     Args:
         conditional: given the class, of rows (R, K) and (R, K, D).
         unconditional: without it, likewise.
         uniforms: (R, numbers_per_draw(D, guided=True)) in [0, 1).
         temperature: see `draw`.
-        scale: s; 1 changes nothing.
+        scale: s; 1 is the conditional mixture, 0 the unconditional one.
 
     Returns:
         float32 (R, D)
     """
-    candidates = draw(conditional, uniforms[:, :-1].unflatten(1, (CANDIDATES, -1)), temperature)
+    nearest, power = (conditional, scale - 1) if scale > 0.5 else (unconditional, scale)
+    candidates = draw(nearest, uniforms[:, :-1].unflatten(1, (CANDIDATES, -1)), temperature)
     along = Mixture(*(each.unsqueeze(1) for each in conditional))
     without = Mixture(*(each.unsqueeze(1) for each in unconditional))
     evidence = along.log_density(candidates) - without.log_density(candidates)  # (R, CANDIDATES)
-    chosen = choose((scale - 1) * evidence, uniforms[:, -1])
+    chosen = choose(power * evidence, uniforms[:, -1])
     return candidates[torch.arange(len(candidates), device=chosen.device), chosen]
