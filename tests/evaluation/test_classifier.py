@@ -172,10 +172,10 @@ def test_training_images_of_several_sizes_ask_for_one(data, tmp_path):
 
 
 def test_digits_are_told_apart_after_a_short_training(monkeypatch):
-    """The whole training reaches 99 % of the 1,000 held-out digits; a tenth of it comes near."""
-    monkeypatch.setattr(classifier, "IMAGES_SEEN", 6400)
+    """The whole training reaches 99 % of the 1,000 held-out digits; a sixteenth of it comes near."""
+    monkeypatch.setattr(classifier, "IMAGES_SEEN", 4800)
     monkeypatch.setattr(classifier, "FEWEST_EPOCHS", 1)
     chosen = options()
     reference, accelerator = open_reference(chosen), Accelerator(cpu=True)
     images = open_class_images(chosen, [reference])
-    assert train_classifier(images, 0, accelerator).accuracy(reference, 64, accelerator) > 0.93
+    assert train_classifier(images, 0, accelerator).accuracy(reference, 64, accelerator) > 0.9

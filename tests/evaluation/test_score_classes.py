@@ -1,0 +1,112 @@
+"""Class accuracy as a column of scores: what score.py makes of classifier.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation import classifier, score
+
+
+def save(folder, count, seed, lightest):
+    """Noisy pictures, 16 x 16, with grey levels from `lightest` on."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        image = random.integers(lightest, lightest + 100, (16, 16), dtype=np.uint8)
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Dark and bright images: a data set with classes, and a folder whose table is right for 6 of its 8 images."""
+    root = tmp_path_factory.mktemp("labelled")
+    for seed, split in enumerate(("train", "test")):
+        save(root / "data" / split / "bright", 16, seed, 120)
+        save(root / "data" / split / "dark", 16, seed + 2, 0)
+    save(root / "plain", 8, 4, 0)
+    save(root / "samples", 8, 5, 120)
+    asked = ["bright"] * 6 + ["dark"] * 2
+    rows = [f"{number:03d}.png,{name}" for number, name in enumerate(asked)]
+    (root / "samples" / "labels.csv").write_text("\n".join(["file,class", *rows]) + "\n")
+    return root
+
+
+def arguments(folders, features, output, *candidates, **flags):
+    words = {"reference": folders / "data", "features": features, "output_dir": output, **flags}
+    return ["--candidates", *candidates, *(f"--{key}={value}" for key, value in words.items())]
+
+
+def test_candidates_with_classes_get_the_column(folders, scripted_features, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "IMAGES_SEEN", 1280)
+    candidates = [f"samples={folders / 'samples'}", f"real={folders / 'data'}[train]", f"no={folders / 'plain'}"]  # fmt: skip
+    scores = {}
+    for judged in (True, False):
+        output = tmp_path / str(judged)
+        score.main(
+            arguments(folders, scripted_features, output, *candidates, class_accuracy=judged)
+        )
+        scores[judged] = json.loads((output / "scores.json").read_text())
+    rows = scores[True]["rows"]
+    assert [row.pop("class_accuracy", None) for row in rows] == [0.75, 1, None]
+    found = scores[True]["protocol"].pop("classifier")
+    assert (found["split"], found["num_images"], found["reference_accuracy"]) == ("train", 32, 1)
+    assert scores[False]["protocol"].pop("classifier") is None
+    assert scores[True] == scores[False]  # the other numbers do not move
+
+
+def test_classes_are_checked_before_anything_is_written(folders, scripted_features, tmp_path):
+    words = arguments(
+        folders,
+        scripted_features,
+        tmp_path / "scores",
+        f"samples={folders / 'samples'}",
+        class_accuracy=True,
+    )
+    with pytest.raises(ValueError, match=r"--class_split: .* has no split 'valid'"):
+        score.main([*words, "--class_split", "valid"])
+    table = folders / "samples" / "labels.csv"
+    before = table.read_text()
+    table.write_text(before.replace("dark", "grey"))
+    with pytest.raises(ValueError, match=r"--candidates samples: .* asks for the class 'grey'"):
+        score.main(words)
+    table.write_text(before)
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_classes(folders, scripted_features, tmp_path):
+    script = tmp_path / "short_score.py"
+    script.write_text(
+        "from evaluation import classifier, score\nclassifier.IMAGES_SEEN = 1280\nscore.main()\n"
+    )
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    found = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        words = arguments(
+            folders,
+            scripted_features,
+            output,
+            f"samples={folders / 'samples'}",
+            class_accuracy=True,
+            batch_size=3,
+        )
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]  # fmt: skip
+        done = subprocess.run(
+            [*launcher, str(script), *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            cwd=Path(__file__).parents[2],
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((output / "scores.json").read_text()))
+    assert found[0]["protocol"] == found[1]["protocol"]
+    assert [scores["rows"][0]["class_accuracy"] for scores in found] == [0.75, 0.75]
