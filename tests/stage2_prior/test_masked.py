@@ -66,7 +66,7 @@ def draw(prior, labels, sampler, given=None, seed=0):
     ],
 )
 def test_frequencies_are_the_exact_distribution(make_prior, levels, settings):
-    prior = make_prior(*levels, order="masked", width=8, heads=2, depth=1)
+    prior = make_prior(*levels, order="masked", width=4, heads=1, depth=1, spread=20.0)
     sampler = Sampler(**{"choice_temperature": 0.0, **settings})
     drawn = draw(prior, [1] * DRAWS, sampler)
     expected = masked_distribution(prior, prior.num_codes + 1, sampler, (-1,) * prior.length)
@@ -76,7 +76,7 @@ def test_frequencies_are_the_exact_distribution(make_prior, levels, settings):
 @pytest.mark.parametrize("choice_temperature", [0.0, 2.0])
 @pytest.mark.parametrize(("levels", "given"), [(((1, 4, 3),), (2, -1, -1, 0)), (TWO, (-1, 5, -1))])
 def test_completions_have_their_exact_distribution(make_prior, levels, given, choice_temperature):
-    prior = make_prior(*levels, order="masked", width=8, heads=2, depth=1)
+    prior = make_prior(*levels, order="masked", width=4, heads=1, depth=1, spread=20.0)
     sampler = Sampler(steps=2, choice_temperature=choice_temperature)
     drawn = draw(prior, [2] * DRAWS, sampler, torch.tensor(given).expand(DRAWS, -1))
     expected = masked_distribution(prior, prior.num_codes + 2, sampler, given)

@@ -28,7 +28,7 @@ TWO = ((1, 1, 3), (1, 2, 4))
 )
 def test_frequencies_are_the_exact_distribution(make_prior, levels, settings):
     positions = "2d" if levels == TWO else "1d"
-    prior = make_prior(*levels, width=8, heads=2, depth=1, positions=positions)
+    prior = make_prior(*levels, width=4, heads=1, depth=1, spread=20.0, positions=positions)
     sampler, start = Sampler(**settings), prior.num_codes + 1
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(DRAWS, prior.length, dtype=torch.float64, generator=generator)
