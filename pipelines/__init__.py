@@ -6,15 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.outputs import PipelineOutput, Sampler
+    from pipelines.outputs import PipelineOutput
     from pipelines.pipeline import Pipeline
+    from stage2_prior.sampler import Sampler
 
 __all__ = ["Pipeline", "PipelineOutput", "Sampler"]
 
 _HOMES = {
     "Pipeline": "pipelines.pipeline",
     "PipelineOutput": "pipelines.outputs",
-    "Sampler": "pipelines.outputs",
+    "Sampler": "stage2_prior.sampler",
 }
 
 

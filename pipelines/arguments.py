@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Generator
+
+from pipelines.options import SamplerOptions
+from stage2_prior.sampler import Sampler
 
 
 def label_number(label: int | str, names: Sequence[str]) -> int:
@@ -41,3 +46,27 @@ def one_each(
             f"{num_images} images need one generator, or one each, not {len(generators)}"
         )
     return generators
+
+
+def check_settings_apply(
+    given: Mapping[str, Any], settings: Sequence[str], reason: str, prefix: str = ""
+) -> None:
+    """Stop at a sampler setting that would have no effect.
+
+    Args:
+        given: settings by name, None where nothing was said.
+        settings: names of those that have an effect.
+        reason: why the others have none, for the message.
+        prefix: put before the name in the message, as `--`.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, value in given.items():
+        if value is not None and name not in settings:
+            raise ValueError(f"{prefix}{name} {reason}; leave it out")
+
+
+def given_settings(options: SamplerOptions) -> dict[str, Any]:
+    """The sampler's flags by name, None where nothing was said."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(Sampler)}

@@ -11,7 +11,6 @@ from pipelines.options import GenerateOptions
 if __name__ == "__main__":
     parse_config(GenerateOptions)  # --help and mistakes are answered before torch is imported
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +25,9 @@ from common.checkpoint import whole_file
 from common.images import grid, save_png, to_uint8
 from common.processes import start_processes
 from common.seeds import generator
-from pipelines.arguments import label_number
-from pipelines.outputs import PRIOR_SETTINGS, check_no_prior_settings
+from pipelines.arguments import given_settings, label_number
 from pipelines.pipeline import Pipeline
 from pipelines.results import holds_these, write_labels
-from stage2_prior.sampling import check_settings
 
 SETTINGS_FILE = "generation.json"
 GRID_IMAGES, GRID_COLUMNS = 100, 10
@@ -102,25 +99,15 @@ def resolved_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any
         raise ValueError(
             f"--pipeline {options.pipeline} has no prior; assemble one with --prior, or use --random_codes"
         )
-    given = {
-        name: getattr(options, name) for name in ("guidance_scale", "temperature", "top_k", "top_p")
-    }
-    normal = pipe.prior is None and not options.random_codes  # latents from N(0, I)
-    if normal:
-        check_no_prior_settings(given, "--")
-    sampler = dataclasses.asdict(pipe.sampler) | {
-        name: value for name, value in given.items() if value is not None
-    }
-    check_settings(**sampler)
-    unused = PRIOR_SETTINGS if normal else tuple(sampler) if options.random_codes else ()
+    sampler = pipe.resolve(given_settings(options), "--").to_dict()
+    effective = () if options.random_codes else pipe.settings
     return {
         "random_codes": options.random_codes,
         "autoencoder_fingerprint": pipe.autoencoder.fingerprint,
         "prior_fingerprint": None
         if options.random_codes or pipe.prior is None
         else pipe.prior.fingerprint,
-        **sampler,
-        **dict.fromkeys(unused),
+        **{name: value if name in effective else None for name, value in sampler.items()},
         "labels": dump_config(options)["labels"],
         "seed": options.seed,
     }
@@ -149,7 +136,7 @@ def draw(
     generators = [generator(options.seed, "image", number) for number in numbers]
     if options.random_codes:
         return to_uint8(pipe.decode(pipe.random_codes(len(numbers), generators)).cpu())
-    sampler = {name: settings[name] for name in ("guidance_scale", "temperature", "top_k", "top_p")}
+    sampler = {name: settings[name] for name in pipe.settings}
     output = pipe(
         len(numbers),
         labels=labels,

@@ -12,7 +12,6 @@ from pipelines.options import LatentOptions
 if __name__ == "__main__":
     parse_config(LatentOptions)  # --help and mistakes are answered before torch is imported
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +28,11 @@ from common.codes import fit_images
 from common.decoding import decode_image
 from common.images import ImageSet, grid, open_images, save_png, to_uint8
 from common.processes import start_processes
+from pipelines.arguments import given_settings
 from pipelines.pipeline import Pipeline
 from pipelines.results import holds_these, write_labels
-from pipelines.sheets import MAKERS, Sheet, read, row_names, sampler_flags
+from pipelines.sheets import MAKERS, Sheet, read, row_names
 from stage1_autoencoders import load_autoencoder
-from stage2_prior.sampling import check_settings
 
 SETTINGS_FILE = "latents.json"
 GRID_IMAGES, GRID_COLUMNS = 50, 10
@@ -115,7 +114,7 @@ def resolved_settings(pipe: Pipeline, options: LatentOptions) -> dict[str, Any]:
     settings["autoencoder_fingerprint"] = pipe.autoencoder.fingerprint
     if options.operation != "complete":
         return settings
-    given = {k: v for k, v in sampler_flags(options).items() if v is not None}
+    given = {k: v for k, v in given_settings(options).items() if v is not None}
     if pipe.code_spec.kind == "latents":
         named = ["labels"] * bool(options.labels) + list(given)
         if named:
@@ -127,8 +126,7 @@ def resolved_settings(pipe: Pipeline, options: LatentOptions) -> dict[str, Any]:
         raise ValueError(
             "--operation complete draws the hidden codes from a prior: give a --pipeline that was assembled with one"
         )
-    sampler = dataclasses.asdict(pipe.sampler) | given
-    check_settings(**sampler)
+    sampler = pipe.resolve(given, "--").to_dict()
     return settings | sampler | {"prior_fingerprint": pipe.prior.fingerprint}
 
 

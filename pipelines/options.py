@@ -10,7 +10,38 @@ from common.options import ImageOptions
 
 
 @dataclass(kw_only=True)
-class AssembleOptions:
+class SamplerOptions:
+    """How codes or latents are drawn; null takes what the pipeline was assembled with."""
+
+    guidance_scale: float | None = None
+    """Classifier-free guidance; 1 is none, and the default of assemble.py."""
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
+    """Guidance along the sequence or the rounds: at once (the default of assemble.py), or rising from 1."""
+    guidance_interval: list[float] | None = None
+    """Two shares of the sequence or the rounds, from and to, within which there is guidance; by default 0 and 1."""
+    temperature: float | None = None
+    """Divides the logits, 0 always takes the likeliest code; multiplies the deviations of latents. By default 1."""
+    top_k: int | None = None
+    """Codes to choose from, the likeliest; 0 means all, and is the default."""
+    top_p: float | None = None
+    """Probability of the set of likeliest codes to choose from; 1 means all, and is the default."""
+    choice_temperature: float | None = None
+    """Masked prior: how freely it chooses which codes to keep; 0 keeps those it is surest of, the default is 4.5."""
+
+    def __post_init__(self) -> None:
+        """Check the interval.
+
+        Raises:
+            ValueError: it is not two numbers.
+        """
+        if self.guidance_interval is not None and len(self.guidance_interval) != 2:
+            raise ValueError(
+                f"--guidance_interval needs two shares, from and to, not {len(self.guidance_interval)}"
+            )
+
+
+@dataclass(kw_only=True)
+class AssembleOptions(SamplerOptions):
     """Put an autoencoder and the prior over its codes into one pipeline folder."""
 
     autoencoder: str
@@ -19,18 +50,12 @@ class AssembleOptions:
     """Folder or hub id of the prior; with null a VAE's pipeline samples N(0, I), others encode and decode only."""
     output_dir: str
     """The pipeline folder."""
-    guidance_scale: float = 1.0
-    """Default classifier-free guidance; 1 is none."""
-    temperature: float = 1.0
-    """Default temperature; 0 always takes the likeliest code."""
-    top_k: int = 0
-    """Default number of likeliest codes to choose from; 0 means all."""
-    top_p: float = 1.0
-    """Default probability of the set of likeliest codes to choose from; 1 means all."""
+    steps: int | None = None
+    """Masked prior: rounds of filling in masks; the default is 12."""
 
 
 @dataclass(kw_only=True)
-class GenerateOptions:
+class GenerateOptions(SamplerOptions):
     """Generate images into a folder; repeating the command goes on where it stopped."""
 
     pipeline: str
@@ -41,14 +66,8 @@ class GenerateOptions:
     """How many images."""
     labels: list[str] = field(default_factory=list)
     """Class numbers or names to draw in turn; empty takes all classes, -1 is any class."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance, 1 is none; null takes the pipeline's default, here and below."""
-    temperature: float | None = None
-    """Divides the logits; 0 always takes the likeliest code."""
-    top_k: int | None = None
-    """Codes to choose from, the likeliest; 0 means all."""
-    top_p: float | None = None
-    """Probability of the set of likeliest codes to choose from; 1 means all."""
+    steps: int | None = None
+    """Masked prior: rounds of filling in masks; null takes what the pipeline was assembled with."""
     random_codes: bool = False
     """Decode uniformly random codes in place of the prior's: the line any prior must beat."""
     batch_size: int = 64
@@ -60,6 +79,7 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        SamplerOptions.__post_init__(self)
         for name in ("num_images", "batch_size", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -67,7 +87,7 @@ class GenerateOptions:
 
 
 @dataclass(kw_only=True)
-class LatentOptions(ImageOptions):
+class LatentOptions(ImageOptions, SamplerOptions):
     """Work on the latents of images: reconstruct, interpolate, change attributes, traverse, calculate, complete."""
 
     operation: Literal[
@@ -86,8 +106,8 @@ class LatentOptions(ImageOptions):
     """Row numbers of the images to work on; empty takes the first ones."""
     num_images: int | None = None
     """How many of the first ones; null takes all to reconstruct, and otherwise a few."""
-    steps: int = 9
-    """interpolate, traverse: images in a row, both ends included."""
+    steps: int | None = None
+    """interpolate, traverse: images in a row, both ends included, by default 9; complete: rounds of a masked prior."""
     method: Literal["linear", "spherical"] = "linear"
     """interpolate: straight from each image to the next, or along the arc."""
     attribute: str | None = None
@@ -110,14 +130,6 @@ class LatentOptions(ImageOptions):
     """complete: hidden part, `left right top bottom center` or four pixel numbers: left, top, right, bottom."""
     paste: bool = True
     """complete: put the visible pixels back over what the decoder made of them."""
-    guidance_scale: float | None = None
-    """complete: classifier-free guidance, 1 is none; null takes the pipeline's default, here and below."""
-    temperature: float | None = None
-    """complete: divides the logits; 0 always takes the likeliest code."""
-    top_k: int | None = None
-    """complete: codes to choose from, the likeliest; 0 means all."""
-    top_p: float | None = None
-    """complete: probability of the set of likeliest codes to choose from; 1 means all."""
     batch_size: int = 64
     """Images computed at a time."""
     seed: int = 0
@@ -128,6 +140,7 @@ class LatentOptions(ImageOptions):
     def __post_init__(self) -> None:
         """Check the flags by themselves, with each other and with the operation."""
         ImageOptions.__post_init__(self)
+        SamplerOptions.__post_init__(self)
         for name in ("num_images", "batch_size", "cpu_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -198,7 +211,7 @@ class LatentOptions(ImageOptions):
             raise ValueError("--operation attribute needs --attribute, the class that has it")
         if not self.strength:
             raise ValueError("--strength is empty: give at least one number")
-        if self.steps < 2:
+        if self.operation != "complete" and self.steps is not None and self.steps < 2:
             raise ValueError(f"--steps must be at least 2, not {self.steps}")
         if min(self.dimensions, default=0) < 0:
             raise ValueError(f"--dimensions must not be negative, not {min(self.dimensions)}")
@@ -207,11 +220,11 @@ class LatentOptions(ImageOptions):
 
 
 OPERATIONS_OF = {
-    "steps": ("interpolate", "traverse"), "method": ("interpolate",), "attribute": ("attribute",),
+    "steps": ("interpolate", "traverse", "complete"), "method": ("interpolate",), "attribute": ("attribute",),
     "against": ("attribute",), "direction": ("attribute",), "strength": ("attribute",), "dimensions": ("traverse",),
     "span": ("traverse",), "fit_split": ("attribute", "traverse", "arithmetic"),
     "labels": ("arithmetic", "complete"), "mask": ("complete",), "paste": ("complete",),
-    "guidance_scale": ("complete",), "temperature": ("complete",), "top_k": ("complete",), "top_p": ("complete",),
+    **{each.name: ("complete",) for each in dataclasses.fields(SamplerOptions)},
     "seed": ("complete",),
 }  # fmt: skip
 _ANY_SIZE = 2**31

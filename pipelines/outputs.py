@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +13,7 @@ from torch import Tensor
 from common.codes import CodeMaps
 from common.images import to_pil, to_uint8
 
-PRIOR_SETTINGS = ("guidance_scale", "top_k", "top_p")
-"""Of the sampler: what means nothing without a prior."""
 Images = list[Image.Image] | Tensor | NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How codes are drawn from the prior; stored with the pipeline as its defaults.
-
-    Attributes:
-        guidance_scale: classifier-free guidance; 1 is none.
-        temperature: divides the logits; 0 always takes the likeliest code.
-        top_k: codes to choose from, the likeliest; 0 means all.
-        top_p: probability of the set of likeliest codes to choose from; 1 means all.
-    """
-
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 @dataclass
@@ -50,23 +30,6 @@ class PipelineOutput:
     images: Images
     codes: CodeMaps
     labels: list[int]
-
-
-def check_no_prior_settings(given: Mapping[str, Any], prefix: str = "") -> None:
-    """Stop at a sampler setting that is a prior's where there is none; the temperature changes latents from N(0, I), too.
-
-    Args:
-        given: settings by name, None where nothing was said.
-        prefix: put before the name in the error, as `--`.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for name in PRIOR_SETTINGS:
-        if given.get(name) is not None:
-            raise ValueError(
-                f"{prefix}{name} is for a prior, and this pipeline has none; leave it out"
-            )
 
 
 def check_output(output_type: str, num_images: int, batch_size: int) -> None:

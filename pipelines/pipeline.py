@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,18 +21,14 @@ from transformers.utils.hub import PushToHubMixin
 from common.checkpoint import whole_folder
 from common.codes import CodeMaps, CodeSpec, check_same_codes
 from common.pretrained import local_folder, read_json
-from pipelines.arguments import label_number, one_each
+from pipelines.arguments import check_settings_apply, label_number, one_each
 from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
-from pipelines.outputs import (
-    PipelineOutput,
-    Sampler,
-    check_no_prior_settings,
-    check_output,
-    convert,
-)
+from pipelines.outputs import PipelineOutput, check_output, convert
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
+from stage2_prior.engine_tokens import codes_from_tokens
 from stage2_prior.prior import TransformerPrior
+from stage2_prior.sampler import Sampler
 from stage2_prior.sampling import check_settings
 
 INDEX_FILE = "pipeline.json"
@@ -111,7 +107,7 @@ class Pipeline(PushToHubMixin):
                 components["prior"] = type(self.prior).__name__
             index = {
                 "components": components,
-                "sampler": dataclasses.asdict(self.sampler),
+                "sampler": self.sampler.to_dict(),
                 "versions": {
                     name: _version(name) for name in ("latent-prior", "torch", "transformers")
                 },
@@ -137,6 +133,11 @@ class Pipeline(PushToHubMixin):
         return self.autoencoder.code_spec if self.prior is None else self.prior.code_spec
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the `Sampler` settings that have an effect; without a prior the temperature multiplies N(0, I)."""
+        return ("temperature",) if self.prior is None else self.prior.settings
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes that can be asked for; empty for an unconditional prior."""
         return (
@@ -150,9 +151,13 @@ class Pipeline(PushToHubMixin):
         *,
         labels: int | str | Sequence[int | str] | None = None,
         guidance_scale: float | None = None,
+        guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        steps: int | None = None,
+        choice_temperature: float | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         batch_size: int = 64,
         output_type: Literal["pil", "pt", "np"] = "pil",
@@ -164,9 +169,13 @@ class Pipeline(PushToHubMixin):
             labels: one class for all or one each, as number or name; -1 is any class. None takes the classes in
                 turn, so that all are drawn equally often; without classes it is the only choice.
             guidance_scale: see `Sampler`; None takes the pipeline's own default, here and below.
+            guidance_schedule: see `Sampler`.
+            guidance_interval: see `Sampler`.
             temperature: see `Sampler`; without a prior it multiplies the latents.
             top_k: see `Sampler`.
             top_p: see `Sampler`.
+            steps: see `Sampler`.
+            choice_temperature: see `Sampler`.
             generator: one source of randomness for all images or one for each; the same seed gives the same images,
                 whatever the batch size.
             batch_size: images computed at a time.
@@ -183,15 +192,11 @@ class Pipeline(PushToHubMixin):
         numbers = self.label_numbers(labels, num_images)
         generators = one_each(generator, num_images)
         given: dict[str, Any] = {
-            "guidance_scale": guidance_scale,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
-        if self.prior is None:
-            check_no_prior_settings(given)
-        sampler = self._sampler(given)
-        check_settings(**dataclasses.asdict(sampler))
+            "guidance_scale": guidance_scale, "guidance_schedule": guidance_schedule,
+            "guidance_interval": guidance_interval, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+            "steps": steps, "choice_temperature": choice_temperature,
+        }  # fmt: skip
+        sampler = self.resolve(given)
         parts: list[CodeMaps] = []
         images: list[Tensor] = []
         for start in range(0, num_images, batch_size):
@@ -207,6 +212,27 @@ class Pipeline(PushToHubMixin):
             images.append(self.decode(codes).cpu())
         codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return PipelineOutput(convert(torch.cat(images), output_type), codes, numbers)
+
+    def resolve(self, given: Mapping[str, Any], prefix: str = "") -> Sampler:
+        """The pipeline's own settings, but for those given.
+
+        Args:
+            given: settings by name, None where nothing was said.
+            prefix: put before a setting's name in an error, as `--`.
+
+        Raises:
+            ValueError: a setting out of its range or without effect.
+        """
+        if self.prior is None:
+            reason = "is for a prior, and this pipeline has none"
+        elif self.prior.latents:
+            reason = "has no effect on a prior over latents"
+        else:
+            reason = "has no effect on a prior in raster order"
+        check_settings_apply(given, self.settings, reason, prefix)
+        sampler = self._merged(given)
+        check_settings(**dataclasses.asdict(sampler))
+        return sampler
 
     def label_numbers(
         self, labels: int | str | Sequence[int | str] | None, num_images: int
@@ -230,12 +256,18 @@ class Pipeline(PushToHubMixin):
         return self.autoencoder.encode(images.to(self.device))
 
     @torch.no_grad()
-    def decode(self, codes: CodeMaps) -> Tensor:
+    def decode(self, codes: CodeMaps | Tensor | Sequence[Sequence[int]]) -> Tensor:
         """Codes or latents to images, float (B, C, H, W) clamped to [-1, 1].
 
+        Args:
+            codes: level name -> codes or latents; or tokens (B, L), with or without the class token in front, as an
+                engine returns them that serves an exported prior.
+
         Raises:
-            ValueError: maps of another shape or vocabulary than the autoencoder's.
+            ValueError: maps of another shape or vocabulary than the autoencoder's, or tokens that are no codes.
         """
+        if not isinstance(codes, dict):
+            codes = codes_from_tokens(codes, self.code_spec)
         for level in self.code_spec.levels:
             found = codes.get(level.name)
             if found is None or tuple(found.shape[1:]) != level.shape:
@@ -259,9 +291,13 @@ class Pipeline(PushToHubMixin):
         *,
         labels: int | str | Sequence[int | str] | None = None,
         guidance_scale: float | None = None,
+        guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        steps: int | None = None,
+        choice_temperature: float | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         rounds: int = 32,
         paste: bool = True,
@@ -280,9 +316,13 @@ class Pipeline(PushToHubMixin):
             mask: bool (H, W) or (B, H, W), True where a pixel is hidden.
             labels: one class for all or one each, as number or name; -1 and None are any class.
             guidance_scale: see `Sampler`; None takes the pipeline's own default, here and below.
+            guidance_schedule: see `Sampler`.
+            guidance_interval: see `Sampler`.
             temperature: see `Sampler`.
             top_k: see `Sampler`.
             top_p: see `Sampler`.
+            steps: see `Sampler`.
+            choice_temperature: see `Sampler`.
             generator: one source of randomness for all images or one for each, as in a call.
             rounds: of encoding and decoding; for latents.
             paste: put the visible pixels back over what the decoder made of them.
@@ -292,17 +332,17 @@ class Pipeline(PushToHubMixin):
         Raises:
             ValueError: an argument out of its range or without effect, or no prior to draw codes from.
         """
-        given = {
-            "guidance_scale": guidance_scale,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
+        given: dict[str, Any] = {
+            "guidance_scale": guidance_scale, "guidance_schedule": guidance_schedule,
+            "guidance_interval": guidance_interval, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+            "steps": steps, "choice_temperature": choice_temperature,
+        }  # fmt: skip
         self._check_completion(labels, given)
         check_output(output_type, len(images), batch_size)
         numbers = self.label_numbers(-1 if labels is None else labels, len(images))
+        latents = self.code_spec.kind == "latents"
         generators = one_each(generator, len(images))
-        settings = dataclasses.asdict(self._sampler(given))
+        settings = {} if latents else dataclasses.asdict(self.resolve(given))
         hidden_of_all = one_mask_each(mask, images)
         parts: list[CodeMaps] = []
         completed: list[Tensor] = []
@@ -310,7 +350,7 @@ class Pipeline(PushToHubMixin):
             chunk = slice(start, min(start + batch_size, len(images)))
             hidden = hidden_of_all[chunk].to(self.device)
             filled = fill_with_mean(images[chunk].to(self.device), hidden)
-            if self.prior is None:
+            if latents or self.prior is None:
                 codes = settle(self.autoencoder, filled, hidden, rounds)
             else:
                 drawn = hidden_codes(hidden, self.code_spec.levels)
@@ -379,8 +419,7 @@ class Pipeline(PushToHubMixin):
             for level in self.code_spec.levels
         }
 
-    def _sampler(self, given: dict[str, Any]) -> Sampler:
-        """The pipeline's own settings, but for those given."""
+    def _merged(self, given: Mapping[str, Any]) -> Sampler:
         return dataclasses.replace(
             self.sampler, **{k: v for k, v in given.items() if v is not None}
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from common.images import ImageSet, crop_windows, open_images, to_float, to_uint8
 from common.seeds import generator
 from pipelines import operations
-from pipelines.arguments import label_number
+from pipelines.arguments import given_settings, label_number
 from pipelines.completion import fill_with_mean, one_mask_each
 from pipelines.options import LatentOptions
 from pipelines.pipeline import Pipeline
@@ -40,12 +39,12 @@ def interpolate(
 
     def make(starts: Tensor, ends: Tensor) -> Tensor:
         between = operations.interpolate(
-            pipe, starts, ends, steps=options.steps, method=options.method
+            pipe, starts, ends, steps=_steps(options), method=options.method
         )
         return torch.cat([starts[:, None], between, ends[:, None]], dim=1)
 
     rows = [f"{start}-{end}" for start, end in itertools.pairwise(names)]
-    columns = ["start", *(f"step{step:03d}" for step in range(options.steps)), "end"]
+    columns = ["start", *(f"step{step:03d}" for step in range(_steps(options))), "end"]
     return Sheet(by_batch(make, pixels[:-1], pixels[1:], options=options), rows, columns)
 
 
@@ -86,13 +85,15 @@ def traverse(pipe: Pipeline, images: ImageSet, places: list[int], options: Laten
 
     def make(pixels: Tensor) -> Tensor:
         changed = [
-            operations.traverse(pipe, pixels, deviations, d, steps=options.steps, span=options.span)
+            operations.traverse(
+                pipe, pixels, deviations, d, steps=_steps(options), span=options.span
+            )
             for d in dimensions
         ]
         return torch.stack(changed, dim=1).flatten(0, 1)
 
     rows = [f"{n}_dimension{d:03d}" for n in row_names(images, places) for d in dimensions]
-    columns = [f"step{step:03d}" for step in range(options.steps)]
+    columns = [f"step{step:03d}" for step in range(_steps(options))]
     return Sheet(by_batch(make, read(images, places), options=options), rows, columns)
 
 
@@ -126,7 +127,7 @@ def complete(pipe: Pipeline, images: ImageSet, places: list[int], options: Laten
         pixels,
         mask,
         labels=labels,
-        **sampler_flags(options),
+        **given_settings(options),
         generator=[
             generator(options.seed, "image", int(row)) for row in images.source_index[places]
         ],
@@ -208,7 +209,6 @@ def row_names(images: ImageSet, places: list[int]) -> list[str]:
     return [f"{row:06d}" for row in images.source_index[places]]
 
 
-def sampler_flags(options: LatentOptions) -> dict[str, Any]:
-    """The sampler's flags, null where the pipeline decides."""
-    names = ("guidance_scale", "temperature", "top_k", "top_p")
-    return {name: getattr(options, name) for name in names}
+def _steps(options: LatentOptions) -> int:
+    """Images in a row."""
+    return options.steps or 9

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Sampler:
     def __post_init__(self) -> None:
         """Give the interval its type, which JSON does not know."""
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in types that JSON gives back unchanged."""
+        return {**dataclasses.asdict(self), "guidance_interval": list(self.guidance_interval)}
 
 
 GUIDANCE = ("guidance_scale", "guidance_schedule", "guidance_interval")

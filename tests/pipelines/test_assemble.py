@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines import Pipeline, assemble
+from pipelines import Pipeline, Sampler, assemble
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def test_both_parts_and_the_defaults_arrive(call, folders, tmp_path):
     sampler = {"guidance_scale": 1.5, "temperature": 0.8, "top_k": 5, "top_p": 0.9}
     call(assemble, output_dir=tmp_path / "pipeline", **folders, **sampler)
     pipe = Pipeline.from_pretrained(tmp_path / "pipeline")
-    assert vars(pipe.sampler) == sampler
+    assert vars(pipe.sampler) == {**vars(Sampler()), **sampler}
     for part in folders:
         expected = json.loads((folders[part] / "config.json").read_text())["weights_sha256"]
         assert getattr(pipe, part).fingerprint == expected
@@ -58,6 +58,8 @@ def test_parts_of_two_runs_are_refused_with_both_fingerprints(refused, folders, 
         ({"pior": "x"}, "did you mean prior"),
         ({"prior": None, "guidance_scale": 2.0}, "--guidance_scale is for a prior"),
         ({"prior": None, "top_k": 5}, "--top_k is for a prior"),
+        ({"steps": 8}, "--steps has no effect on a prior in raster order"),
+        ({"guidance_interval": [0.5]}, "--guidance_interval needs two shares"),
     ],
 )
 def test_wrong_input_is_one_sentence(refused, folders, tmp_path, flags, culprit):
