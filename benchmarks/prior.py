@@ -11,6 +11,7 @@ default makes code 2 one), with class tokens suppressed (its head contains them)
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -27,6 +28,7 @@ LENGTH = SIDE * SIDE
 NULL_TOKEN = VOCABULARY + NUM_CLASSES
 TRAIN_BATCH = 16
 GUIDANCE_SCALE = 2.0
+MASKED_STEPS = 8
 
 
 def prior_train_step() -> Pair:
@@ -72,6 +74,14 @@ def sample_guided_b64() -> Pair:
     return _sampling(64, GUIDANCE_SCALE)
 
 
+def sample_masked_b1() -> Pair:
+    return _masked_against_raster(1)
+
+
+def sample_masked_b16() -> Pair:
+    return _masked_against_raster(16)
+
+
 def matmul_flops(name: str) -> float:
     """Floating-point operations of the matrix products in one call of a line, attention included, padding not."""
     options = PriorOptions()
@@ -87,10 +97,13 @@ def matmul_flops(name: str) -> float:
     if name == "prior_train_step":
         return 3 * TRAIN_BATCH * forward
     batch = int(name.rpartition("_b")[2])
+    if "masked" in name:  # every round looks at all codes, and each sees all others
+        everywhere = options.depth * 2 * options.width * LENGTH
+        return MASKED_STEPS * batch * 2 * LENGTH * (weights + everywhere)
     return forward * batch * (2 if "guided" in name else 1)
 
 
-def build_prior() -> TransformerPrior:
+def build_prior(order: Literal["raster", "masked"] = "raster") -> TransformerPrior:
     spec = CodeSpec(
         kind="codes",
         levels=(Level("codes", SIDE, SIDE, vocabulary=VOCABULARY),),
@@ -100,7 +113,8 @@ def build_prior() -> TransformerPrior:
         autoencoder_fingerprint="0" * 64,
         class_names=tuple(str(number) for number in range(NUM_CLASSES)),
     )
-    return TransformerPrior(PriorConfig(code_spec=spec.to_dict(), dropout=0.0)).eval()
+    config = PriorConfig(code_spec=spec.to_dict(), dropout=0.0, order=order)
+    return TransformerPrior(config).eval()
 
 
 def build_llama() -> LlamaForCausalLM:
@@ -129,6 +143,16 @@ def _optimizer_step(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def _masked_against_raster(batch: int) -> Pair:
+    torch.manual_seed(0)
+    masked, raster = build_prior("masked"), build_prior()
+    labels = torch.arange(batch) % NUM_CLASSES
+    return (
+        lambda: masked.sample(batch, labels, steps=MASKED_STEPS),
+        lambda: raster.sample(batch, labels),
+    )
 
 
 def _sampling(batch: int, guidance_scale: float) -> Pair:

@@ -125,6 +125,11 @@ def cases() -> dict[str, Case]:
                 getattr(prior, name), "LlamaForCausalLM.generate", "codes/s", batch * prior.LENGTH,
                 prior.matmul_flops,
             )  # fmt: skip
+    for batch in (1, 16):
+        name = f"sample_masked_b{batch}"
+        found[name] = Case(
+            getattr(prior, name), "our raster order", "codes/s", batch * prior.LENGTH, prior.matmul_flops
+        )  # fmt: skip
     return found
 
 

@@ -154,7 +154,7 @@ def measure(
         rows = images.source_index[places.numpy()].tolist()
         sums = np.zeros((len(rows), parts[0].shape[1]))
         for draw in range(draws):
-            masks = generator(options.seed, "masks", rows[0], draw)
+            masks = [generator(options.seed, "masks", row, draw) for row in rows]
             nats = bound(pixels, classes, draw_noise(bound, rows, draw, options.seed), masks)
             columns = [nats.pixels, nats.posterior]
             columns += [nats.priors[prior][level] for prior in bound.priors for level in levels]

@@ -17,7 +17,7 @@ logistic one around the decoder's image, its scales fitted to other images (`fit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +66,7 @@ class Bound:
         images: Tensor,
         labels: Tensor,
         noise: Tensor | None = None,
-        masks: Generator | None = None,
+        masks: Generator | Sequence[Generator] | None = None,
     ) -> Nats:
         """One draw of the bound for each image.
 
@@ -74,7 +74,7 @@ class Bound:
             images: (B, C, H, W) in [-1, 1].
             labels: int64 (B,), the prior's class numbers, -1 for any class.
             noise: of the draw from a VAE's posterior, standard normal (B, *latent shape); None where there are codes.
-            masks: source of a masked prior's masks.
+            masks: source of a masked prior's masks, one for all images or one for each.
         """
         images, labels = images.to(self.pipe.device), labels.to(self.pipe.device)
         if self.vae is None:

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from common.codes import CodeMaps, CodeSpec
 from common.pretrained import ModelConfig, StrictModel
-from stage2_prior import masked, mixtures, raster, sampling
+from stage2_prior import masked, mixtures, sampling
 from stage2_prior.decoding import Decoder
+from stage2_prior.drawing import draw_sequence
 from stage2_prior.inputs import check_codes, check_labels, given_tokens
 from stage2_prior.options import PriorOptions
 from stage2_prior.sampler import LATENT_SETTINGS, MASKED_SETTINGS, RASTER_SETTINGS, Sampler
@@ -151,7 +152,11 @@ class TransformerPrior(StrictModel):
         return PriorOutput(nats.mean() / sequence[0, 0].numel(), logits, nats)
 
     def nats(
-        self, codes: CodeMaps, labels: Tensor | None = None, *, generator: Generator | None = None
+        self,
+        codes: CodeMaps,
+        labels: Tensor | None = None,
+        *,
+        generator: Generator | Sequence[Generator] | None = None,
     ) -> dict[str, Tensor]:
         """Negative log-likelihood of images' codes or latents, level by level.
 
@@ -161,7 +166,7 @@ class TransformerPrior(StrictModel):
         Args:
             codes: as in `forward`.
             labels: as in `forward`; none are dropped in evaluation mode.
-            generator: of the masks, on the CPU; None is torch's global one.
+            generator: of the masks: one for all images, one for each, or torch's global one of the CPU.
 
         Returns:
             level name -> float32 (B,), nats; of latents the density's in their own units, which may be negative.
@@ -169,8 +174,9 @@ class TransformerPrior(StrictModel):
         sequence = self._sequence(codes)
         start = self._start_tokens(labels, sequence)
         if self.masked:
-            uniforms = torch.rand(len(sequence), 1 + self.length, generator=generator)
-            hidden, weight = masked.hide_for_bound(uniforms.to(sequence.device))
+            uniforms = sampling.draw_uniforms(len(sequence), 1 + self.length, generator)
+            hidden, weight = masked.hide_for_bound(uniforms)
+            hidden, weight = (each.to(sequence.device) for each in (hidden, weight.float()))
             logits = self.logits_of(start, torch.where(hidden, self.mask_token, sequence))
             nats = self._nats(logits, sequence) * hidden * weight
         else:
@@ -207,7 +213,7 @@ class TransformerPrior(StrictModel):
                 the rows. This and the next seven: see `Sampler`; `settings` says which of them have an effect.
             guidance_schedule: `constant`, `linear` or `cosine`.
             guidance_interval: shares of the sequence within which there is guidance.
-            temperature: divides the logits; 0 always takes the likeliest code.
+            temperature: divides the logits, 0 always takes the likeliest code; multiplies the deviations of latents.
             top_k: codes to choose from at each step, the likeliest; 0 means all.
             top_p: probability of the set of likeliest codes to choose from at each step; 1 means all.
             steps: rounds of a masked prior.
@@ -237,38 +243,11 @@ class TransformerPrior(StrictModel):
         given = given_tokens(num_images, known, keep, self.code_spec, self.levels)
         if given is not None:
             given = given.to(self.device)
-        guided = guidance_scale != 1
-        if self.latents:
-            count = self.length * mixtures.numbers_per_draw(self.chunk, guided=guided)
-        else:
-            count = masked.numbers_per_image(self.length, steps) if self.masked else self.length
-        uniforms = sampling.draw_uniforms(num_images, count, generator)
-        # Metal has no float64.
-        precision = torch.float32 if self.device.type == "mps" else torch.float64
-        # Rounding may make them 1, which is outside of their range.
-        below_one = 1 - torch.finfo(precision).eps / 2
-        uniforms = uniforms.to(self.device, precision).clamp(max=below_one)
-        training = self.training
-        self.eval()  # masked rounds go through the blocks, dropout included
-        try:
-            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                if self.latents:
-                    numbers = uniforms.unflatten(1, (self.length, -1))
-                    sequence = raster.draw_latents(self, start, sampler, numbers)
-                elif self.masked:
-                    if given is None:
-                        given = torch.full((num_images, self.length), -1, device=self.device)
-                    sequence = masked.draw_masked(self, start, given, sampler, uniforms)
-                else:
-                    sequence = raster.draw_codes(self, start, given, sampler, uniforms)
-        finally:
-            self.train(training)
+        sequence = draw_sequence(self, start, given, sampler, generator)
         # Outside of inference mode, so that what comes out can be used in training.
-        return (
-            self._to_latents(sequence)
-            if self.latents
-            else sequence_to_maps(sequence, self.code_spec)
-        )
+        if self.latents:
+            return self._to_latents(sequence)
+        return sequence_to_maps(sequence, self.code_spec)
 
     def logits_of(self, start: Tensor, sequence: Tensor) -> Tensor:
         """What the head says at every position, teacher-forced.
