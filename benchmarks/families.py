@@ -150,8 +150,19 @@ def make_run(
     return read_row(folder, autoencoder.num_parameters(), latents)
 
 
-def call(script: str, words: dict[str, str], folder: Path) -> None:
+def call(
+    script: str,
+    words: dict[str, str],
+    folder: Path,
+    lists: dict[str, list[str]] | None = None,
+) -> None:
     """Run a script of the project as a user would; what it says goes to the run's log.
+
+    Args:
+        script: its path in the project.
+        words: flags with one value.
+        folder: of the run.
+        lists: flags with several values.
 
     Raises:
         ValueError: it failed.
@@ -159,6 +170,7 @@ def call(script: str, words: dict[str, str], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     line = [word for name, value in words.items() for word in (f"--{name}", value)]
+    line += [word for name, values in (lists or {}).items() for word in (f"--{name}", *values)]
     with log.open("a") as file:
         code = subprocess.run(
             [sys.executable, str(ROOT / script), *line], stdout=file, stderr=file, check=False
