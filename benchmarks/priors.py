@@ -107,9 +107,9 @@ def make_codes(folder: Path, member: str, flags: dict[str, str], options: Priors
     """Train an autoencoder and encode the images with it."""
     preset = ROOT / f"stage1_autoencoders/configs/{options.data}_{member}.yaml"
     words = {"config": str(preset), "output_dir": str(folder / member), **flags}
-    call(
-        "stage1_autoencoders/train.py", words | source(options) | threads(options), folder / member
-    )
+    if not finished(folder / member):
+        images = {} if options.dataset is None else {"dataset": options.dataset}
+        call("stage1_autoencoders/train.py", words | images | threads(options), folder / member)
     codes = {
         "autoencoder": str(folder / member / "model"),
         "dataset": options.dataset or "mnist5k",
