@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from common.options import RunOptions
 
@@ -79,6 +80,7 @@ def update(
         else:  # accelerate would unscale all optimizers' gradients, also those still accumulating in another model
             accelerator.unscale_gradients(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), largest)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         learning_rate = learning_rate_at(step, options)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

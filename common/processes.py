@@ -7,7 +7,8 @@ import warnings
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.utils import logging as transformers_logging
 
 from common.machine import available_cores
@@ -32,9 +33,14 @@ def start_processes(
         seed: seed of every random generator, the same in all processes.
 
     Raises:
-        ValueError: several processes were started, but not in a way that lets them find each other; or
-            an autocast type that the device computes wrongly.
+        ValueError: several processes were started, but not in a way that lets them find each other; or by DeepSpeed;
+            or an autocast type that the device computes wrongly.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        # Its engine steps before the learning rate is set and loads its checkpoints by unpickling.
+        raise ValueError(
+            "DeepSpeed is not supported; FSDP shards as much: take docs/accelerate/fsdp.yaml as the Accelerate config"
+        )
     # accelerate passes this argument on in every case; torch calls its name deprecated since 2.14.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     # Codebook statistics are all-reduced by the quantizer; DDP's broadcast would overwrite them with rank 0's.
@@ -63,11 +69,50 @@ def start_processes(
     return accelerator
 
 
-def start_training_processes(options: RunOptions) -> Accelerator:
-    """`start_processes` with what a training run's options say."""
-    return start_processes(
+def start_training_processes(options: RunOptions, *, sharding: bool = False) -> Accelerator:
+    """`start_processes` with what a training run's options say.
+
+    Args:
+        options: of the run.
+        sharding: this training can share out its weights among the processes, if the Accelerate config asks for it.
+
+    Raises:
+        ValueError: as `start_processes`; or the Accelerate config asks for a sharding that there is not.
+    """
+    accelerator = start_processes(
         mixed_precision=options.mixed_precision,
         accumulation_steps=options.accumulation_steps,
         cpu_threads=options.cpu_threads,
         seed=options.seed,
     )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _check_sharding(accelerator, sharding)
+    return accelerator
+
+
+def _check_sharding(accelerator: Accelerator, sharding: bool) -> None:
+    """Take over the sharding of the Accelerate config.
+
+    Raises:
+        ValueError: there is none like it.
+    """
+    if not sharding:
+        raise ValueError(
+            "this training does not shard its weights: leave FSDP out of the Accelerate config"
+        )
+    plugin = accelerator.state.fsdp_plugin
+    refused = {
+        "fsdp_version 1 (take 2)": plugin.fsdp_version == 1,
+        "--mixed_precision fp16 (take bf16)": accelerator.mixed_precision == "fp16",
+        # It renames the parameters.
+        "fsdp_activation_checkpointing (take --model.gradient_checkpointing)": plugin.activation_checkpointing,
+        # It expects every tensor of the model to be sharded.
+        "fsdp_cpu_ram_efficient_loading (leave it out)": plugin.cpu_ram_efficient_loading,
+    }
+    for setting, chosen in refused.items():
+        if chosen:
+            raise ValueError(f"sharded weights do not go with {setting}")
+    # torch warns of outputs that are views, for whoever writes into them; nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    # Accelerate would cast the weights and what comes out, losses included; autocast knows better.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()

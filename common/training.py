@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
@@ -133,10 +133,10 @@ def save(
     export: Callable[[], None] | None,
 ) -> None:
     """Checkpoint and export; every process waits until both are on disk."""
-    if accelerator.is_main_process:
-        save_checkpoint(
-            run, state.step, {"state": state, **state.parts}, keep=options.checkpoints_to_keep
-        )
+    main = accelerator.is_main_process
+    if main or accelerator.distributed_type == DistributedType.FSDP:
+        parts = {"state": state, **state.parts}
+        save_checkpoint(run, state.step, parts, keep=options.checkpoints_to_keep, writes=main)
     if export is not None:
         export()
     accelerator.wait_for_everyone()

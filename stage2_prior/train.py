@@ -13,13 +13,15 @@ if __name__ == "__main__":
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 
 from common import training
-from common.checkpoint import whole_folder
+from common.checkpoint import whole, whole_folder
 from common.ema import EMA
 from common.metrics import Figures
 from common.optim import make_optimizer, update
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: options, codes, autoencoder or the run folder are at fault.
     """
     options = parse_config(TrainOptions, argv)
-    accelerator = start_training_processes(options)
+    accelerator = start_training_processes(options, sharding=True)
     train_codes, validation, spec, options = open_splits(options)
     decoder = open_decoder(spec, options, accelerator.device)
     run_folder = Path(options.output_dir)
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = make_optimizer(model, options)
     if options.compile:
         model.compile()
+    # What Accelerate looks for in a model that it is to shard: blocks and the embedding become units of their own.
+    model._no_split_modules, model._input_embed_layer = ["Block"], "embedding"
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema, best = EMA(model, options.ema_decay), Best()
     parts = {"model": model, "optimizer": optimizer, "ema": ema, "best": best}
@@ -59,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         """Everything that learns in a prior."""
         codes, labels = codes_and_labels(batch, accelerator.device)
         with accelerator.accumulate(wrapped):
-            loss = wrapped(codes, labels).loss
+            with accelerator.autocast():  # a sharded model does not come wrapped in it
+                loss = wrapped(codes, labels).loss
             accelerator.backward(loss)
             updated = update(
                 accelerator, optimizer, wrapped, loss=loss, step=state.step, options=options
@@ -71,12 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     @torch.no_grad()
     def evaluate() -> Figures:
         """Validation likelihood of the averaged weights, and a grid of samples; the best weights so far are kept."""
-        model.eval()
-        with ema.applied_to(model):
-            figures = validate(model, validation, options, accelerator)
+        with averaged(model, ema) as average:
+            figures = validate(average, validation, options, accelerator)
             if accelerator.is_main_process:
-                save_samples(model, decoder, state.step, options)
-        model.train()
+                save_samples(average, decoder, state.step, options)
         if best.improves(figures[f"validation_nats_per_{unit}"]):
             write_model(model, ema, run_folder / "best", accelerator)
         return {**figures}
@@ -97,11 +100,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"prior: {run_folder / 'model'}, best on validation: {run_folder / 'best'}")
 
 
+@contextmanager
+def averaged(model: TransformerPrior, ema: EMA) -> Iterator[TransformerPrior]:
+    """The model with its averaged weights, in evaluation mode.
+
+    Of a sharded model a whole copy in every process, which can then compute as much or little as it has to.
+    """
+    if isinstance(model, FSDPModule):
+        with model.device:
+            copy = TransformerPrior(model.config).eval()
+        copy.load_state_dict(whole(ema.state_for(model)))
+        yield copy
+        return
+    model.eval()
+    with ema.applied_to(model):
+        yield model
+    model.train()
+
+
 def write_model(model: TransformerPrior, ema: EMA, folder: Path, accelerator: Accelerator) -> None:
-    """Write the averaged weights."""
+    """Write the averaged weights; all processes call it."""
+    weights = whole(ema.state_for(model), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         with whole_folder(folder) as unfinished:
-            model.save_pretrained(unfinished, state_dict=ema.state_for(model))
+            model.save_pretrained(unfinished, state_dict=weights)
 
 
 if __name__ == "__main__":
