@@ -31,7 +31,7 @@ from evaluation.options import ScoreOptions
 from evaluation.sets import ScoredSet
 
 IMAGES_SEEN = 80_000  # in training, at least; 20 epochs of the embedded digits
-FEWEST_EPOCHS = 8
+FEWEST_EPOCHS = 4
 BATCH_SIZE = 64
 LABEL_SMOOTHING = 0.1
 CACHED_BYTES = 2**28  # training images up to here are decoded once
