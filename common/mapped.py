@@ -95,7 +95,7 @@ class MappedTable:
 
     def _open(self, path: Path, counts: list[int], starts: dict[str, list[int]]) -> None:
         """Map a file and note where its record batches lie."""
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
 
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -130,7 +130,7 @@ class MappedTable:
         self._touched += size
         if self._touched > _RESIDENT:
             self._touched = 0
-            if self._size > _RESIDENT:
+            if self._size > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
                 for mapped in self._maps:
                     mapped.madvise(mmap.MADV_DONTNEED)
 
