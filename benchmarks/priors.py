@@ -55,6 +55,7 @@ from families import ROOT, call
 from common.machine import available_cores
 from pipelines import Pipeline
 
+LATENT_MEMBERS = ("vae", "vaegan")
 TIMED_IMAGES, TIMED_CALLS = 16, 3
 
 
@@ -114,6 +115,8 @@ def make_codes(folder: Path, member: str, flags: dict[str, str], options: Priors
         "autoencoder": str(folder / member / "model"),
         "dataset": options.dataset or "mnist5k",
         "output_dir": str(folder / f"{member}_codes"),
+        # What the decoder was trained on, and what the likelihood of both stages is about.
+        **({"posterior": "sample"} if member in LATENT_MEMBERS else {}),
     }
     if not (folder / f"{member}_codes/code_spec.json").is_file():
         call("stage1_autoencoders/encode.py", codes | threads(options), folder / member)
@@ -135,7 +138,7 @@ def make_pair(folder: Path, name: str, pair: Pair, options: PriorsOptions) -> No
         "prior": {"prior": str(run_folder / "model"), **pair.sampler},
         "normal": {},
     }.items():
-        if kind == "normal" and pair.member not in ("vae", "vaegan"):
+        if kind == "normal" and pair.member not in LATENT_MEMBERS:
             continue
         pipeline, drawn = str(run_folder / f"{kind}_pipeline"), str(run_folder / f"{kind}_samples")
         assembled = {"autoencoder": autoencoder, "output_dir": pipeline, **parts}

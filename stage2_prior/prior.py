@@ -112,6 +112,8 @@ class TransformerPrior(StrictModel):
         self.final_gain = nn.Parameter(torch.ones(config.width))
         self.head = nn.Linear(config.width, self.levels[-1].last, bias=False)
         self._initialise()
+        # What Accelerate looks for in a model that it is to shard: these become units of their own.
+        self._no_split_modules, self._input_embed_layer = ["Block"], "embedding"
         self._decoder: tuple[object, Decoder] | None = None
         self.post_init()
 

@@ -51,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = make_optimizer(model, options)
     if options.compile:
         model.compile()
-    # What Accelerate looks for in a model that it is to shard: blocks and the embedding become units of their own.
-    model._no_split_modules, model._input_embed_layer = ["Block"], "embedding"
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema, best = EMA(model, options.ema_decay), Best()
     parts = {"model": model, "optimizer": optimizer, "ema": ema, "best": best}
