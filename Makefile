@@ -42,7 +42,7 @@ $(OUT)/prior/.done: $(OUT)/codes/code_spec.json
 	@touch $@
 
 $(OUT)/pipeline/pipeline.json: $(OUT)/prior/.done
-	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --guidance_scale 1.5 --output_dir $(OUT)/pipeline
+	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --guidance_scale 2 --temperature 0.9 --output_dir $(OUT)/pipeline
 
 $(OUT)/samples/grid.png: $(OUT)/pipeline/pipeline.json
 	$(LAUNCH) pipelines/generate.py --pipeline $(OUT)/pipeline --num_images 1000 --output_dir $(OUT)/samples
