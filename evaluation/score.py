@@ -14,8 +14,6 @@ from evaluation.options import RECONSTRUCTIONS, ScoreOptions
 if __name__ == "__main__":
     parse_config(ScoreOptions)  # --help and mistakes are answered before torch is imported
 
-import importlib.metadata
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,9 +31,9 @@ from evaluation.features import FeatureNetwork, load_network
 from evaluation.reconstruction import Reconstructing, mean_psnr, reconstruct
 from evaluation.report import HTML_FILE, Grid, Row, markdown, picture, write_report
 from evaluation.sets import ScoredSet, open_candidate, open_reference
+from evaluation.versions import versions
 
 PICTURED = 60  # images of each set in report.html
-PACKAGES = ("latent-prior", "clean-fid", "torch", "transformers", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,7 @@ def describe_protocol(
         "pipeline": options.pipeline,
         "autoencoder_fingerprint": None if autoencoder is None else autoencoder.fingerprint,
         "candidates": {candidate.name: candidate.protocol() for candidate in candidates},
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -206,16 +204,6 @@ def _compare(
         expected, found, options.kid_subsets, options.kid_subset_size, options.seed
     )
     return Row(name, len(found), distance, kid, error, psnr, ssim)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
 
 
 def _positions(scored: ScoredSet) -> NDArray[np.int64]:
