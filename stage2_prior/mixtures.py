@@ -90,7 +90,8 @@ def draw_guided(
     No mixture is that density. So candidates are drawn given the class, and one is chosen with weights
     (p(z | class) / p(z))^(s - 1): sampling by importance, exact in the limit of many candidates, and without the open
     end of the paper's rejection sampling. A scale nearer to 0 than to 1 starts from p(z) instead, with the weights
-    (p(z | class) / p(z))^s, so that 0 ignores the class altogether.
+    (p(z | class) / p(z))^s, so that 0 ignores the class altogether. The temperature is for the candidates; their weights
+    are of the densities as they are.
 
     Args:
         conditional: given the class, of rows (R, K) and (R, K, D).
