@@ -63,6 +63,8 @@ class RunOptions:
     """Optimizer steps of the whole run."""
     max_seconds: float | None = None
     """Training seconds after which the run ends early, resumed time included; null means no limit."""
+    max_cpu_seconds: float | None = None
+    """The same in processor seconds, summed over a process's threads: on a CPU a budget that other programs on the machine do not eat into."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -111,7 +113,7 @@ class RunOptions:
         for name in ("max_steps", "warmup_steps", "weight_decay", "final_learning_rate", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
-        for name in ("learning_rate", "gradient_clip", "max_seconds"):
+        for name in ("learning_rate", "gradient_clip", "max_seconds", "max_cpu_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be positive, not {value}")

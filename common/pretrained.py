@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypedDict
 
 import torch
 from huggingface_hub import snapshot_download
@@ -35,11 +35,24 @@ INDEX_FILE = "model.safetensors.index.json"
 _TRANSFORMERS_KEYS = {"architectures", "dtype", "model_type", "transformers_version"}
 
 
+class Budget(TypedDict):
+    """What a training has cost: optimizer steps, images, seconds of steps by the clock and of one process's processor."""
+
+    steps: int
+    images_seen: int
+    seconds: float
+    cpu_seconds: float
+    device: str
+    num_processes: int
+
+
 class ModelConfig(PretrainedConfig):
     """A config whose fields are all declared; an options dataclass beside it in the bases brings its checks along."""
 
     weights_sha256: str | None = None
     """Fingerprint of the weights, written by `save_pretrained`."""
+    training: Budget | None = None
+    """What the weights have cost; None where nobody trained them."""
 
     def __post_init__(self, **undeclared: Any) -> None:
         """Run transformers' own set-up, then the checks of the options dataclass.
@@ -161,7 +174,7 @@ class StrictModel(PreTrainedModel):
             raise ValueError(
                 f"{folder / CONFIG_FILE}: unknown key {unknown[0]!r}; {expected} does not have it"
             )
-        own = known - {field.name for field in dataclasses.fields(PretrainedConfig)}
+        own = known - {field.name for field in dataclasses.fields(PretrainedConfig)} - {"training"}
         if missing := sorted(own - set(values)):
             raise ValueError(
                 f"{folder / CONFIG_FILE}: {missing[0]} is missing; save the model with save_pretrained"

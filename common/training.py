@@ -27,6 +27,7 @@ from common.checkpoint import Stateful, checkpoints, load_checkpoint, save_check
 from common.cli import dotted, dump_config
 from common.metrics import Figures, Metrics, MetricsLog, Window, check_finite
 from common.options import RunOptions
+from common.pretrained import Budget
 from common.seeds import derive_seed, generator
 
 Batch = dict[str, Tensor]
@@ -34,26 +35,49 @@ T = TypeVar("T")
 
 # What may change between two calls of the same run: when it ends, what it reports, and how fast it is.
 _MAY_CHANGE = {
-    "output_dir", "max_steps", "max_seconds", "log_every", "evaluate_every", "checkpoint_every",
+    "output_dir", "max_steps", "max_seconds", "max_cpu_seconds", "log_every", "evaluate_every", "checkpoint_every",
     "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps",
 }  # fmt: skip
 
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds: the counter, the seconds spent, and every part that learns or counts."""
+    """What a checkpoint holds: the counter, the time spent, and every part that learns or counts.
+
+    Attributes:
+        parts: what has a `state_dict`, by name.
+        step: completed optimizer steps.
+        seconds: spent on steps by the clock; evaluation and checkpoints are not training.
+        cpu_seconds: processor time of the same, over the threads of this process.
+    """
 
     parts: dict[str, Stateful]
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The two counters; the parts are stored beside them."""
-        return {"step": self.step, "seconds": self.seconds}
+        """The counters; the parts are stored beside them."""
+        return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.step, self.seconds = state["step"], state["seconds"]
+        self.cpu_seconds = state["cpu_seconds"]
+
+    def budget(self, options: RunOptions, accelerator: Accelerator) -> Budget:
+        """What the training has cost so far, for the config of the model it exports."""
+        gpu = accelerator.device.type == "cuda"
+        return Budget(
+            steps=self.step,
+            images_seen=self.step * options.batch_size,
+            seconds=round(self.seconds, 1),
+            cpu_seconds=round(self.cpu_seconds, 1),
+            device=torch.cuda.get_device_name(accelerator.device)
+            if gpu
+            else accelerator.device.type,
+            num_processes=accelerator.num_processes,
+        )
 
 
 def train(
@@ -95,7 +119,7 @@ def train(
         tqdm(total=options.max_steps, initial=start, unit="step", disable=hidden) as bar,
     ):
         while state.step < options.max_steps and not finished:
-            started = time.monotonic()
+            started, cpu_started = time.monotonic(), time.process_time()
             for micro in range(options.accumulation_steps):
                 torch.manual_seed(
                     derive_seed(options.seed, state.step, micro, accelerator.process_index)
@@ -108,6 +132,7 @@ def train(
             if logging or accelerator.device.type == "cpu":
                 check_finite(window.sums, state.step)
             state.seconds += time.monotonic() - started
+            state.cpu_seconds += time.process_time() - cpu_started
             if logging:
                 log.write(state.step, state.seconds, window.means(accelerator))
                 window = Window()
@@ -266,10 +291,11 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
 
 
 def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOptions) -> bool:
-    """The main process' clock decides for all."""
-    if options.max_seconds is None:
+    """The main process' clocks decide for all."""
+    limits = ((state.seconds, options.max_seconds), (state.cpu_seconds, options.max_cpu_seconds))
+    if all(limit is None for _, limit in limits):
         return False
-    decision = [state.seconds >= options.max_seconds]
+    decision = [any(limit is not None and spent >= limit for spent, limit in limits)]
     return (
         bool(broadcast_object_list(decision)[0]) if accelerator.num_processes > 1 else decision[0]
     )

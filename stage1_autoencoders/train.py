@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return figures
 
     def export() -> None:
+        model.config.training = state.budget(options, accelerator)
         if accelerator.is_main_process:
             with whole_folder(Path(options.output_dir, "model")) as folder:
                 model.save_pretrained(folder, state_dict=ema.state_for(model))

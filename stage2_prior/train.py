@@ -78,11 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures = validate(average, validation, options, accelerator)
             if accelerator.is_main_process:
                 save_samples(average, decoder, state.step, options)
+        model.config.training = state.budget(options, accelerator)
         if best.improves(figures[f"validation_nats_per_{unit}"]):
             write_model(model, ema, run_folder / "best", accelerator)
         return {**figures}
 
     def export() -> None:
+        model.config.training = state.budget(options, accelerator)
         write_model(model, ema, run_folder / "model", accelerator)
         if accelerator.is_main_process:
             draw_curves(run_folder, unit)

@@ -96,6 +96,25 @@ def test_a_model_survives_the_disk(model, saved, capfd):
     assert capfd.readouterr() == ("", "")  # neither bars nor reports
 
 
+def test_what_the_weights_have_cost_travels_with_them(model, tmp_path):
+    budget = {
+        "steps": 2,
+        "images_seen": 64,
+        "seconds": 0.5,
+        "cpu_seconds": 0.9,
+        "device": "cpu",
+        "num_processes": 1,
+    }
+    model.config.training = budget
+    model.save_pretrained(tmp_path / "first")
+    loaded = Model.from_pretrained(tmp_path / "first")
+    assert loaded.config.training == budget
+    loaded.save_pretrained(tmp_path / "second")
+    assert Model.from_pretrained(tmp_path / "second").config.training == budget
+    change(tmp_path / "second" / CONFIG_FILE, training=...)  # as models were saved before
+    assert Model.from_pretrained(tmp_path / "second").config.training is None
+
+
 def test_a_model_survives_in_several_files(model, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size=100)
     assert (tmp_path / INDEX_FILE).is_file()

@@ -265,26 +265,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(start):
     assert [path.name for path in checkpoints(bad.folder)] == ["step-000000003"]
 
 
-def test_time_can_end_a_run_and_counts_over_its_parts(start, monkeypatch):
-    run = start(max_steps=1000, max_seconds=1e-9).train()
+@pytest.mark.parametrize("limit", ["max_seconds", "max_cpu_seconds"])
+def test_time_can_end_a_run_and_counts_over_its_parts(start, limit):
+    run = start(max_steps=1000, **{limit: 1e-9}).train()
     assert run.state.step == 1
     assert run.exported == [1]
-    again = start(max_steps=1000, max_seconds=1e-9).train()
+    again = start(max_steps=1000, **{limit: 1e-9}).train()
     assert again.state.step == 1
     assert again.exported == [1]
-    seconds = again.state.seconds
+    seconds, cpu_seconds = again.state.seconds, again.state.cpu_seconds
     prolonged = start(max_steps=2).train()
     assert prolonged.state.seconds > seconds > 0
+    assert prolonged.state.cpu_seconds > cpu_seconds > 0
+
+
+def test_waiting_costs_no_processor_time(start):
+    """Else a machine's other programs would eat into the budget, as they do into that of the clock."""
+    run = start(max_steps=3)
+    step = run.step
+    run.step = lambda batch: (time.sleep(0.2), step(batch))[1]
+    run.train()
+    assert run.state.seconds > 0.6 > run.state.cpu_seconds
+
+
+def test_the_budget_says_what_a_training_has_cost(start):
+    run = start(max_steps=3).train()
+    budget = run.state.budget(run.options, run.accelerator)
+    assert (budget["steps"], budget["images_seen"]) == (3, 3 * run.options.batch_size)
+    assert (budget["device"], budget["num_processes"]) == ("cpu", 1)
+    assert budget["seconds"] == pytest.approx(run.state.seconds, abs=0.06)
+    assert budget["cpu_seconds"] == pytest.approx(run.state.cpu_seconds, abs=0.06)
 
 
 def test_save_and_resume_restore_the_counters(start):
     run = start()
-    run.state.step, run.state.seconds = 3, 12.5
+    run.state.step, run.state.seconds, run.state.cpu_seconds = 3, 12.5, 20.5
     resume(run.accelerator, run.folder, run.state, run.options)
     save(run.accelerator, run.folder, run.state, run.options, None)
     other = start()
     resume(other.accelerator, other.folder, other.state, other.options)
-    assert (other.state.step, other.state.seconds) == (3, 12.5)
+    assert (other.state.step, other.state.seconds, other.state.cpu_seconds) == (3, 12.5, 20.5)
 
 
 def process(index: int, count: int) -> SimpleNamespace:
