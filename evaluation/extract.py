@@ -6,6 +6,8 @@ back in the order of the images: so two processes give the numbers of one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from common.training import prefetch
 from evaluation.features import FeatureNetwork
 from evaluation.reconstruction import SSIM_WINDOW, Reconstructing, psnr, reconstruct, ssim
 from evaluation.sets import ScoredSet
@@ -37,9 +40,31 @@ def extract(
         ValueError: naming an image that cannot be read.
     """
     features = [np.empty((0, network.dimension), np.float32)]
-    for batch in _own_batches(scored, batch_size, accelerator):
-        features.append(network(scored.arrays(batch)))
+    batches = share(len(scored), batch_size, accelerator.process_index, accelerator.num_processes)
+    features += stream(network, scored, batches, accelerator)
     return gather_in_order(np.concatenate(features), accelerator)
+
+
+def stream(
+    network: FeatureNetwork,
+    scored: ScoredSet,
+    batches: Sequence[range],
+    accelerator: Accelerator,
+) -> Iterator[NDArray[np.float32]]:
+    """Features of one batch after the other; meanwhile the next ones are read and resized.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    prepared = prefetch(network.prepare(scored.arrays(batch)) for batch in batches)
+    with closing(prepared):
+        yield from tqdm(
+            map(network.features, prepared),
+            desc=scored.name,
+            unit="batch",
+            total=len(batches),
+            disable=not accelerator.is_main_process,
+        )
 
 
 def extract_reconstructions(

@@ -3,21 +3,15 @@
 Every network gets its images through clean-fid's resizer and sees grey images as RGB with equal channels, so two
 scores differ only where the images do. Only features of clean-fid's Inception give a number that may be called
 FID; each other network has a column name of its own. Weights that have to be downloaded go into the user's cache
-folder ($LATENT_PRIOR_CACHE, else ~/.cache/latent-prior) and appear there only when they are complete.
+folder (`evaluation.downloads`) and appear there only when they are complete.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import os
-import urllib.error
-import urllib.request
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from common.checkpoint import whole_file
-from common.efficientnet import load_efficientnet_lite0
+from common.efficientnet import WEIGHTS_SHA256, load_efficientnet_lite0
 from evaluation import fid
+from evaluation.downloads import cache_folder, download
+from evaluation.resizing import resize_clean, resize_for_clip
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's CLIP features
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+OFFLINE = "choose --features efficientnet_lite0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +43,13 @@ class FeatureNetwork:
         size: height and width in pixels that images are resized to.
         dimension: length of a feature vector.
         weights: where the weights come from, as recorded in the protocol.
+        digest: sha256 of the weights.
         forward: float32 (N, 3, size, size) in [0, 255] -> (N, dimension), on `device`.
         device: where the network is.
+        resizer: the resizing, in words, as recorded in the protocol.
+        resize: N uint8 arrays (H, W, C) and `size` -> float32 (N, 3, size, size) in [0, 255].
+        probabilities: features (N, dimension) -> float32 (N, K), how likely the network finds each of its K classes;
+            None where it knows no classes.
     """
 
     name: str
@@ -56,13 +58,12 @@ class FeatureNetwork:
     size: int
     dimension: int
     weights: str
+    digest: str
     forward: Callable[[Tensor], Tensor]
     device: torch.device
-
-    @property
-    def resizer(self) -> str:
-        """The resizing, in words, as recorded in the protocol."""
-        return f"clean-fid clean: PIL bicubic, antialiased, float32, {self.size} x {self.size}"
+    resizer: str
+    resize: Callable[[Sequence[NDArray[np.uint8]], int], NDArray[np.float32]]
+    probabilities: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
 
     def __call__(self, images: Sequence[NDArray[np.uint8]] | Tensor) -> NDArray[np.float32]:
         """Features (N, dimension) of N images.
@@ -72,14 +73,16 @@ class FeatureNetwork:
         """
         if isinstance(images, Tensor):
             images = list(images.permute(0, 2, 3, 1).cpu().numpy())
-        resize = fid.clean_resizer(self.size)
-        # PIL resizes outside the interpreter's lock.
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            resized = np.stack(list(pool.map(lambda image: resize(_as_rgb(image)), images)))
-        batch = torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()  # (N, 3, size, size)
+        return self.features(self.prepare(images))
+
+    def prepare(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """What `features` takes, float32 (N, 3, size, size) in [0, 255] on the CPU; can run beside it in a thread."""
+        return torch.from_numpy(self.resize(images, self.size))
+
+    def features(self, batch: Tensor) -> NDArray[np.float32]:
+        """Features (N, dimension) of N resized images."""
         with torch.inference_mode():
-            features = self.forward(batch.to(self.device))
-        return features.float().cpu().numpy()
+            return self.forward(batch.to(self.device)).float().cpu().numpy()
 
 
 def load_network(features: str, device: torch.device | str = "cpu") -> FeatureNetwork:
@@ -103,69 +106,35 @@ def load_network(features: str, device: torch.device | str = "cpu") -> FeatureNe
     return _torchscript(Path(features), device)
 
 
-def cache_folder() -> Path:
-    """Where downloaded weights are kept; $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move it."""
-    own = os.environ.get("LATENT_PRIOR_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latent-prior"
-
-
-def download(url: str, target: Path) -> None:
-    """Fetch a zip archive (TorchScript files are zip archives) to `target`, complete or not at all.
-
-    Raises:
-        ValueError: no network, or the transfer broke off, or what arrived is not the file.
-    """
-    way_out = (
-        f"connect to the network, put the file at {target}, or choose --features efficientnet_lite0"
-    )
-    with whole_file(target) as temporary:
-        with temporary.open("wb") as file:
-            for chunk in _chunks(url, way_out):
-                file.write(chunk)
-        if not zipfile.is_zipfile(temporary):
-            raise ValueError(f"what {url} sent is no weights file: {way_out}")
-
-
-def _chunks(url: str, way_out: str) -> Iterator[bytes]:
-    """The body of `url`; errors of the network only, so that those of the disk keep their own message."""
-    received = 0
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            expected = response.headers.get("Content-Length")
-            while chunk := response.read(1 << 20):
-                received += len(chunk)
-                yield chunk
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        TimeoutError,
-        ConnectionError,
-    ) as error:
-        reason = getattr(error, "reason", error)
-        raise ValueError(f"{url} could not be downloaded ({reason}): {way_out}") from error
-    if expected is not None and received != int(expected):
-        raise ValueError(
-            f"the download of {url} broke off after {received} of {expected} bytes: {way_out}"
-        )
-
-
 def _inception(device: torch.device) -> FeatureNetwork:
-    path = cache_folder() / fid.INCEPTION_FILE
+    path, url = cache_folder() / fid.INCEPTION_FILE, fid.inception_url()
     if not path.exists():
-        download(fid.inception_url(), path)
+        try:
+            download(url, path, OFFLINE)
+        except FileNotFoundError as error:
+            raise ValueError(f"{url} is gone: put the file at {path}, or {OFFLINE}") from error
     try:
         network = fid.inception(path.parent).to(device).eval()
     except RuntimeError as error:
         raise ValueError(
             f"{path} is no readable Inception: delete it, it will be downloaded again"
         ) from error
-    return _probed("inception", "fid", "FID", 299, fid.inception_url(), network, device)
+    found = _probed("inception", "fid", "FID", 299, url, _digest(path), network, device)
+    last = getattr(network.base, "output", None)
+    if last is None:
+        return found
+
+    def probabilities(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Without the bias, as the Inception Score was first computed and has been since.
+        with torch.inference_mode():
+            logits = functional.linear(torch.from_numpy(features).to(device), last.weight)
+            return logits.softmax(1).cpu().numpy()
+
+    return replace(found, probabilities=probabilities)
 
 
 def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNetwork:
-    """CLIP's image embeddings before normalisation, as clean-fid takes them."""
+    """CLIP's image embeddings before normalisation, of images resized as clean-fid does for CLIP."""
     from transformers import CLIPVisionModelWithProjection
     from transformers.utils import logging
 
@@ -187,6 +156,7 @@ def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNet
         raise ValueError(
             f"{repository} lacks weights of CLIP's image encoder: {sorted(report['missing_keys'])[:3]}"
         )
+    digest = _digest_of_state(network)
     network = network.to(device).eval()
     mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1)
@@ -194,9 +164,10 @@ def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNet
     def forward(images: Tensor) -> Tensor:
         return network(pixel_values=(images / 255 - mean) / std).image_embeds
 
-    return _probed(
-        "clip", "fd_clip", "FD-CLIP", network.config.image_size, repository, forward, device
-    )
+    size = network.config.image_size
+    found = _probed("clip", "fd_clip", "FD-CLIP", size, repository, digest, forward, device)
+    words = f"clean-fid CLIP: PIL bicubic, antialiased, uint8, shorter side {size}, centre"
+    return replace(found, resizer=words, resize=resize_for_clip)
 
 
 def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
@@ -208,9 +179,8 @@ def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
         pixels = ((images - 127) / 128).contiguous(memory_format=torch.channels_last)
         return network.extract_features(pixels).mean((2, 3))
 
-    return _probed(
-        "efficientnet_lite0", "fd_effnet_lite0", "FD-EffNet-Lite0", 64, weights, forward, device
-    )
+    names = "efficientnet_lite0", "fd_effnet_lite0", "FD-EffNet-Lite0"
+    return _probed(*names, 64, weights, WEIGHTS_SHA256, forward, device)
 
 
 def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
@@ -220,9 +190,9 @@ def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
             network = torch.jit.load(path, map_location=device).eval()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = _digest(path)
         weights = f"{path.name} sha256:{digest}"
-        return _probed(path.name, "fd_custom", "FD-custom", 299, weights, network, device)
+        return _probed(path.name, "fd_custom", "FD-custom", 299, weights, digest, network, device)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
@@ -236,6 +206,7 @@ def _probed(
     title: str,
     size: int,
     weights: str,
+    digest: str,
     forward: Callable[[Tensor], Tensor] | nn.Module,
     device: torch.device,
 ) -> FeatureNetwork:
@@ -245,10 +216,20 @@ def _probed(
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 1:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"one image gave {shape} instead of (1, D)")
-    return FeatureNetwork(name, column, title, size, features.shape[1], weights, forward, device)
+    resizer = f"clean-fid clean: PIL bicubic, antialiased, float32, {size} x {size}"
+    return FeatureNetwork(
+        name, column, title, size, features.shape[1], weights, digest, forward, device, resizer, resize_clean
+    )  # fmt: skip
 
 
-def _as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    assert image.ndim == 3, f"expected uint8 (H, W, C), got {image.shape}"
-    assert image.shape[2] in (1, 3), f"expected 1 or 3 channels, got {image.shape[2]}"
-    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_state(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

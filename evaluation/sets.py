@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.images import ImageSet, open_images
+from common.machine import thread_pool
 from common.options import ImageOptions
 from common.sources import ImageTable
 from evaluation.options import REFERENCE, Candidate, ScoreOptions
@@ -21,9 +21,9 @@ from evaluation.options import REFERENCE, Candidate, ScoreOptions
 IMAGE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-GENERATION_FILE = (
-    "generation.json"  # how the images were made, written by the generators of this project
-)
+# Written by the generators of this project: how the images were made, and what that has cost.
+GENERATION_FILE, ABOUT_FILE = "generation.json", "about.json"
+TOGETHER = 8  # images decoded by a thread in one go
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class ScoredSet:
         images: all images there are.
         chosen: int64 (N,), ascending, the images that take part.
         sampler: content of the generator's `generation.json`, where there is one.
+        about: content of its `about.json`, what the generator has cost.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ScoredSet:
     images: ImageSet
     chosen: NDArray[np.int64]
     sampler: dict[str, Any] | None = None
+    about: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         """Number of images that take part."""
@@ -102,7 +104,8 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
         )
     images = _open_folder(folder, flag, options.image_options(str(folder)))
     chosen = choose(len(images), options.num_images, options.seed, f"{flag}: {folder}")
-    return ScoredSet(candidate.name, candidate.source, None, images, chosen, _sampler(folder, flag))
+    sampler, about = (_settings(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
+    return ScoredSet(candidate.name, candidate.source, None, images, chosen, sampler, about)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -180,8 +183,7 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
     return replace(images, source_index=rows, skipped=len(files) - len(rows))
 
 
-def _sampler(folder: Path, flag: str) -> dict[str, Any] | None:
-    path = folder / GENERATION_FILE
+def _settings(path: Path, flag: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
@@ -192,6 +194,7 @@ def _sampler(folder: Path, flag: str) -> dict[str, Any] | None:
 
 
 def _in_threads(function: Callable[[int], Any], rows: NDArray[np.int64]) -> list[Any]:
-    """Files are read and decoded outside the interpreter's lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, rows.tolist()))
+    """Files are read and decoded outside the interpreter's lock; small ones are not worth a task each."""
+    pieces = [rows[start : start + TOGETHER].tolist() for start in range(0, len(rows), TOGETHER)]
+    found = thread_pool().map(lambda piece: [function(row) for row in piece], pieces)
+    return list(itertools.chain.from_iterable(found))

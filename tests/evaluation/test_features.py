@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluation import features, fid
+from evaluation import downloads, features, fid
 
 
 def noise(count, height=20, width=24, channels=3, seed=0):
@@ -196,7 +196,7 @@ def test_an_interrupted_download_leaves_nothing_broken(cache, inception_at, serv
 def test_a_page_instead_of_weights_is_not_kept(cache, inception_at, serve):
     page = b"<html>please log in</html>"
     inception_at(serve(page, len(page)))
-    with pytest.raises(ValueError, match="no weights file"):
+    with pytest.raises(ValueError, match="not the file"):
         features.load_network("inception")
     assert list(cache.iterdir()) == []
 
@@ -217,13 +217,13 @@ def test_a_broken_file_in_the_cache_is_named(cache, inception_at):
 
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LATENT_PRIOR_CACHE", str(tmp_path / "own"))
-    assert features.cache_folder() == tmp_path / "own"
+    assert downloads.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("LATENT_PRIOR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert features.cache_folder() == tmp_path / "xdg" / "latent-prior"
+    assert downloads.cache_folder() == tmp_path / "xdg" / "latent-prior"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert features.cache_folder() == tmp_path / ".cache" / "latent-prior"
+    assert downloads.cache_folder() == tmp_path / ".cache" / "latent-prior"
 
 
 @pytest.fixture(scope="module")
