@@ -55,6 +55,20 @@ class AssembleOptions(SamplerOptions):
 
 
 @dataclass(kw_only=True)
+class DescribeOptions:
+    """Complete the model card of a pipeline folder by samples and scores; both are copied into the folder."""
+
+    pipeline: str
+    """The pipeline folder."""
+    samples: str | None = None
+    """Folder of images that generate.py drew from the pipeline; null keeps those of the card."""
+    scores: str | None = None
+    """Folder that score.py wrote about the pipeline's images; null keeps those of the card."""
+    license: str | None = None
+    """License of the weights as the hub spells it, such as apache-2.0; null keeps that of the card, at first none."""
+
+
+@dataclass(kw_only=True)
 class GenerateOptions(SamplerOptions):
     """Generate images into a folder; repeating the command goes on where it stopped."""
 

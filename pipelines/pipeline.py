@@ -1,7 +1,7 @@
 """A prior and a decoder chained: codes are sampled, then decoded to images.
 
 On disk a pipeline is a folder with `pipeline.json` (which class each component has, what the codes are, versions and
-default sampler settings) and one sub-folder per component.
+default sampler settings), one sub-folder per component and a model card, see `card`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import torch
 from torch import Generator, Tensor
-from transformers.utils.hub import PushToHubMixin
 
 from common.checkpoint import whole_folder
 from common.codes import CodeMaps, CodeSpec, check_same_codes
-from common.pretrained import local_folder, read_json
+from common.pretrained import StrictModel, local_folder, read_json
 from pipelines.arguments import check_settings_apply, label_number, one_each
+from pipelines.card import INDEX_FILE, carry_card, write_card
 from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
+from pipelines.hub import push_folder
 from pipelines.outputs import PipelineOutput, check_output, convert
 from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
@@ -31,10 +33,8 @@ from stage2_prior.prior import TransformerPrior
 from stage2_prior.sampler import Sampler
 from stage2_prior.sampling import check_settings
 
-INDEX_FILE = "pipeline.json"
 
-
-class Pipeline(PushToHubMixin):
+class Pipeline:
     """Generate images: `Pipeline.from_pretrained("runs/mnist/pipeline")(num_images=16).images`."""
 
     def __init__(
@@ -93,6 +93,8 @@ class Pipeline(PushToHubMixin):
     ) -> None:
         """Write the pipeline folder; a pipeline already there is replaced when the new one is complete.
 
+        Its README.md, if somebody wrote one, stays; otherwise it is the model card.
+
         Raises:
             ValueError: the folder holds something else, which would be lost.
         """
@@ -101,12 +103,13 @@ class Pipeline(PushToHubMixin):
             raise ValueError(f"{final} is not empty and holds no pipeline; choose another folder")
         with whole_folder(final) as folder:
             self.autoencoder.save_pretrained(folder / "autoencoder", max_shard_size=max_shard_size)
-            components = {"autoencoder": type(self.autoencoder).__name__}
             if self.prior is not None:
                 self.prior.save_pretrained(folder / "prior", max_shard_size=max_shard_size)
-                components["prior"] = type(self.prior).__name__
             index = {
-                "components": components,
+                "components": {name: type(part).__name__ for name, part in self.components.items()},
+                "parameters": {
+                    name: part.num_parameters() for name, part in self.components.items()
+                },
                 "sampler": self.sampler.to_dict(),
                 "versions": {
                     name: _version(name) for name in ("latent-prior", "torch", "transformers")
@@ -114,6 +117,49 @@ class Pipeline(PushToHubMixin):
                 "code_spec": self.code_spec.to_dict(),
             }
             (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+            named = {name: part.name_or_path for name, part in self.components.items()}
+            homes = {name: Path(path) for name, path in named.items() if path}
+            carry_card(folder, homes, before=final)
+            write_card(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload pipeline",
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+    ) -> str:
+        """Upload the folder that `save_pretrained` writes; see `hub.push_folder`.
+
+        Args:
+            repo_id: `user/name`; made if missing.
+            commit_message: of the upload.
+            private: whether a new repository is private; None leaves it to the account.
+            token: True takes the one of `hf auth login`.
+            revision: branch, made if missing.
+            create_pr: propose the upload instead of making it.
+            max_shard_size: see `save_pretrained`.
+
+        Returns:
+            Address of the commit.
+        """
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "pipeline"
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return push_folder(
+                folder, repo_id, commit_message=commit_message, private=private, token=token,
+                revision=revision, create_pr=create_pr,
+            )  # fmt: skip
+
+    @property
+    def components(self) -> dict[str, StrictModel]:
+        """The models by name."""
+        parts: dict[str, StrictModel] = {"autoencoder": self.autoencoder}
+        return parts if self.prior is None else {**parts, "prior": self.prior}
 
     def to(self, device: str | torch.device) -> Self:
         """Move both components."""

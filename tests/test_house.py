@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("common", "stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
-SCRIPTS = ("train", "encode", "export", "assemble", "generate", "latents", "score", "likelihood")
+SCRIPTS = (
+    "train", "encode", "export", "assemble", "describe", "generate", "latents", "score", "likelihood", "sweep",
+)  # fmt: skip
 MAY_IMPORT = {
     "common": set(),
     "stage1_autoencoders": {"common"},
@@ -121,7 +123,8 @@ def test_every_script_answers_help_before_it_imports_torch():
     scripts.sort(key=lambda path: name_of(path) == of_models)
     assert {name_of(path) for path in scripts} >= {
         of_models, "stage1_autoencoders.encode", "stage2_prior.train", "stage2_prior.export",
-        "pipelines.assemble", "pipelines.generate", "pipelines.latents", "evaluation.score", "evaluation.likelihood",
+        "pipelines.assemble", "pipelines.describe", "pipelines.generate", "pipelines.latents", "evaluation.score",
+        "evaluation.likelihood",
     }  # fmt: skip
     heavy = "print({'torch', 'transformers', 'datasets', 'accelerate', 'PIL'} & set(sys.modules), file=sys.stderr)"
     answers = [

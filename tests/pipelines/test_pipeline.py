@@ -178,7 +178,8 @@ def test_the_folder_says_what_is_in_it(folder):
     assert index["sampler"]["temperature"] == 0.9
     assert index["code_spec"]["class_names"] == ["apple", "bee", "car"]
     assert set(index["versions"]) >= {"latent-prior", "torch"}
-    assert {path.name for path in folder.iterdir()} == {"pipeline.json", "autoencoder", "prior"}
+    expected = {"pipeline.json", "autoencoder", "prior", "README.md"}
+    assert {path.name for path in folder.iterdir()} == expected
 
 
 def test_saving_replaces_an_older_pipeline_altogether(folder, parts):

@@ -1,0 +1,37 @@
+"""Complete a pipeline's model card: README.md with samples, scores and how they came about.
+
+python pipelines/describe.py --pipeline runs/mnist/pipeline --samples runs/mnist/samples --scores runs/mnist/scores
+"""
+
+from __future__ import annotations
+
+from common.cli import parse_config, run
+from pipelines.options import DescribeOptions
+
+if __name__ == "__main__":
+    parse_config(DescribeOptions)  # --help and mistakes are answered before torch is imported
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.card import CARD, GRID_FILE, README, SCORES_FILE, write_card
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Raises:
+        ValueError: there is no such pipeline, or samples or scores are not its own.
+    """
+    options = parse_config(DescribeOptions, argv)
+    folder = Path(options.pipeline)
+    grid = None if options.samples is None else Path(options.samples) / GRID_FILE
+    scores = None if options.scores is None else Path(options.scores) / SCORES_FILE
+    if write_card(folder, grid=grid, scores=scores, license_name=options.license):
+        print(f"model card: {folder / README}")
+    else:
+        print(f"{folder / README} is not ours and stays; samples and scores lie in {folder / CARD}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,258 @@
+"""What a pipeline folder's README.md says, and whose words stay."""
+
+import json
+import shlex
+import shutil
+
+import pytest
+import yaml
+
+from common.cli import dump_config, parse_config
+from evaluation.options import ScoreOptions
+from pipelines import Pipeline, Sampler, card, describe, generate
+from pipelines.options import AssembleOptions, GenerateOptions
+from stage1_autoencoders import load_autoencoder
+from stage1_autoencoders.options import EncodeOptions
+from stage1_autoencoders.options import TrainOptions as AutoencoderOptions
+from stage2_prior.options import TrainOptions as PriorTrainOptions
+from stage2_prior.prior import TransformerPrior
+
+TRAINING = {"steps": 1200, "images_seen": 76_800, "seconds": 61.5, "cpu_seconds": 118.2, "device": "cpu"}  # fmt: skip
+OPTIONS = {
+    "stage1_autoencoders/train.py": AutoencoderOptions,
+    "stage1_autoencoders/encode.py": EncodeOptions,
+    "stage2_prior/train.py": PriorTrainOptions,
+    "pipelines/assemble.py": AssembleOptions,
+    "pipelines/generate.py": GenerateOptions,
+    "evaluation/score.py": ScoreOptions,
+}
+
+
+@pytest.fixture
+def runs(parts, tmp_path):
+    """The run folders that two trainings and an encoding leave behind."""
+    autoencoder = parts["vqvae"]()
+    prior = parts["prior"](autoencoder)
+    codes = tmp_path / "codes"
+    codes.mkdir()
+    encoding = dump_config(EncodeOptions(autoencoder="x", output_dir=str(codes), flip=True))
+    (codes / "encode.json").write_text(json.dumps(encoding))
+    options = {
+        "autoencoder": AutoencoderOptions(output_dir="x", dataset="data/shapes", max_steps=7),
+        "prior": PriorTrainOptions(output_dir="x", codes=str(codes), max_steps=9),
+    }
+    for name, model in {"autoencoder": autoencoder, "prior": prior}.items():
+        model.config.training = TRAINING
+        model.save_pretrained(tmp_path / name / "model")
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(dump_config(options[name])))
+    return tmp_path
+
+
+@pytest.fixture
+def folder(runs):
+    """A pipeline of their models."""
+    pipe = Pipeline(
+        load_autoencoder(runs / "autoencoder" / "model"),
+        TransformerPrior.from_pretrained(runs / "prior" / "model"),
+        Sampler(guidance_scale=2.0, top_k=5),
+    )
+    pipe.save_pretrained(runs / "pipeline")
+    return runs / "pipeline"
+
+
+@pytest.fixture
+def samples(call, folder, runs):
+    call(generate, pipeline=folder, num_images=12, seed=3, output_dir=runs / "samples")
+    return runs / "samples"
+
+
+@pytest.fixture
+def scores(folder, samples, runs):
+    """What score.py would write about these samples and the reconstructions."""
+    settings = json.loads((samples / "generation.json").read_text())
+    own = json.loads((folder / "pipeline.json").read_text())["code_spec"]["autoencoder_fingerprint"]
+    of = {"split": None, "num_images": 12, "available": 12, "skipped": 0}
+    protocol = {
+        "reference": "data/shapes", "reference_split": "test", "num_images": 40, "features": "inception",
+        "kid_subsets": 100, "kid_subset_size": 1000, "seed": 0, "image_size": None, "channels": None,
+        "image_column": "image", "label_column": None, "on_corrupt": "error", "classifier": None, "pipeline": "elsewhere",
+        "autoencoder_fingerprint": own,
+        "candidates": {
+            "ours": {"source": str(samples), **of, "sampler": settings},
+            "real": {"source": "data/shapes", **of, "split": "train"},
+        },
+    }  # fmt: skip
+    (runs / "scores").mkdir()
+    rows = [{"name": "ours", "num_images": 12, "fid": 31.4159}]
+    (runs / "scores" / "scores.json").write_text(json.dumps({"protocol": protocol, "rows": rows}))
+    (runs / "scores" / "scores.md").write_text(
+        "| Images | FID |\n| --- | ---: |\n| ours | 31.42 |\n"
+    )
+    return runs / "scores"
+
+
+def words_of(text):
+    """The command lines of a card, each as (script, words)."""
+    block = text.partition("```sh\n")[2].partition("```")[0]
+    lines = [shlex.split(line) for line in block.splitlines()]
+    assert all(line[0] == "python" for line in lines)
+    return [(line[1], line[2:]) for line in lines]
+
+
+def test_a_new_folder_says_what_it_is_and_what_it_cost(folder):
+    text = (folder / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["library_name"] == "latent-prior"
+    assert front["pipeline_tag"] == "unconditional-image-generation"
+    assert "license" not in front
+    assert {"vqvae", "transformerprior"} <= set(front["tags"])
+    assert "RGB images of 16 x 16 pixels" in text
+    assert "8 x 8 of 16 codes" in text
+    assert "Trained on `data/shapes`" in text
+    assert "`apple`, `bee`, `car`" in text
+    pipe = Pipeline.from_pretrained(folder)
+    for part in (pipe.autoencoder, pipe.prior):
+        assert (
+            f"| {part.num_parameters():,} | 1,200 | 76,800 | 62 s, 118 processor seconds, cpu |"
+            in text
+        )
+    assert "## Samples" not in text
+    assert "## Scores" not in text
+
+
+def test_its_command_lines_are_right_words_for_the_scripts(folder, samples, scores, monkeypatch):
+    describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
+    monkeypatch.chdir(folder)
+    parsed = {
+        script: parse_config(OPTIONS[script], words)
+        for script, words in words_of((folder / "README.md").read_text())
+    }
+    assert list(parsed) == list(OPTIONS)
+    assert parsed["stage1_autoencoders/train.py"].max_steps == 7
+    assert parsed["stage1_autoencoders/encode.py"].flip
+    assert parsed["stage2_prior/train.py"].max_steps == 9
+    assert (
+        parsed["pipelines/assemble.py"].guidance_scale,
+        parsed["pipelines/assemble.py"].top_k,
+    ) == (2, 5)
+    drawn = parsed["pipelines/generate.py"]
+    assert (drawn.num_images, drawn.seed, drawn.guidance_scale, drawn.top_k) == (12, 3, 2, 5)
+    scored = parsed["evaluation/score.py"]
+    assert scored.candidates == [f"ours={drawn.output_dir}", "real=data/shapes[train]"]
+    assert (scored.pipeline, scored.num_images) == (drawn.pipeline, 12)
+
+
+def test_samples_and_scores_come_with_their_settings_and_protocol(folder, samples, scores):
+    describe.main(
+        [
+            "--pipeline",
+            str(folder),
+            "--samples",
+            str(samples),
+            "--scores",
+            str(scores),
+            "--license",
+            "mit",
+        ]
+    )
+    text = (folder / "README.md").read_text()
+    assert "license: mit\n" in text
+    assert "![samples](card/grid.png)" in text
+    assert (folder / "card" / "grid.png").read_bytes() == (samples / "grid.png").read_bytes()
+    assert "The first 12 of 12 images, none picked: guidance_scale 2.0" in text
+    assert "| ours | 31.42 |" in text
+    protocol = json.loads((folder / "card" / "scores.json").read_text())["protocol"]
+    assert json.loads(text.partition("```json\n")[2].partition("```")[0]) == protocol
+    # Each can be renewed alone; the rest stays.
+    describe.main(["--pipeline", str(folder), "--samples", str(samples)])
+    assert (folder / "README.md").read_text() == text
+
+
+def test_a_card_goes_where_the_same_pipeline_goes(folder, samples, scores, runs):
+    describe.main(
+        [
+            "--pipeline",
+            str(folder),
+            "--samples",
+            str(samples),
+            "--scores",
+            str(scores),
+            "--license",
+            "mit",
+        ]
+    )
+    pipe = Pipeline.from_pretrained(folder)
+    pipe.sampler = Sampler(temperature=0.5)
+    pipe.save_pretrained(runs / "copy")
+    text = (runs / "copy" / "README.md").read_text()
+    assert "| ours | 31.42 |" in text
+    assert "license: mit\n" in text
+    assert "--temperature 0.5" in text  # what assemble.py would be told now
+    assert "guidance_scale 2.0, " in text  # what the samples were drawn with
+    assert {path.name for path in (runs / "copy" / "card").iterdir()} == {
+        "autoencoder.yaml", "encode.json", "prior.yaml", "grid.png", "generation.json", "scores.json", "scores.md",
+    }  # fmt: skip
+    pipe.save_pretrained(folder)  # over itself
+    assert "| ours | 31.42 |" in (folder / "README.md").read_text()
+
+
+def test_another_prior_does_not_inherit_pictures_and_scores(folder, samples, scores, parts):
+    describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
+    pipe = Pipeline.from_pretrained(folder)
+    Pipeline(pipe.autoencoder, parts["prior"](pipe.autoencoder, ["x", "y"])).save_pretrained(folder)
+    text = (folder / "README.md").read_text()
+    assert "## Scores" not in text
+    assert "## Samples" not in text
+    assert {path.name for path in (folder / "card").iterdir()} == {"autoencoder.yaml"}
+
+
+def test_what_somebody_wrote_stays(folder, samples, capsys):
+    own = "---\nlicense: mit\n---\n# My digits\n"
+    (folder / "README.md").write_text(own)
+    describe.main(["--pipeline", str(folder), "--samples", str(samples)])
+    assert "is not ours and stays" in capsys.readouterr().out
+    assert (folder / "card" / "grid.png").is_file()
+    pipe = Pipeline.from_pretrained(folder)
+    pipe.save_pretrained(folder)
+    pipe.save_pretrained(folder.with_name("copy"))
+    for place in (folder, folder.with_name("copy")):
+        assert (place / "README.md").read_text() == own
+
+
+def test_front_matter_of_the_hubs_website_is_no_ones_words(folder):
+    (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
+    assert card.write_card(folder)
+    text = (folder / "README.md").read_text()
+    assert "license: cc0-1.0\n" in text
+    assert "# VQVAE + TransformerPrior" in text
+
+
+def test_pictures_and_scores_of_another_pipeline_are_refused(call, folder, scores, parts, runs):
+    Pipeline(parts["vqvae"](seed=5), sampler=Sampler()).save_pretrained(runs / "other")
+    call(
+        generate,
+        pipeline=runs / "other",
+        num_images=2,
+        random_codes=True,
+        output_dir=runs / "noise",
+    )
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="images of another pipeline"):
+        card.write_card(folder, grid=runs / "noise" / "grid.png")
+    with pytest.raises(ValueError, match="scores no images of the pipeline"):
+        card.write_card(runs / "other", scores=scores / "scores.json")
+    with pytest.raises(ValueError, match=r"pipeline\.json is missing"):
+        card.write_card(runs / "samples")
+    shutil.rmtree(scores)
+    with pytest.raises(ValueError, match=r"scores\.json is missing"):
+        card.write_card(folder, scores=scores / "scores.json")
+    assert all(path.read_bytes() == before[path] for path in before if path.exists())
+
+
+def test_models_of_no_run_have_a_card_that_says_so(parts, tmp_path):
+    Pipeline(parts["autoencoder"]("vae")).save_pretrained(tmp_path / "vae")
+    text = (tmp_path / "vae" / "README.md").read_text()
+    assert "not recorded" in text
+    assert "New latents are drawn from N(0, I)." in text
+    assert not (tmp_path / "vae" / "card").exists()
+    assert [script for script, _ in words_of(text)] == ["pipelines/assemble.py"]
