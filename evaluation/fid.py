@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 INCEPTION_FILE = "inception-2015-12-05.pt"  # the name clean-fid's wrapper looks for
+BLOCK = 1024  # images at a time
 
 
 class Gaussian(NamedTuple):
@@ -31,13 +32,116 @@ class Gaussian(NamedTuple):
     covariance: NDArray[np.float64]  # (D, D), divided by N - 1
 
 
+class Moments:
+    """Mean and covariance of features that come in parts, in float64; the parts' sizes change nothing but rounding."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean = np.zeros(0)
+        self._scatter = np.zeros((0, 0))
+
+    def add(self, features: NDArray[np.floating]) -> None:
+        """Take in features (N, D), N >= 0, a block at a time."""
+        for start in range(0, len(features), BLOCK):
+            self._add(features[start : start + BLOCK].astype(np.float64))
+
+    def _add(self, values: NDArray[np.float64]) -> None:
+        """Chan, Golub and LeVeque, 1979: parts are centred at their own means before they are squared."""
+        if self.count == 0:
+            self._mean = np.zeros(values.shape[1])
+            self._scatter = np.zeros((values.shape[1],) * 2)
+        mean = values.mean(0)
+        values -= mean
+        shift, total = mean - self._mean, self.count + len(values)
+        self._scatter += values.T @ values
+        self._scatter += np.outer(shift, shift * (self.count * len(values) / total))
+        self._mean = self._mean + shift * (len(values) / total)
+        self.count = total
+
+    def gaussian(self) -> Gaussian:
+        """Of what was taken in so far, at least 2 features."""
+        assert self.count >= 2, "a covariance needs two images"
+        return Gaussian(self._mean, self._scatter / (self.count - 1))
+
+
 def statistics(features: NDArray[np.floating]) -> Gaussian:
-    """Mean and covariance, in float64, of features (N, D) with N >= 2."""
-    assert len(features) >= 2, "a covariance needs two images"
-    values = features.astype(np.float64)
-    mean = values.mean(0)
-    values -= mean
-    return Gaussian(mean, values.T @ values / (len(values) - 1))
+    """Mean and covariance, in float64, of features (N, D) with N >= 2.
+
+    Of a memory-mapped array only a block at a time is in memory.
+    """
+    moments = Moments()
+    moments.add(features)
+    return moments.gaussian()
+
+
+def rank_deficient(num_images: int, dimension: int) -> bool:
+    """Whether the covariance of so many images has directions without variance, whatever the images show.
+
+    The distance is still the Frechet distance of the two Gaussians, but much of it is then owed to the number of images.
+    """
+    return num_images <= dimension
+
+
+class Reference:
+    """A Gaussian ready to be compared with many others: its covariance is factored once.
+
+    With S1 = A A^T the product S1 S2 has the non-zero eigenvalues of the symmetric, positive semi-definite
+    A^T S2 A, and for S2 = C^T C those of C S1 C^T. A symmetric eigensolver finds these reliably where the square root
+    of the unsymmetric product breaks. A is the Cholesky factor; where there is none (fewer images than features, or a
+    feature that never changes) directions without variance are left out of it.
+    """
+
+    def __init__(self, statistics: Gaussian) -> None:
+        self.mean = np.asarray(statistics.mean, np.float64)
+        covariance = np.asarray(statistics.covariance, np.float64)
+        assert covariance.shape == (len(self.mean), len(self.mean))
+        self._trace = float(np.trace(covariance))
+        self._factor = _factor(covariance)  # (D, R)
+        self.rank = self._factor.shape[1]
+
+    def distance(self, found: Gaussian) -> float:
+        """Squared Frechet distance to another Gaussian: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), at least 0."""
+        covariance = np.asarray(found.covariance, np.float64)
+        assert covariance.shape == (len(self.mean), len(self.mean)), (
+            "features of different networks"
+        )
+        squares = self._factor.T @ (covariance @ self._factor)
+        return self._distance(found.mean, float(np.trace(covariance)), squares)
+
+    def distance_to(self, features: NDArray[np.floating]) -> float:
+        """As `distance`, to the Gaussian of features (N, D), N >= 2; much faster for fewer images than features."""
+        if len(features) > self.rank:
+            return self.distance(statistics(features))
+        assert len(features) >= 2, "a covariance needs two images"
+        assert features.shape[1] == len(self.mean), "features of different networks"
+        values = features.astype(np.float64)
+        mean = values.mean(0)
+        values -= mean
+        values /= math.sqrt(len(values) - 1)
+        projected = values @ self._factor
+        return self._distance(mean, float(np.vdot(values, values)), projected @ projected.T)
+
+    def _distance(
+        self, mean: NDArray[np.floating], trace: float, squares: NDArray[np.float64]
+    ) -> float:
+        eigenvalues = torch.linalg.eigvalsh(torch.from_numpy(squares))
+        overlap = float(eigenvalues.clamp(min=0).sqrt().sum())
+        shift = float(((self.mean - mean) ** 2).sum())
+        return max(shift + self._trace + trace - 2 * overlap, 0.0)
+
+
+def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A (D, R) with A A^T = covariance, R its numerical rank."""
+    matrix = torch.from_numpy(covariance)
+    tolerance = len(covariance) * np.finfo(np.float64).eps
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    pivots = lower.diagonal().square()
+    if not failed and pivots.min() > tolerance * pivots.max():
+        return lower.numpy()
+    variances, directions = torch.linalg.eigh(matrix)
+    kept = variances > tolerance * variances[-1].clamp(min=0)
+    factor: NDArray[np.float64] = (directions[:, kept] * variances[kept].sqrt()).numpy()
+    return factor
 
 
 def frechet_distance(
@@ -46,11 +150,7 @@ def frechet_distance(
     mean2: NDArray[np.floating],
     covariance2: NDArray[np.floating],
 ) -> float:
-    """Squared Frechet (2-Wasserstein) distance of two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2).
-
-    With S1 = A A^T the product S1 S2 has the non-zero eigenvalues of the symmetric, positive semi-definite
-    A^T S2 A. A symmetric eigensolver finds these reliably where the square root of the unsymmetric product
-    breaks, and directions in which S1 has no variance (fewer images than features) are left out beforehand.
+    """Squared Frechet (2-Wasserstein) distance of two Gaussians; of one and many others by `Reference`.
 
     Args:
         mean1: (D,).
@@ -61,20 +161,9 @@ def frechet_distance(
     Returns:
         The distance, at least 0, in squared units of the features.
     """
-    mean1, mean2 = np.asarray(mean1, np.float64), np.asarray(mean2, np.float64)
-    covariance1, covariance2 = (
-        np.asarray(covariance1, np.float64),
-        np.asarray(covariance2, np.float64),
-    )
-    assert mean1.shape == mean2.shape, "features of different networks"
-    assert covariance1.shape == covariance2.shape == (len(mean1), len(mean1))
-    variances, directions = np.linalg.eigh(covariance1)
-    kept = variances > max(variances[-1], 0.0) * len(variances) * np.finfo(np.float64).eps
-    factor = directions[:, kept] * np.sqrt(variances[kept])  # (D, R): covariance1 = factor factor^T
-    squares = np.linalg.eigvalsh(factor.T @ covariance2 @ factor)
-    overlap = np.sqrt(squares.clip(min=0.0)).sum()
-    shift = float(((mean1 - mean2) ** 2).sum())
-    return max(shift + float(np.trace(covariance1) + np.trace(covariance2) - 2.0 * overlap), 0.0)
+    first = Gaussian(np.asarray(mean1, np.float64), np.asarray(covariance1, np.float64))
+    second = Gaussian(np.asarray(mean2, np.float64), np.asarray(covariance2, np.float64))
+    return Reference(first).distance(second)
 
 
 def kernel_distance(
@@ -92,58 +181,95 @@ def kernel_distance(
     standard deviation over subsets would fall to 0 when the subset is the whole set.
 
     Args:
-        features1: (N1, D).
-        features2: (N2, D).
+        features1: (N1, D), N1 >= 2; kernels are computed in the precision of the features.
+        features2: (N2, D), N2 >= 2.
         subsets: number of subsets.
         subset_size: images drawn from each set, without replacement; no more than the smaller set has.
         seed: of the subsets.
 
     Returns:
-        Mean (it may be slightly negative, as an unbiased estimate of 0 is) and its standard error.
+        Mean (it may be slightly negative, as an unbiased estimate of 0 is) and its standard error, which is nan for
+        subsets of two images.
     """
     assert features1.shape[1] == features2.shape[1], "features of different networks"
-    size = min(len(features1), len(features2), subset_size)
+    counts = len(features1), len(features2)
+    size = min(*counts, subset_size)
     assert size >= 2
     assert subsets >= 1
-    if size == len(features1) == len(features2):
+    if size == counts[0] == counts[1]:
         subsets = 1
     generator = np.random.default_rng(seed)
-    draws = np.empty((subsets, 3))
-    for draw in draws:
-        x = features1[generator.choice(len(features1), size, replace=False)]
-        y = features2[generator.choice(len(features2), size, replace=False)]
-        draw[:] = _unbiased_mmd(x, y)
+    draw = generator.choice
+    chosen = [
+        (draw(counts[0], size, replace=False), draw(counts[1], size, replace=False))
+        for _ in range(subsets)
+    ]
+    # Where all pairs are fewer than those of the subsets, each is computed once.
+    if sum(counts) ** 2 <= subsets * (2 * size) ** 2:
+        draws = _unbiased_mmds(features1, features2, chosen)
+    else:
+        whole = [(np.arange(size), np.arange(size))]
+        draws = np.concatenate(
+            [_unbiased_mmds(features1[x], features2[y], whole) for x, y in chosen]
+        )
     mean, variance1, variance2 = draws.mean(0)
-    variance = variance1 * size / len(features1) + variance2 * size / len(features2)
+    variance = variance1 * size / counts[0] + variance2 * size / counts[1]
     if subsets > 1:
         variance += draws[:, 0].var(ddof=1) / subsets
     return float(mean), math.sqrt(variance)
 
 
-def _unbiased_mmd(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[float, float, float]:
-    """MMD^2 of x and y, both (M, D), and what each set adds to its variance (delete-one jackknife)."""
-    size, dimension = x.shape
+def _unbiased_mmds(
+    features1: NDArray[np.floating],
+    features2: NDArray[np.floating],
+    chosen: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> NDArray[np.float64]:
+    """(S, 3): of each pair of subsets MMD^2 and what each set adds to its variance (delete-one jackknife).
 
-    def kernel(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
-        return (a @ b.T / dimension + 1) ** 3
+    All subsets at once: each block of kernels is multiplied by the table of which image is in which subset.
+    """
+    features = np.concatenate((features1, features2))
+    count1, subsets = len(features1), len(chosen)
+    members = np.zeros((len(features), 2 * subsets))
+    for subset, (x, y) in enumerate(chosen):
+        members[x, subset] = 1
+        members[count1 + y, subsets + subset] = 1
+    sums = np.zeros_like(members)  # of an image's kernels with the other images of a subset
+    for start in range(0, len(features), BLOCK):
+        stop = min(start + BLOCK, len(features))
+        kernels = features[start:stop] @ features[start:].T  # those before by symmetry
+        kernels /= features.shape[1]
+        kernels += 1
+        kernels = (kernels * kernels * kernels).astype(np.float64)
+        np.fill_diagonal(kernels, 0)
+        sums[start:stop] += kernels @ members[start:]
+        sums[stop:] += kernels[:, stop - start :].T @ members[start:stop]
+    within, across = sums[:count1, :subsets], sums[:count1, subsets:]
+    across2, within2 = sums[count1:, :subsets], sums[count1:, subsets:]
+    return np.array(
+        [
+            _unbiased_mmd(within[x, i], within2[y, i], across[x, i], across2[y, i])
+            for i, (x, y) in enumerate(chosen)
+        ]
+    )
 
-    def row_sums(values: NDArray[np.floating]) -> NDArray[np.float64]:
-        np.fill_diagonal(values, 0)
-        return values.sum(1, dtype=np.float64)
 
-    rows_x, rows_y = row_sums(kernel(x, x)), row_sums(kernel(y, y))
-    cross = kernel(x, y)
-    cross_x, cross_y = cross.sum(1, dtype=np.float64), cross.sum(0, dtype=np.float64)
-    total = cross_x.sum()
+def _unbiased_mmd(
+    rows_x: NDArray[np.float64],
+    rows_y: NDArray[np.float64],
+    cross_x: NDArray[np.float64],
+    cross_y: NDArray[np.float64],
+) -> tuple[float, float, float]:
+    """Of one pair of subsets, all arguments (M,): sums of an image's kernels with the others of its own set, or of the other."""
+    size, total = len(rows_x), cross_x.sum()
     mmd = (rows_x.sum() + rows_y.sum()) / (size * (size - 1)) - 2 * total / size**2
 
     def jackknife(rows: NDArray[np.float64], crosses: NDArray[np.float64]) -> float:
         if size < 3:
             return math.nan
         within = (rows.sum() - 2 * rows) / ((size - 1) * (size - 2))
-        left_out = within - 2 * (total - crosses) / (
-            size * (size - 1)
-        )  # up to the other set's constant
+        # Up to the other set's constant.
+        left_out = within - 2 * (total - crosses) / (size * (size - 1))
         return float(left_out.var() * (size - 1))
 
     return float(mmd), jackknife(rows_x, cross_x), jackknife(rows_y, cross_y)
