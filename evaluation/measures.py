@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 NOTHING = "n/a"  # in place of a number that is not finite
 
@@ -25,7 +25,7 @@ class Measure:
         meaning: one line for the reader of the page.
         paper: where it comes from; empty for what needs no paper.
         scale: what is shown is `scale` times the value.
-        decimals: digits after the point; None shows two, or three digits where that would show too little.
+        decimals: digits after the point; None shows two, or below 1 three digits.
         unit: behind the number.
     """
 
@@ -49,16 +49,21 @@ class Measure:
             return ""
         if not math.isfinite(value):
             return NOTHING
-        shown = self._number(value)
+        known = error if error is not None and math.isfinite(error) else 0.0
+        decimals = self._decimals(max(abs(value), known) * self.scale)
+        shown = f"{value * self.scale:z,.{decimals}f}"
         if error is not None:
-            shown += f" ± {self._number(error) if math.isfinite(error) else NOTHING}"
+            shown += (
+                f" ± {error * self.scale:,.{decimals}f}"
+                if math.isfinite(error)
+                else f" ± {NOTHING}"
+            )
         return shown + self.unit
 
-    def _number(self, value: float) -> str:
-        value *= self.scale
+    def _decimals(self, size: float) -> int:
         if self.decimals is not None:
-            return f"{value:,.{self.decimals}f}"
-        return f"{value:,.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
+            return self.decimals
+        return 2 if size >= 1 or size == 0 else min(2 - math.floor(math.log10(size)), 6)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Row:
         notes: sentences a reader has to know, as that a covariance is rank-deficient.
         curve: (number of images, distance), ascending; the last point has all images.
         contestant: false for a point of reference, such as a split of real images, which can be best at nothing.
+        series: joins rows of one method at several training budgets; empty for a row by itself.
     """
 
     name: str
@@ -82,6 +88,7 @@ class Row:
     notes: tuple[str, ...] = ()
     curve: tuple[tuple[int, float], ...] = ()
     contestant: bool = True
+    series: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The row as it stands in scores.json; what is not finite is null there."""
@@ -91,11 +98,18 @@ class Row:
             if key in self.errors:
                 flat[f"{key}_stderr"] = _finite(self.errors[key])
         curve = [[size, _finite(distance)] for size, distance in self.curve]
-        return flat | {
-            "notes": list(self.notes),
-            "curve": curve,
-            "contestant": self.contestant,
-        }
+        flat |= {"notes": list(self.notes), "curve": curve, "contestant": self.contestant}
+        return flat | ({"series": self.series} if self.series else {})
+
+
+class Table(NamedTuple):
+    """The rows as text, without the form of any file."""
+
+    headings: list[str]
+    cells: list[list[str]]
+    best: list[list[bool]]  # as cells
+    marks: list[list[int]]  # for each row, the numbers of its notes, counted from 1
+    notes: list[str]
 
 
 def distance_measures(column: str, title: str) -> list[Measure]:
@@ -129,129 +143,85 @@ MEASURES: dict[str, Measure] = {
     measure.key: measure
     for measure in (
         Measure(
-            "kid",
-            "KID x 1000",
-            "lower",
+            "kid", "KID x 1000", "lower",
             "Squared maximum mean discrepancy of the features; unbiased, so that 0 means equal.",
-            "Binkowski et al., 2018, arXiv:1801.01401",
-            scale=1000,
+            "Binkowski et al., 2018, arXiv:1801.01401", scale=1000,
         ),
         Measure(
-            "precision",
-            "Precision",
-            "higher",
+            "precision", "Precision", "higher",
             "Share of these images that lie among the reference: are they good?",
-            _MANIFOLDS,
-            decimals=3,
+            _MANIFOLDS, decimals=3,
         ),
         Measure(
-            "recall",
-            "Recall",
-            "higher",
+            "recall", "Recall", "higher",
             "Share of the reference that lies among these images: is everything there?",
-            _MANIFOLDS,
-            decimals=3,
+            _MANIFOLDS, decimals=3,
         ),
         Measure(
-            "density",
-            "Density",
-            "higher",
+            "density", "Density", "higher",
             "Precision that counts neighbours and so cannot be bought by one outlier; may exceed 1.",
-            _DENSITIES,
-            decimals=3,
+            _DENSITIES, decimals=3,
         ),
         Measure(
-            "coverage",
-            "Coverage",
-            "higher",
+            "coverage", "Coverage", "higher",
             "Share of the reference images that have one of these images in their neighbourhood.",
-            _DENSITIES,
-            decimals=3,
+            _DENSITIES, decimals=3,
         ),
         Measure(
-            "inception_score",
-            "Inception Score",
-            "higher",
+            "inception_score", "Inception Score", "higher",
             "How sure Inception is of each image's class, and how many classes there are; knows no reference.",
-            "Salimans et al., 2016, arXiv:1606.03498",
-            decimals=2,
+            "Salimans et al., 2016, arXiv:1606.03498", decimals=2,
         ),
         Measure(
-            "class_accuracy",
-            "Class accuracy",
-            "higher",
+            "class_accuracy", "Class accuracy", "higher",
             "Share of the images that a classifier of real images takes for the class they were asked to show.",
-            "Shmelkov et al., 2018, arXiv:1807.09499",
-            scale=100,
-            decimals=1,
-            unit=" %",
+            "Shmelkov et al., 2018, arXiv:1807.09499", scale=100, decimals=1, unit=" %",
         ),
         Measure(
-            "authenticity",
-            "Authenticity",
-            "higher",
+            "authenticity", "Authenticity", "higher",
             "Share of the images farther from their nearest training image than that one is from its own neighbour.",
-            "Alaa et al., 2022, arXiv:2102.08921",
-            decimals=3,
+            "Alaa et al., 2022, arXiv:2102.08921", decimals=3,
         ),
         Measure(
-            "diversity",
-            "Diversity in class",
-            None,
+            "diversity", "Diversity in class", None,
             "Mean distance of two images of one class; as large as that of real images is right.",
         ),
         Measure(
-            "psnr",
-            "PSNR (dB)",
-            "higher",
+            "psnr", "PSNR (dB)", "higher",
             "Mean squared error of the reconstruction, in decibels below the largest value.",
             decimals=2,
         ),
         Measure(
-            "ssim",
-            "SSIM",
-            "higher",
+            "ssim", "SSIM", "higher",
             "Agreement of the reconstruction in local brightness, contrast and structure.",
-            "Wang et al., 2004, doi:10.1109/TIP.2003.819861",
-            decimals=4,
+            "Wang et al., 2004, doi:10.1109/TIP.2003.819861", decimals=4,
         ),
         Measure(
-            "lpips",
-            "LPIPS",
-            "lower",
+            "lpips", "LPIPS", "lower",
             "Distance of the reconstruction in features weighted to agree with human judgement.",
-            "Zhang et al., 2018, arXiv:1801.03924",
-            decimals=4,
+            "Zhang et al., 2018, arXiv:1801.03924", decimals=4,
         ),
         Measure(
-            "seconds_per_image",
-            "Seconds per image",
-            "lower",
+            "seconds_per_image", "Seconds per image", "lower",
             "Sampling and decoding, where the images were made.",
         ),
         Measure(
-            "parameters",
-            "Parameters (M)",
-            "lower",
+            "parameters", "Parameters (M)", "lower",
             "Millions of numbers in all networks that sampling needs.",
             scale=1e-6,
         ),
         Measure(
-            "training_images",
-            "Images seen (k)",
-            None,
+            "training_images", "Images seen (k)", None,
             "Thousands of images shown in training, all stages together.",
-            scale=1e-3,
+            scale=1e-3, decimals=1,
         ),
         Measure(
-            "training_seconds",
-            "Training (s)",
-            None,
-            "Wall-clock seconds of training, all stages together.",
+            "training_seconds", "Training (s)", None,
+            "Seconds of training, all stages together: of the processor on a CPU, by the clock on an accelerator.",
             decimals=0,
         ),
     )
-}
+}  # fmt: skip
 
 
 def measures_of(rows: Sequence[Row], column: str, title: str) -> list[Measure]:
@@ -263,16 +233,36 @@ def measures_of(rows: Sequence[Row], column: str, title: str) -> list[Measure]:
 
 
 def best(rows: Sequence[Row], measure: Measure) -> set[str]:
-    """Names of the contestants with the best value of a measure, as it is shown; none where fewer than two compete."""
+    """Names of the contestants with the best value of a measure, as it is shown; none where all are equal."""
     values = {
         row.name: row.values[measure.key]
         for row in rows
         if row.contestant and math.isfinite(row.values.get(measure.key, math.nan))
     }
-    if measure.better is None or len(values) < 2:
+    if measure.better is None or not values:
         return set()
     top = min(values.values()) if measure.better == "lower" else max(values.values())
-    return {name for name, value in values.items() if measure.text(value) == measure.text(top)}
+    winners = {name for name, value in values.items() if measure.text(value) == measure.text(top)}
+    return winners if len(winners) < len(values) else set()
+
+
+def table(rows: Sequence[Row], column: str, title: str) -> Table:
+    """Name, number of images, and one column for each measure that some row has."""
+    measures = measures_of(rows, column, title)
+    winners = [best(rows, measure) for measure in measures]
+    notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    cells = [
+        [row.name, f"{row.num_images:,}"]
+        + [m.text(row.values.get(m.key), row.errors.get(m.key)) for m in measures]
+        for row in rows
+    ]
+    return Table(
+        ["Images", "N", *(measure.heading for measure in measures)],
+        cells,
+        [[False, False, *(row.name in names for names in winners)] for row in rows],
+        [[notes.index(note) + 1 for note in row.notes] for row in rows],
+        notes,
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -5,16 +5,14 @@ All three appear together and complete: each is written to a temporary name and 
 
 from __future__ import annotations
 
-import base64
-import html
+import hashlib
 import io
+import itertools
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,47 +21,22 @@ from PIL import Image, ImageOps
 
 from common.checkpoint import whole_file
 from common.images import grid, to_pil
+from evaluation.measures import MEASURES, Row, table
+from evaluation.page import Grid, page
 
 JSON_FILE = "scores.json"
 MARKDOWN_FILE = "scores.md"
 HTML_FILE = "report.html"
 
-
-@dataclass(frozen=True)
-class Row:
-    """Scores of one set of images; `psnr` (dB) and `ssim` exist for reconstructions, `class_accuracy` in [0, 1] for labelled ones."""
-
-    name: str
-    num_images: int
-    distance: float
-    kid: float
-    kid_stderr: float
-    psnr: float | None = None
-    ssim: float | None = None
-    class_accuracy: float | None = None
-
-    def to_json(self, column: str) -> dict[str, Any]:
-        """The row as it stands in scores.json, its distance under `column`."""
-        values: dict[str, Any] = {
-            "name": self.name,
-            "num_images": self.num_images,
-            column: self.distance,
-        }
-        values |= {
-            "kid": self.kid,
-            "kid_stderr": self.kid_stderr if math.isfinite(self.kid_stderr) else None,
-        }
-        optional = {"psnr": self.psnr, "ssim": self.ssim, "class_accuracy": self.class_accuracy}
-        return values | {key: value for key, value in optional.items() if value is not None}
-
-
-class Grid(NamedTuple):
-    """Some images of one set, for report.html."""
-
-    name: str
-    caption: str
-    png: bytes
-    width: int  # pixels
+# What two runs may differ in and still share a table: what was scored, and with which programs.
+NOT_COMPARED = (
+    "candidates",
+    "pipeline",
+    "autoencoder_fingerprint",
+    "versions",
+    "compared",
+    "fingerprint",
+)
 
 
 def write_report(
@@ -73,77 +46,109 @@ def write_report(
     column: str,
     title: str,
     grids: Sequence[Grid],
+    nearest: Sequence[Grid] = (),
 ) -> None:
     """Write the three files into `folder`.
 
     Args:
         folder: exists.
-        protocol: JSON-ready values that say how the numbers came about.
+        protocol: JSON-ready values that say how the numbers came about; its fingerprint is added.
         rows: the scores, in the order of the table.
         column: key of the feature distance in scores.json, as `fid`.
         title: its heading in the tables, as `FID`.
         grids: pictures for report.html, the reference first.
+        nearest: generated images beside their nearest training images.
+
+    Raises:
+        ValueError: rows of different numbers of images.
     """
-    scores = {"protocol": protocol, "rows": [row.to_json(column) for row in rows]}
+    check_sizes([(row.name, row.num_images) for row in rows])
+    protocol = protocol | {"fingerprint": fingerprint(protocol)}
+    scores = {
+        "protocol": protocol,
+        "distance": {"key": column, "title": title},
+        "rows": [row.to_json() for row in rows],
+    }
+    text = page(protocol, describe(protocol), rows, column, title, grids, nearest)
     _write_together(
         folder,
         {
             JSON_FILE: json.dumps(scores, indent=2, allow_nan=False) + "\n",
-            MARKDOWN_FILE: markdown(protocol, rows, title),
-            HTML_FILE: page(protocol, rows, title, grids),
+            MARKDOWN_FILE: markdown(protocol, rows, column, title),
+            HTML_FILE: text,
         },
     )
 
 
-def markdown(protocol: dict[str, Any], rows: Sequence[Row], title: str) -> str:
-    """A Markdown table and the sentence that makes its numbers comparable."""
-    columns = _columns(rows, title)
+def check_sizes(sizes: Sequence[tuple[str, int]]) -> None:
+    """Refuse sets of different sizes, given as (name, number of images): distances fall as sets grow.
+
+    Raises:
+        ValueError: naming two of them.
+    """
+    for (name1, size1), (name2, size2) in itertools.pairwise(sizes):
+        if size1 != size2:
+            raise ValueError(
+                f"{name1} has {size1:,} images and {name2} {size2:,}, and distances fall as sets grow: "
+                f"score equally many of each by --num_images {min(size for _, size in sizes)}"
+            )
+
+
+def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The entries that must be equal for two numbers to stand in one column; absent and null are the same.
+
+    Where the reference's content is known by its `reference_sha256`, it does not matter where it lay. Of a classifier
+    of images counts how it was trained: what it then reaches moves a little from one processor to the next.
+    """
+    left_out = set(NOT_COMPARED)
+    if protocol.get("reference_sha256") is not None:
+        left_out |= {"reference", "reference_split"}
+    kept = {k: v for k, v in protocol.items() if k not in left_out and v is not None}
+    if "classifier" in kept:
+        classifier = kept["classifier"].items()
+        kept["classifier"] = {k: v for k, v in classifier if k != "reference_accuracy"}
+    return kept
+
+
+def fingerprint(protocol: dict[str, Any]) -> str:
+    """sha256 over the comparable entries, equal exactly where two reports may be merged."""
+    text = json.dumps(comparable(protocol), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def markdown(protocol: dict[str, Any], rows: Sequence[Row], column: str, title: str) -> str:
+    """A Markdown table, the best values in bold, its notes, and the sentences that make its numbers comparable."""
+    shown = table(rows, column, title)
     lines = [
-        "| " + " | ".join(heading for heading, _ in columns) + " |",
-        "|" + "|".join([" --- "] + [" ---: "] * (len(columns) - 1)) + "|",
+        "| " + " | ".join(shown.headings) + " |",
+        "|" + "|".join([" --- "] + [" ---: "] * (len(shown.headings) - 1)) + "|",
     ]
-    for row in rows:
-        lines.append("| " + " | ".join(text(row).replace("|", "\\|") for _, text in columns) + " |")
-    return "\n".join(lines) + f"\n\n{describe(protocol)}\n"
+    for cells, wins, marks in zip(shown.cells, shown.best, shown.marks, strict=True):
+        texts = [_in_table(cell, win) for cell, win in zip(cells, wins, strict=True)]
+        texts[0] += "".join(f" [{mark}]" for mark in marks)
+        lines.append("| " + " | ".join(texts) + " |")
+    notes = "".join(f"\n[{mark}] {note}\n" for mark, note in enumerate(shown.notes, 1))
+    return "\n".join(lines) + f"\n{notes}\n{describe(protocol)}\n"
 
 
 def describe(protocol: dict[str, Any]) -> str:
     """The protocol in a few sentences."""
+    split, size = protocol.get("reference_split"), protocol.get("num_images")
+    reference = protocol["reference"] + (f", split {split}" if split else "")
     sentences = (
-        f"Reference: {protocol['reference']}, split {protocol['reference_split']} ({protocol['num_images']:,} images). "
+        f"Reference: {reference} ({'published statistics' if size is None else f'{size:,} images'}). "
         f"Features: {protocol['features']} ({protocol['resizer']}). Distances fall as sets grow: compare rows of "
-        "equal size, and only numbers of one protocol."
+        f"equal size, and only numbers of one protocol, this one's fingerprint being {fingerprint(protocol)[:12]}."
     )
-    classifier = protocol["classifier"]
+    classifier = protocol.get("classifier")
     if classifier is not None:
-        seen = " it was trained on" if classifier["split"] == protocol["reference_split"] else ""
+        seen = " it was trained on" if classifier["split"] == split else ""
+        reached = MEASURES["class_accuracy"].text(classifier["reference_accuracy"])
         sentences += (
             f" Class accuracy is judged by a network trained on split {classifier['split']}; "
-            f"on the reference{seen} it reaches {_percent(classifier['reference_accuracy'])}."
+            f"on the reference{seen} it reaches {reached}."
         )
     return sentences
-
-
-def page(protocol: dict[str, Any], rows: Sequence[Row], title: str, grids: Sequence[Grid]) -> str:
-    """One HTML file with everything inside: no script, no server, no font or picture from elsewhere."""
-    columns = _columns(rows, title)
-    longest = max((row.distance for row in rows), default=0.0) or 1.0
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading, _ in columns)
-    body = ""
-    for row in rows:
-        cells = [html.escape(text(row)) for _, text in columns]
-        share = 100 * row.distance / longest
-        cells[2] = f'{cells[2]}<i style="width:{share:.1f}%"></i>'
-        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
-    figures = "".join(_figure(grid) for grid in grids)
-    return _PAGE.format(
-        title=html.escape(title),
-        head=head,
-        body=body,
-        description=html.escape(describe(protocol)),
-        figures=figures,
-        protocol=html.escape(json.dumps(protocol, indent=2)),
-    )
 
 
 def picture(
@@ -163,95 +168,12 @@ def picture(
     return Grid(name, caption, buffer.getvalue(), sheet.width)
 
 
-def _columns(rows: Sequence[Row], title: str) -> list[tuple[str, Callable[[Row], str]]]:
-    """Headings and the text of a cell; PSNR, SSIM and class accuracy only where a row has them."""
-    columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("Images", lambda row: row.name),
-        ("N", lambda row: f"{row.num_images:,}"),
-        (f"{title} ↓", lambda row: _number(row.distance)),
-        (
-            "KID x 1000 ↓",
-            lambda row: f"{_number(1000 * row.kid)} ± {_number(1000 * row.kid_stderr)}",
-        ),
-    ]
-    if any(row.psnr is not None for row in rows):
-        columns.append(("PSNR (dB) ↑", lambda row: "" if row.psnr is None else f"{row.psnr:.2f}"))
-    if any(row.ssim is not None for row in rows):
-        columns.append(("SSIM ↑", lambda row: "" if row.ssim is None else f"{row.ssim:.4f}"))
-    if any(row.class_accuracy is not None for row in rows):
-        columns.append(("Class accuracy ↑", lambda row: _percent(row.class_accuracy)))
-    return columns
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
-
-
-def _number(value: float) -> str:
-    """Two decimals, or three digits where that would show too little."""
-    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
-
-
-def _figure(grid: Grid) -> str:
-    name, caption = html.escape(grid.name), html.escape(grid.caption)
-    shown = grid.width * max(1, 480 // grid.width)  # whole multiples keep pixels square
-    data = base64.b64encode(grid.png).decode("ascii")
-    return (
-        f'<figure><figcaption><b>{name}</b> {caption}</figcaption><img alt="{name}" width="{shown}" '
-        f'src="data:image/png;base64,{data}"></figure>\n'
-    )
+def _in_table(cell: str, win: bool) -> str:
+    text = cell.replace("|", "\\|")
+    return f"**{text}**" if win else text
 
 
 def _write_together(folder: Path, texts: dict[str, str]) -> None:
     with ExitStack() as files:
         for name, text in texts.items():
             files.enter_context(whole_file(folder / name)).write_text(text, encoding="utf-8")
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Scores: {title}</title>
-<style>
-:root {{ --ink: #1d1d1f; --soft: #6b6b70; --line: #dcdce0; --page: #fdfdfc; --bar: #4a72b8; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #ececee; --soft: #a0a0a6; --line: #3a3a3f; --page: #18181a; --bar: #84a8e6; }}
-}}
-body {{ margin: 0 auto; max-width: 68rem; padding: 3rem 1.5rem; color: var(--ink); background: var(--page);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }}
-h1 {{ font-size: 1.7rem; font-weight: 600; margin: 0 0 1.5rem; }}
-h2 {{ font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 1rem; }}
-p, figcaption, summary {{ color: var(--soft); }}
-b {{ color: var(--ink); }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .55rem .9rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
-th {{ color: var(--soft); font-weight: 500; font-size: .9rem; }}
-td i {{ display: block; height: 3px; margin-left: auto; background: var(--bar); border-radius: 2px; }}
-.grids {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 2rem; align-items: start; }}
-figure {{ margin: 0; }}
-figcaption {{ margin-bottom: .5rem; font-size: .9rem; }}
-img {{ max-width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; }}
-pre {{ overflow-x: auto; font-size: .82rem; line-height: 1.45; }}
-</style>
-</head>
-<body>
-<h1>Scores</h1>
-<div class="wide"><table>
-<thead><tr>{head}</tr></thead>
-<tbody>
-{body}</tbody>
-</table></div>
-<p>{description}</p>
-<h2>Images</h2>
-<div class="grids">
-{figures}</div>
-<h2>Protocol</h2>
-<details><summary>How the numbers came about, as in scores.json</summary><pre>{protocol}</pre></details>
-</body>
-</html>
-"""
