@@ -130,6 +130,35 @@ class RunOptions:
             )
 
 
+@dataclass(kw_only=True)
+class TrainingImageOptions(RunOptions, ImageOptions):
+    """Which images a training run sees."""
+
+    split: str = "train"
+    """Split to train on."""
+    streaming: bool = False
+    """Read the images one after the other without an index, shuffled in a buffer; for sets too large for the disk."""
+    random_crop: bool = False
+    """Cut windows of image_size at random places; `resize` and `crop_padding` say how far they may move."""
+    random_flip: bool = False
+    """Mirror every second image left to right."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and that size and source fit."""
+        ImageOptions.__post_init__(self)
+        RunOptions.__post_init__(self)
+        if self.resize is not None and self.image_size is None:
+            raise ValueError(
+                "--resize needs --image_size, the size that is cut out of the resized image"
+            )
+        if self.streaming and (
+            self.image_size is None or self.channels is None or self.evaluate_every is None
+        ):
+            raise ValueError(
+                "--streaming needs --image_size, --channels and --evaluate_every: it cannot look ahead"
+            )
+
+
 def check_choices(options: object, choices: Mapping[str, tuple[str, ...]]) -> None:
     """Stop at a word that is none of a field's choices: a config file may say anything.
 

@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from common.options import ImageOptions, RunOptions, check_choices
+from common.options import ImageOptions, TrainingImageOptions, check_choices
 from stage1_autoencoders import MODELS
 
 DEFAULT_MODEL = "vqvae"
@@ -194,45 +194,26 @@ def _default_model() -> ModelOptions:
 
 
 @dataclass(kw_only=True)
-class TrainOptions(RunOptions, ImageOptions):
+class TrainOptions(TrainingImageOptions):
     """Train an autoencoder on images; repeating the command resumes the run."""
 
     model: ModelOptions = field(default_factory=_default_model)
     """The family member, by its `type`, and what it is made of."""
     critic: CriticOptions = field(default_factory=CriticOptions)
     """The discriminator of the members that have one."""
-    split: str = "train"
-    """Split to train on."""
-    streaming: bool = False
-    """Read the images one after the other without an index, shuffled in a buffer; for sets too large for the disk."""
     validation_split: str | None = None
     """Split whose error is logged at every evaluation; null looks at training images only."""
     validation_images: int = 512
     """How many of its images are looked at."""
-    random_crop: bool = False
-    """Cut windows of image_size at random places; `resize` and `crop_padding` say how far they may move."""
-    random_flip: bool = False
-    """Mirror every second image left to right."""
 
     def __post_init__(self) -> None:
         """Check the numbers, and that image and model fit."""
-        ImageOptions.__post_init__(self)
-        RunOptions.__post_init__(self)
-        if self.resize is not None and self.image_size is None:
-            raise ValueError(
-                "--resize needs --image_size, the size that is cut out of the resized image"
-            )
+        TrainingImageOptions.__post_init__(self)
         if self.image_size is not None:
             self.model.check_image_size(self.image_size)
         if not self.model.adversarial and self.critic != CriticOptions():
             name = ModelOptions.get_choice_name(type(self.model))
             raise ValueError(f"--critic.*: --model.type {name} is trained without a critic")
-        if self.streaming and (
-            self.image_size is None or self.channels is None or self.evaluate_every is None
-        ):
-            raise ValueError(
-                "--streaming needs --image_size, --channels and --evaluate_every: it cannot look ahead"
-            )
 
 
 @dataclass(kw_only=True)

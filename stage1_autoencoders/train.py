@@ -32,10 +32,10 @@ from common.images import ImageSet, grid, open_images, save_png, to_float, to_ui
 from common.metrics import Figures
 from common.optim import make_optimizer, update
 from common.processes import start_training_processes
+from common.training_images import first_images, open_training_images, plain, training_batches
 from stage1_autoencoders import model_class
 from stage1_autoencoders.adversary import Adversary
 from stage1_autoencoders.autoencoder import Autoencoder
-from stage1_autoencoders.batches import first_images, open_training_images, plain, training_batches
 from stage1_autoencoders.meters import Meter
 from stage1_autoencoders.vae import VAE
 

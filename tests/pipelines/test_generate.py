@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import Pipeline, generate
+from pipelines import Pipeline, generate, image_folder
 
 NUMBERS = [f"{number:06d}.png" for number in range(10)]
 
@@ -40,7 +40,7 @@ def labels(folder):
 def test_what_lies_in_the_folder(draw, pipeline_folder):
     folder = draw()
     assert {path.name for path in folder.iterdir()} == {
-        *NUMBERS, "labels.csv", "generation.json", "grid.png",
+        *NUMBERS, "labels.csv", "generation.json", "about.json", "grid.png",
     }  # fmt: skip
     for name in NUMBERS:
         with Image.open(folder / name) as image:
@@ -93,9 +93,9 @@ def test_a_stopped_run_goes_on(draw, monkeypatch):
             raise KeyboardInterrupt
         save(image, path)
 
-    save = generate.save_png
+    save = image_folder.save_png
     with monkeypatch.context() as patched:
-        patched.setattr(generate, "save_png", dies)
+        patched.setattr(image_folder, "save_png", dies)
         with pytest.raises(KeyboardInterrupt):
             draw("stopped")
     folder = draw("stopped", batch_size=3)

@@ -1,4 +1,4 @@
-"""The batches of stage-1 training: uint8 images from an index or a stream, cut and mirrored as the options say.
+"""The batches of a training on images: uint8 from an index or a stream, cut and mirrored as the options say.
 
 Which images a step sees and how they are augmented are pure functions of (seed, step).
 """
@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,19 +26,24 @@ from common.images import (
     square_size,
     stream_images,
 )
+from common.options import TrainingImageOptions
 from common.seeds import derive_seed, generator
-from stage1_autoencoders.options import TrainOptions
+
+Options = TypeVar("Options", bound=TrainingImageOptions)
 
 
 def training_batches(
-    start: int, images: ImageSet | None, options: TrainOptions, accelerator: Accelerator
+    start: int, images: ImageSet | None, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[training.Batch]:
-    """`images`: uint8 (B, C, image_size, image_size), this process's share of every micro-batch from a step on."""
+    """This process's share of every micro-batch from a step on.
+
+    `images` are uint8 (B, C, image_size, image_size); `labels`, where the source has any, int64 (B,), -1 for none.
+    """
     source = streamed_batches if options.streaming else indexed_batches
     return source(start, images, options, accelerator)
 
 
-def open_training_images(options: TrainOptions) -> tuple[ImageSet | None, TrainOptions]:
+def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
     """The images, and the options with what the images decide: size, channels, the length of an epoch.
 
     Raises:
@@ -55,20 +61,22 @@ def open_training_images(options: TrainOptions) -> tuple[ImageSet | None, TrainO
 
 
 def indexed_batches(
-    start: int, images: ImageSet | None, options: TrainOptions, accelerator: Accelerator
+    start: int, images: ImageSet | None, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[training.Batch]:
     """Batches of uint8 images from a step on; windows and mirroring depend on (seed, step, place in the batch) only."""
     assert images is not None
     assert options.image_size is not None
+    labels = images.labels
     places = training.index_batches(
         start, size=len(images), options=options, accelerator=accelerator
     )
     for step, indices, place in places:
-        yield {"images": augment(images.read(indices), options, step, place)}
+        batch = {"images": augment(images.read(indices), options, step, place)}
+        yield batch if labels is None else {**batch, "labels": labels[indices]}
 
 
 def streamed_batches(
-    start: int, images: ImageSet | None, options: TrainOptions, accelerator: Accelerator
+    start: int, images: ImageSet | None, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[training.Batch]:
     """Batches from a stream: every process reads all of it and keeps its share, so the batch of a step is the same."""
     rows = itertools.chain.from_iterable(
@@ -87,12 +95,13 @@ def streamed_batches(
             ).permute(0, 3, 1, 2)
             place = slice((micro * accelerator.num_processes) * share + begin, None)
             yield {
-                "images": augment(stacked, options, step, slice(place.start, place.start + share))
+                "images": augment(stacked, options, step, slice(place.start, place.start + share)),
+                "labels": torch.tensor([label for _, _, label in taken]),
             }
 
 
 def _streamed_epoch(
-    epoch: int, options: TrainOptions
+    epoch: int, options: TrainingImageOptions
 ) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
     """The rows of an epoch.
 
@@ -107,7 +116,7 @@ def _streamed_epoch(
         raise ValueError(f"--dataset {options.dataset}: not one image can be read")
 
 
-def augment(images: Tensor, options: TrainOptions, step: int, place: slice) -> Tensor:
+def augment(images: Tensor, options: TrainingImageOptions, step: int, place: slice) -> Tensor:
     """Windows and mirror images, drawn for the whole batch of the step, of which `images` are the part at `place`."""
     assert options.image_size is not None
     random = generator(options.seed, "augmentation", step)
@@ -121,13 +130,15 @@ def augment(images: Tensor, options: TrainOptions, step: int, place: slice) -> T
     return images
 
 
-def plain(images: ImageSet, options: TrainOptions, indices: Sequence[int] | Tensor) -> Tensor:
+def plain(
+    images: ImageSet, options: TrainingImageOptions, indices: Sequence[int] | Tensor
+) -> Tensor:
     """Images without augmentation, uint8 (B, C, image_size, image_size)."""
     assert options.image_size is not None
     return crop_windows(images.read(indices), options.image_size, 0, None)
 
 
-def first_images(images: ImageSet | None, options: TrainOptions, count: int = 16) -> Tensor:
+def first_images(images: ImageSet | None, options: TrainingImageOptions, count: int = 16) -> Tensor:
     """The images of the sample grid; see `plain`."""
     if images is not None:
         return plain(images, options, range(min(count, len(images))))

@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from common.images import open_images
-from stage1_autoencoders import train
-from stage1_autoencoders.batches import (
+from common.training_images import (
     augment,
     first_images,
     open_training_images,
     plain,
     training_batches,
 )
+from stage1_autoencoders import train
 from stage1_autoencoders.options import TrainOptions
 
 

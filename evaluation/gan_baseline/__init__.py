@@ -1,0 +1,1 @@
+"""The opponent: two GANs, trained by the same loop on the same images as the two stages."""

@@ -1,0 +1,322 @@
+"""Two GANs: the networks that make images from noise, and the critics that they are trained against.
+
+- `sngan`: the convolutions of DCGAN (Radford et al., 2016, https://arxiv.org/abs/1511.06434) with a critic of spectral norm
+  (Miyato et al., 2018, https://arxiv.org/abs/1802.05957) that looks at the class by projection (Miyato & Koyama, 2018,
+  https://arxiv.org/abs/1802.05637). The generator's batch normalisation is exchanged for group normalisation whose gain and
+  bias depend on noise and class (self-modulation, Chen et al., 2019, https://arxiv.org/abs/1810.01365): an image then does
+  not depend on those beside it, and averaged weights need no statistics of their own.
+- `r3gan`: residual networks without normalisation (Huang et al., 2024, https://arxiv.org/abs/2501.05441): blocks of 1x1,
+  grouped 3x3 and 1x1 convolutions, fix-up initialisation, bilinear resampling.
+
+In both a critic is its generator turned round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from common.pretrained import ModelConfig, StrictModel
+from evaluation.gan_baseline.options import GeneratorOptions
+
+_GROUP = 16  # channels normalised together in sngan, convolved together in r3gan
+_EXPANSION = 2  # inner channels of a residual block
+_SLOPE = 0.2  # of leaky ReLU
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+class GeneratorConfig(ModelConfig, GeneratorOptions):
+    """The options of a generator and the images it is made for."""
+
+    model_type = "latent_prior_gan"
+
+    image_size: int = 28
+    """Height and width of the square images, in pixels."""
+    image_channels: int = 1
+    """1 (grey) or 3 (RGB)."""
+    class_names: list[str] = field(default_factory=list)
+    """Names of the classes that can be asked for; empty for an unconditional generator."""
+
+    def __post_init__(self, **undeclared: Any) -> None:
+        """Check the options, and that they fit the images.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        super().__post_init__(**undeclared)
+        self.check_image_size(self.image_size)
+
+
+class Generator(StrictModel):
+    """Noise and class to an image; in training mode and out of it the same."""
+
+    config_class = GeneratorConfig
+    config: GeneratorConfig
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__(config)
+        network = {"sngan": ConvolutionalGenerator, "r3gan": ResidualGenerator}[config.type]
+        self.network = network(config)
+        self.post_init()
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Images (B, C, H, W) of noise (B, latent_dim) and classes (B,), which an unconditional one does not look at.
+
+        Values may lie a little outside [-1, 1].
+        """
+        images: Tensor = self.network(noise, labels)
+        return images
+
+    @torch.no_grad()
+    def sample(
+        self, labels: Sequence[int], generators: Sequence[torch.Generator], truncation: float = 1.0
+    ) -> Tensor:
+        """One image for every label, float (B, C, H, W) clamped to [-1, 1].
+
+        Args:
+            labels: class numbers; -1 is any class, drawn at random.
+            generators: every image's own source of randomness, on the CPU.
+            truncation: multiplies the noise.
+        """
+        noise = [torch.randn(self.config.latent_dim, generator=one) for one in generators]
+        count = max(1, len(self.config.class_names))
+        classes = [
+            int(torch.randint(count, (), generator=one)) if label < 0 else label
+            for label, one in zip(labels, generators, strict=True)
+        ]
+        on_device = torch.stack(noise).to(self.device) * truncation
+        images: Tensor = self(on_device, torch.tensor(classes, device=self.device))
+        return images.float().clamp(-1, 1)
+
+
+class Critic(nn.Module):
+    """Abstract: images and their classes to a logit each, positive where an image looks original.
+
+    Args:
+        features: of an image, (B, C, H, W) -> (B, `dim`).
+        dim: how many features there are.
+        num_classes: 0 for an unconditional critic.
+    """
+
+    def __init__(self, features: nn.Module, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.judge = nn.Linear(dim, 1)
+        self.classes = nn.Embedding(num_classes, dim) if num_classes else None
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Logits (B,) of images (B, C, H, W) in [-1, 1]; labels (B,) are not looked at by an unconditional critic."""
+        return self.logits(images, labels)
+
+    def logits(self, images: Tensor, labels: Tensor) -> Tensor:
+        """As `forward`, in the caller's precision: accelerate puts autocast into the `forward` of an instance.
+
+        The class enters by projection: f(x) w + f(x) v_class (Miyato & Koyama, 2018, Eq. 3).
+        """
+        found = self.features(images)
+        logits: Tensor = self.judge(found).squeeze(1)
+        if self.classes is not None:
+            logits = logits + (found * self.classes(labels)).sum(1)
+        return logits
+
+
+def make_critic(config: GeneratorConfig, width: int | None = None) -> Critic:
+    """The critic of a generator.
+
+    Args:
+        config: the generator's.
+        width: channels at full resolution, before the multipliers; None takes the generator's.
+    """
+    channels = [(width or config.width) * multiplier for multiplier in config.multipliers]
+    make = {"sngan": _convolutional_critic, "r3gan": _residual_critic}[config.type]
+    return make(config, channels)
+
+
+class Modulated(nn.Module):
+    """Group normalisation whose gain and bias depend on a vector, then ReLU."""
+
+    def __init__(self, channels: int, style_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(channels, _groups(channels)), channels, affine=False)
+        self.style = nn.Linear(style_dim, 2 * channels)
+
+    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+        """Maps (B, C, h, w) and vectors (B, style_dim)."""
+        gain, bias = self.style(style)[:, :, None, None].chunk(2, dim=1)
+        return F.relu(torch.addcmul(bias, self.norm(maps), 1 + gain))
+
+
+class ConvolutionalGenerator(nn.Module):
+    """DCGAN's: a linear layer, then convolutions and transposed ones that double the size."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        channels = [config.width * multiplier for multiplier in config.multipliers]
+        self.start = config.image_size >> (len(channels) - 1)
+        self.noise = nn.Linear(config.latent_dim, config.latent_dim)
+        self.classes = _class_vectors(len(config.class_names), config.latent_dim)
+        self.first = nn.Linear(config.latent_dim, channels[-1] * self.start**2)
+        layers: list[nn.Module] = []
+        for level in reversed(range(len(channels))):
+            for _ in range(config.blocks_per_resolution[level]):
+                layers.append(nn.Conv2d(channels[level], channels[level], 3, padding=1))
+            if level:
+                layers.append(nn.ConvTranspose2d(channels[level], channels[level - 1], 4, 2, 1))
+        layers.append(nn.Conv2d(channels[0], config.image_channels, 3, padding=1))
+        self.layers = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(
+            Modulated(layer.in_channels, config.latent_dim)
+            for layer in layers
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        )
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """See `Generator.forward`."""
+        style = self.noise(noise)
+        if self.classes is not None:
+            style = style + self.classes(labels)
+        maps = self.first(style).unflatten(1, (-1, self.start, self.start))
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            maps = layer(norm(maps, style))
+        return maps.tanh()
+
+
+def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
+    """DCGAN's critic, every layer with spectral norm."""
+    layers: list[nn.Module] = [nn.Conv2d(config.image_channels, channels[0], 3, padding=1)]
+    for level, blocks in enumerate(config.blocks_per_resolution):
+        if level:
+            layers.append(nn.Conv2d(channels[level - 1], channels[level], 4, 2, 1))
+        layers += [nn.Conv2d(channels[level], channels[level], 3, padding=1) for _ in range(blocks)]
+    with_activations = [part for layer in layers for part in (layer, nn.LeakyReLU(0.1))]
+    start = config.image_size >> (len(channels) - 1)
+    critic = Critic(
+        nn.Sequential(*with_activations, nn.Flatten()),
+        channels[-1] * start**2,
+        len(config.class_names),
+    )
+    for module in list(critic.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+            parametrizations.spectral_norm(module)
+    return critic
+
+
+class ResidualBlock(nn.Module):
+    """x + 1x1(leaky(grouped 3x3(leaky(1x1 x)))), an inverted bottleneck.
+
+    The last convolution starts at zero and the others are scaled by L^(-1/4), L blocks in the network, so that without any
+    normalisation it starts as a shallow one (Zhang et al., 2019, https://arxiv.org/abs/1901.09321).
+    """
+
+    def __init__(self, channels: int, num_blocks: int) -> None:
+        super().__init__()
+        inner = _EXPANSION * channels
+        self.expand = nn.Conv2d(channels, inner, 1)
+        self.mix = nn.Conv2d(inner, inner, 3, padding=1, groups=_groups(inner))
+        self.project = nn.Conv2d(inner, channels, 1, bias=False)
+        gain = math.sqrt(2 / (1 + _SLOPE**2)) * num_blocks**-0.25
+        _scaled(self.expand, gain)
+        _scaled(self.mix, gain)
+        _scaled(self.project, 0.0)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to the same shape."""
+        inner = F.leaky_relu(self.expand(maps), _SLOPE)
+        inner = F.leaky_relu(self.mix(inner), _SLOPE)
+        return maps + self.project(inner)
+
+
+class Resampled(nn.Module):
+    """Twice or half the size by bilinear interpolation; a 1x1 convolution where channels change, at the smaller size."""
+
+    def __init__(self, channels: int, out_channels: int, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.project = (
+            nn.Identity()
+            if channels == out_channels
+            else _scaled(nn.Conv2d(channels, out_channels, 1, bias=False), 1.0)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to (B, C', 2h, 2w) or (B, C', h/2, w/2)."""
+        if self.up:
+            return F.interpolate(self.project(maps), scale_factor=2, mode="bilinear")
+        found: Tensor = self.project(F.avg_pool2d(maps, 2))  # what bilinear halving is
+        return found
+
+
+class ResidualGenerator(nn.Module):
+    """R3GAN's: learned maps weighted by noise and class, then residual blocks and bilinear doubling."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        channels = [config.width * multiplier for multiplier in config.multipliers]
+        start = config.image_size >> (len(channels) - 1)
+        self.classes = _class_vectors(len(config.class_names), config.latent_dim)
+        inputs = config.latent_dim * (1 if self.classes is None else 2)
+        self.first = _scaled(nn.Linear(inputs, channels[-1], bias=False), 1.0)
+        self.basis = nn.Parameter(torch.randn(channels[-1], start, start))
+        layers: list[nn.Module] = []
+        for level in reversed(range(len(channels))):
+            layers += _residual_blocks(config, channels, level)
+            if level:
+                layers.append(Resampled(channels[level], channels[level - 1], up=True))
+        layers.append(_scaled(nn.Conv2d(channels[0], config.image_channels, 1), 1.0))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """See `Generator.forward`."""
+        if self.classes is not None:
+            noise = torch.cat([noise, self.classes(labels)], dim=1)
+        maps = self.first(noise)[:, :, None, None] * self.basis
+        images: Tensor = self.layers(maps.contiguous(memory_format=torch.channels_last))
+        return images
+
+
+def _residual_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
+    """R3GAN's critic: residual blocks and bilinear halving, then a weighted sum over places for each channel."""
+    layers: list[nn.Module] = [_scaled(nn.Conv2d(config.image_channels, channels[0], 1), 1.0)]
+    for level in range(len(channels)):
+        if level:
+            layers.append(Resampled(channels[level - 1], channels[level], up=False))
+        layers += _residual_blocks(config, channels, level)
+    start = config.image_size >> (len(channels) - 1)
+    last = nn.Conv2d(channels[-1], channels[-1], start, groups=channels[-1], bias=False)
+    layers += [_scaled(last, 1.0), nn.Flatten()]
+    critic = Critic(nn.Sequential(*layers), channels[-1], len(config.class_names))
+    _scaled(critic.judge, 1.0)
+    if critic.classes is not None:
+        nn.init.normal_(critic.classes.weight, std=channels[-1] ** -0.5)
+    return critic
+
+
+def _residual_blocks(config: GeneratorConfig, channels: list[int], level: int) -> list[nn.Module]:
+    blocks = config.blocks_per_resolution
+    return [ResidualBlock(channels[level], sum(blocks)) for _ in range(blocks[level])]
+
+
+def _class_vectors(num_classes: int, dim: int) -> nn.Embedding | None:
+    return nn.Embedding(num_classes, dim) if num_classes else None
+
+
+def _groups(channels: int) -> int:
+    """Groups of 16 channels, or one where they do not divide."""
+    return channels // _GROUP if channels % _GROUP == 0 else 1
+
+
+def _scaled(layer: Layer, gain: float) -> Layer:
+    """Weights of variance gain^2 / inputs (He et al., 2015), bias 0."""
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

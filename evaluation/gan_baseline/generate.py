@@ -1,0 +1,64 @@
+"""Generate images with a GAN into a folder, in the form of `pipelines/generate.py`.
+
+accelerate launch evaluation/gan_baseline/generate.py --gan runs/mnist/gan/model --num_images 1000 --output_dir runs/mnist/gan/samples
+"""
+
+from __future__ import annotations
+
+from common.cli import dump_config, parse_config, run
+from evaluation.gan_baseline.options import GenerateOptions
+
+if __name__ == "__main__":
+    parse_config(GenerateOptions)  # --help and mistakes are answered before torch is imported
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from common.images import to_uint8
+from common.processes import start_processes
+from common.seeds import generator
+from evaluation.gan_baseline.gan import Generator
+from pipelines.image_folder import classes_in_turn, fill_folder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Raises:
+        ValueError: options, the generator or the output folder are at fault.
+    """
+    options = parse_config(GenerateOptions, argv)
+    accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
+    gan = Generator.from_pretrained(options.gan).to(accelerator.device)
+    names = gan.config.class_names
+    if options.labels and not names:
+        raise ValueError(f"--labels: --gan {options.gan} knows no classes; leave it out")
+    labels = classes_in_turn(options.labels, names, options.num_images)
+    settings = {
+        "gan_fingerprint": gan.fingerprint,
+        "truncation": options.truncation,
+        "labels": dump_config(options)["labels"],
+        "seed": options.seed,
+    }
+
+    def draw(numbers: range) -> Tensor:
+        own = [generator(options.seed, "image", number) for number in numbers]
+        images = gan.sample([labels[number] for number in numbers], own, options.truncation)
+        return to_uint8(images).cpu()
+
+    fill_folder(
+        Path(options.output_dir),
+        settings,
+        draw,
+        labels,
+        class_names=names,
+        components=[gan],
+        batch_size=options.batch_size,
+        accelerator=accelerator,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
