@@ -20,7 +20,7 @@ from PIL import Image
 
 from evaluation.measures import MEASURES, Row, distance_measures
 from evaluation.page import Grid
-from evaluation.report import HTML_FILE, JSON_FILE, comparable, markdown, write_report
+from evaluation.report import HTML_FILE, JSON_FILE, check_sizes, comparable, markdown, write_report
 
 GRID_FILE = "grid.png"  # what this project's generators lay beside their images
 LONGEST_VALUE = 80  # letters of a protocol entry in a message
@@ -62,6 +62,7 @@ def compare(paths: Sequence[Path], output_dir: Path) -> None:
     for other in scores[1:]:
         _check_protocols(scores[0], other)
     rows, candidates = _merged(scores)
+    check_sizes([(row.name, row.num_images) for row in rows])
     protocol = scores[0].protocol | {
         "candidates": candidates,
         "compared": [_origin(score) for score in scores],

@@ -54,7 +54,6 @@ def page(
     sections = [
         _table(rows, column, title),
         f"<p>{_escape(description)}</p>\n",
-        _section("What the columns mean", _meanings(measures)),
         _section("Side by side", _bars(rows, measures)),
         _section("Bias and budget", _curves(rows, column, title)),
         _section("Images", _grids(grids)),
@@ -63,6 +62,7 @@ def page(
             _grids(nearest),
             "In each pair a generated image is followed by the training image whose features lie nearest to its own.",
         ),
+        _section("What the columns mean", _meanings(measures)),
         _section(
             "Protocol",
             "<details><summary>How the numbers came about, as in scores.json</summary>"
@@ -210,8 +210,8 @@ svg .ticks { color: var(--soft); }
 .legend svg { width: 14px; height: 14px; flex: none; }
 pre { overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 @media (max-width: 40rem) { body { padding: 1.5rem 1rem; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; } }
-@page { size: A4 landscape; margin: 12mm; }
-@media print { body { max-width: none; padding: 0; font-size: 9pt; } table, thead th { font-size: 7.5pt; } .wide { overflow: visible; }
+@page { size: A4 landscape; margin: 10mm; }
+@media print { body { max-width: none; padding: 0; font-size: 9pt; background: none; } table, thead th { font-size: 7pt; } .wide { overflow: visible; }
   th, td { padding: .2rem .25rem; } .notes, dl, .legend { font-size: 8pt; } section { break-inside: auto; } h2 { break-after: avoid; } }
 """
 
