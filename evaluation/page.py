@@ -169,7 +169,7 @@ def _escape(text: str) -> str:
 
 _STYLE = """* { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 3rem 1.5rem; color: var(--ink); background: var(--page);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere; }
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; font-weight: 600; margin: 0 0 1.5rem; }
 h2 { font-size: 1.1rem; font-weight: 600; margin: 2.5rem 0 1rem; }
 p, figcaption, summary, dd, .notes { color: var(--soft); }
