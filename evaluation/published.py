@@ -57,7 +57,7 @@ def fetch_published(name: str, network: FeatureNetwork) -> Published:
     if path is None:
         raise ValueError(f"{flag}: clean-fid publishes no {stem}.npz; {OTHERWISE}")
     statistics = _read_statistics(path, network.dimension)
-    kid = _fetched(f"{stem}_kid.npz")
+    kid = _fetched_features(f"{stem}_kid.npz")
     features = None if kid is None else _read_features(kid, network.dimension)
     return Published(stem, statistics, features)
 
@@ -70,6 +70,17 @@ def _fetched(file: str) -> Path | None:
             download(ADDRESS + file, path, OTHERWISE)
         except FileNotFoundError:
             return None
+    return path
+
+
+def _fetched_features(file: str) -> Path | None:
+    """Like `_fetched`; that there is no such file is kept too, so that the cache does without a network."""
+    missing = cache_folder() / "published" / f"{file}.missing"
+    if missing.exists():
+        return None
+    path = _fetched(file)
+    if path is None:
+        missing.touch()
     return path
 
 

@@ -34,8 +34,10 @@ def resize_clean(images: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.f
     resized = np.empty((len(images), 3, size, size), np.float32)
 
     def resize(piece: range) -> None:
-        values = _channels([images[index] for index in piece])
-        resized[piece.start : piece.stop] = _resized(values, size).clip(0, 255)
+        values = _resized(_channels([images[index] for index in piece]), size)
+        channels, ours = values.shape[1], resized[piece.start : piece.stop]
+        np.clip(values, 0, 255, out=ours[:, :channels])
+        ours[:, channels:] = ours[:, :1]
 
     list(thread_pool().map(resize, _pieces(images, size)))
     return resized
@@ -75,11 +77,11 @@ def _pieces(images: Sequence[NDArray[np.uint8]], size: int) -> list[range]:
 
 def _channels(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """uint8 (N, C, H, W) of images of one shape; C is 1 where all channels are equal."""
+    if all((image[..., :1] == image[..., 1:]).all() for image in images):
+        images = [image[..., :1] for image in images]
     stacked = np.stack(images)
     assert stacked.ndim == 4, f"expected uint8 (H, W, C), got {images[0].shape}"
     assert stacked.shape[3] in (1, 3), f"expected 1 or 3 channels, got {stacked.shape[3]}"
-    if stacked.shape[3] == 3 and (stacked[..., :1] == stacked[..., 1:]).all():
-        stacked = stacked[..., :1]
     return stacked.transpose(0, 3, 1, 2)
 
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from common.decoding import UNREADABLE
+from common.folders import IMAGE_SUFFIXES, files_below
 from common.images import ImageSet, open_images
 from common.machine import thread_pool
 from common.options import ImageOptions
 from common.sources import ImageTable
 from evaluation.options import REFERENCE, Candidate, ScoreOptions
 
-IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
 # Written by the generators of this project: how the images were made, and what that has cost.
 GENERATION_FILE, ABOUT_FILE = "generation.json", "about.json"
 TOGETHER = 8  # images decoded by a thread in one go
@@ -98,12 +99,17 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     if candidate.split is not None:
         return _open_split(candidate.name, candidate.source, candidate.split, flag, options)
     folder = Path(candidate.source)
+    if folder.is_file():
+        what = "an archive: unpack it and" if folder.suffix.lower() in ARCHIVES else "a file:"
+        raise ValueError(f"{flag}: {folder} is {what} name the folder of images")
     if not folder.is_dir():
         raise ValueError(
             f"{flag}: there is no folder {folder}; for a data set write {candidate.name}={candidate.source}[SPLIT]"
         )
     images = _open_folder(folder, flag, options.image_options(str(folder)))
     chosen = choose(len(images), options.num_images, options.seed, f"{flag}: {folder}")
+    if options.image_size is None:
+        _check_sizes(images, chosen, flag, f"write {candidate.name}={folder}[train] for a data set")
     sampler, about = (_settings(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
     return ScoredSet(candidate.name, candidate.source, None, images, chosen, sampler, about)
 
@@ -111,17 +117,12 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
 def image_files(folder: Path) -> list[Path]:
     """Image files in `folder` and below, sorted; the overview grids of this project's generators are no samples."""
     generated = any((folder / name).is_file() for name in (GENERATION_FILE, "labels.csv"))
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
     return [
         path
-        for path in files
-        if not path.name.startswith(".")
+        for path in files_below(folder)
+        if path.suffix.lower() in IMAGE_SUFFIXES
         and not (generated and path.parent == folder and path.name.startswith("grid"))
-    ]  # fmt: skip
+    ]
 
 
 def choose(available: int, wanted: int | None, seed: int, where: str) -> NDArray[np.int64]:
@@ -159,7 +160,11 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
     """Every image below `folder`, whatever its sub-folders are called."""
     files = image_files(folder)
     if not files:
-        raise ValueError(f"{flag}: {folder} holds no images")
+        packed = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in ARCHIVES)
+        raise ValueError(
+            f"{flag}: {folder} holds no images" + (f"; unpack its {packed[0]}" if packed else "")
+        )
+    _check_nesting(folder, files, flag)
     table = ImageTable(
         read=lambda row: files[row].read_bytes(),
         name_of=lambda row: str(files[row]),
@@ -181,6 +186,51 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
 
     rows = np.flatnonzero(list(_in_threads(readable, images.source_index)))
     return replace(images, source_index=rows, skipped=len(files) - len(rows))
+
+
+def _check_nesting(folder: Path, files: list[Path], flag: str) -> None:
+    """Images in sub-folders are one set, as of classes; sets within a set are a mistake, and would be counted silently.
+
+    Raises:
+        ValueError: naming the folder that is within another one.
+    """
+    places = {path.parent for path in files}
+    for place in sorted(places - {folder}):
+        within = set(place.parents) & places
+        if within or (place / GENERATION_FILE).is_file():
+            around = max(within, default=folder, key=lambda one: len(one.parts))
+            raise ValueError(
+                f"{flag}: {place} is a folder of images within {around}, which "
+                + ("has images of its own" if within else "is not the folder of one set")
+                + ": name the folder of one set, or move the other one away"
+            )
+
+
+def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwise: str) -> None:
+    """Generated images have one size; only the files' headers are read.
+
+    Raises:
+        ValueError: naming two images of different sizes, or one that cannot be read.
+    """
+
+    def size(row: int) -> tuple[int, int]:
+        try:
+            with Image.open(images.table.name_of(row)) as opened:
+                return opened.size
+        except UNREADABLE:
+            height, width = images.decode_row(row).shape[:2]  # says what is wrong with it
+            return width, height
+
+    rows = images.source_index[chosen]
+    sizes = _in_threads(size, rows)
+    other = next((place for place, found in enumerate(sizes) if found != sizes[0]), None)
+    if other is not None:
+        (width, height), (other_width, other_height) = sizes[0], sizes[other]
+        raise ValueError(
+            f"{flag}: {images.table.name_of(int(rows[0]))} has {width} x {height} pixels and "
+            f"{images.table.name_of(int(rows[other]))} {other_width} x {other_height}, so they are not of one generator: "
+            f"separate them, bring them to one size by --image_size, or {otherwise}"
+        )
 
 
 def _settings(path: Path, flag: str) -> dict[str, Any] | None:
