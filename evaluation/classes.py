@@ -34,6 +34,19 @@ def asked_classes(scored: ScoredSet, class_names: Sequence[str]) -> NDArray[np.i
     return None if numbers is None or (numbers < 0).all() else numbers
 
 
+def own_classes(scored: ScoredSet) -> NDArray[np.int64] | None:
+    """As `asked_classes`, of whatever classes the set itself has; the numbers mean nothing beside another set's.
+
+    Raises:
+        ValueError: labels.csv is no such table or leaves out an image.
+    """
+    if scored.split is not None:
+        return asked_classes(scored, scored.images.class_names)
+    path = Path(scored.source) / LABELS_FILE
+    names = set(_read(path, _flag(scored)).values()) - {""} if path.is_file() else set()
+    return asked_classes(scored, sorted(names)) if names else None
+
+
 def _of_split(scored: ScoredSet, number_of: Mapping[str, int]) -> NDArray[np.int64] | None:
     labels, names = scored.images.labels, scored.images.class_names
     if labels is None:
@@ -81,7 +94,7 @@ def _known(name: str, number_of: Mapping[str, int], what: str) -> int:
     if name not in number_of:
         names = list(number_of)
         shown = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-        raise ValueError(f"{what} the class {name!r}, which --class_split lacks; it has: {shown}")
+        raise ValueError(f"{what} the class {name!r}, which --train_split lacks; it has: {shown}")
     return number_of[name]
 
 

@@ -113,16 +113,16 @@ def open_class_images(options: ScoreOptions, scored: Sequence[ScoredSet]) -> Ima
     Raises:
         ValueError: no such split, no labels there or in the reference, images of several sizes, or see `asked_classes`.
     """
-    split, name = options.class_split, f"split {options.class_split} of {options.reference}"
+    split, name = options.train_split, f"split {options.train_split} of {options.reference}"
     wanted = replace(options.image_options(options.reference), channels=options.channels)
     try:
         images = open_images(wanted, split)
     except ValueError as error:
-        raise ValueError(str(error).replace("--dataset", "--class_split:")) from error
+        raise ValueError(str(error).replace("--dataset", "--train_split:")) from error
     labels = images.labels
     if labels is None or not (labels >= 0).any():
         raise ValueError(
-            f"--class_split: {name} has no class labels; name their column by --label_column"
+            f"--train_split: {name} has no class labels; name their column by --label_column"
         )
     asked = [asked_classes(each, images.class_names) for each in scored]
     if asked[0] is None:

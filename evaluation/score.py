@@ -1,8 +1,8 @@
 """Score sets of images against a reference: `python evaluation/score.py --candidates samples=FOLDER --output_dir DIR`.
 
-With `--pipeline` an autoencoder's reconstructions are scored beside them, or alone.
-Writes scores.json (protocol and rows), scores.md (the table) and report.html (table and pictures). Several processes
-share the images: start them with `accelerate launch`, or on a CPU with
+With `--pipeline` an autoencoder's reconstructions are scored beside them, or alone; with `--compare` the tables of
+several calls become one. Writes scores.json (protocol and rows), scores.md (the table) and report.html (table, charts
+and pictures). Several processes share the images: start them with `accelerate launch`, or on a CPU with
 `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 evaluation/score.py ...`.
 """
 
@@ -24,16 +24,19 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from common.processes import start_processes
-from evaluation import fid
+from evaluation.classes import own_classes
 from evaluation.classifier import Classifier, open_class_images, train_classifier
-from evaluation.extract import as_batch, extract, extract_reconstructions
+from evaluation.compare import compare
+from evaluation.extract import extract, extract_reconstructions
 from evaluation.features import FeatureNetwork, load_network
-from evaluation.reconstruction import Reconstructing, mean_psnr, reconstruct
-from evaluation.report import HTML_FILE, Grid, Row, markdown, picture, write_report
+from evaluation.measures import Row
+from evaluation.pictures import pictured, pictured_pairs, pictured_reconstructions
+from evaluation.reconstruction import Reconstructing
+from evaluation.reference import ReferenceStatistics, published_statistics, reference_statistics
+from evaluation.report import HTML_FILE, Grid, check_sizes, markdown, write_report
+from evaluation.rows import Judge
 from evaluation.sets import ScoredSet, open_candidate, open_reference
 from evaluation.versions import versions
-
-PICTURED = 60  # images of each set in report.html
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,25 @@ class Autoencoder:
     pipeline: Reconstructing
     fingerprint: str
     originals: ScoredSet
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Everything that is read.
+
+    Attributes:
+        reference: the images that candidates are compared with; None where published statistics take their place.
+        training: the images that the generators have learnt from, where nearest ones are looked up.
+        candidates: in the order of the table.
+        labels: for each of them the class of every image, where it has classes.
+        autoencoder: the pipeline whose reconstructions are scored, if one is.
+    """
+
+    reference: ScoredSet | None
+    training: ScoredSet | None
+    candidates: list[ScoredSet]
+    labels: list[NDArray[np.int64] | None]
+    autoencoder: Autoencoder | None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,91 +77,131 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir = Path(options.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
+    if options.compare:
+        compare([Path(path) for path in options.compare], output_dir)
+        return
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
-    reference = open_reference(options)
+    sets = open_sets(options, accelerator)
+    class_images = None
+    if options.class_accuracy:
+        assert sets.reference is not None
+        class_images = open_class_images(options, [sets.reference, *sets.candidates])
+    with accelerator.local_main_process_first():  # so that weights are downloaded once
+        network = load_network(options.features, accelerator.device)
+    judge = prepare(sets, network, options, accelerator)
+    classifier, ceiling = None, None
+    if class_images is not None:
+        assert sets.reference is not None
+        classifier = train_classifier(class_images, options.seed, accelerator)
+        ceiling = classifier.accuracy(sets.reference, options.batch_size, accelerator)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    rows, pairs = score(sets, judge, classifier, options, accelerator)
+    if accelerator.is_main_process:
+        protocol = describe_protocol(options, sets, judge.reference, network)
+        if classifier is not None and ceiling is not None:
+            protocol["classifier"] = classifier.protocol(options.train_split, ceiling)
+        scored = sets.candidates if sets.reference is None else [sets.reference, *sets.candidates]
+        grids = [pictured(one) for one in scored]
+        if sets.autoencoder is not None:
+            pipeline, originals = sets.autoencoder.pipeline, sets.autoencoder.originals
+            grids.append(pictured_reconstructions(pipeline, originals, accelerator.device))
+        write_report(output_dir, protocol, rows, network.column, network.title, grids, pairs)
+        print(markdown(protocol, rows, network.column, network.title))
+        print(f"Pictures: {output_dir / HTML_FILE}")
+    accelerator.end_training()
+
+
+def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
+    """Open everything that is read, so that mistakes are told before any work is done.
+
+    Raises:
+        ValueError: a set is missing or too small, its labels are wrong, or candidates hold different numbers of images.
+    """
+    reference = None if options.published else open_reference(options)
     candidates = [open_candidate(candidate, options) for candidate in options.parsed_candidates()]
     for candidate in candidates:
         if candidate.split is None and candidate.images.skipped:  # splits report it themselves
             accelerator.print(
                 f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
             )
-    class_images = (
-        open_class_images(options, [reference, *candidates]) if options.class_accuracy else None
-    )
     autoencoder = open_autoencoder(options.pipeline, reference, accelerator)
-    with accelerator.local_main_process_first():  # so that weights are downloaded once
-        network = load_network(options.features, accelerator.device)
-    classifier, ceiling = None, None
-    if class_images is not None:
-        classifier = train_classifier(class_images, options.seed, accelerator)
-        ceiling = classifier.accuracy(reference, options.batch_size, accelerator)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    rows = score(options, reference, candidates, autoencoder, network, accelerator, classifier)
-    if accelerator.is_main_process:
-        protocol = describe_protocol(options, reference, candidates, autoencoder, network)
-        if classifier is not None and ceiling is not None:
-            protocol["classifier"] = classifier.protocol(options.class_split, ceiling)
-        grids = [_pictured(scored) for scored in (reference, *candidates)]
-        if autoencoder is not None:
-            grids.append(_pictured_reconstructions(autoencoder, accelerator))
-        write_report(output_dir, protocol, rows, network.column, network.title, grids)
-        print(markdown(protocol, rows, network.title))
-        print(f"Pictures: {output_dir / HTML_FILE}")
-    accelerator.end_training()
+    sizes = [(candidate.name, len(candidate)) for candidate in candidates]
+    if autoencoder is not None:
+        sizes.append((RECONSTRUCTIONS, len(autoencoder.originals)))
+    check_sizes(sizes)
+    training = None
+    if options.nearest:
+        trained_on = replace(options, reference_split=options.train_split, num_images=None)
+        training = open_reference(trained_on)
+    labels = [own_classes(candidate) for candidate in candidates]
+    return Sets(reference, training, candidates, labels, autoencoder)
+
+
+def prepare(
+    sets: Sets, network: FeatureNetwork, options: ScoreOptions, accelerator: Accelerator
+) -> Judge:
+    """What candidates are measured by: statistics of the reference, and features of the training images.
+
+    Raises:
+        ValueError: an image cannot be read, or there are no such published statistics.
+    """
+    if sets.reference is None:
+        assert options.published is not None
+        with accelerator.local_main_process_first():
+            reference = published_statistics(options.published, network)
+    else:
+        reference = reference_statistics(network, sets.reference, options.batch_size, accelerator)
+    trained_on = None
+    if sets.training is not None:
+        trained_on = reference_statistics(network, sets.training, options.batch_size, accelerator)
+    return Judge(
+        network,
+        reference,
+        None if trained_on is None else trained_on.features,
+        options,
+    )
 
 
 def score(
+    sets: Sets,
+    judge: Judge,
+    classifier: Classifier | None,
     options: ScoreOptions,
-    reference: ScoredSet,
-    candidates: Sequence[ScoredSet],
-    autoencoder: Autoencoder | None,
-    network: FeatureNetwork,
     accelerator: Accelerator,
-    classifier: Classifier | None = None,
-) -> list[Row]:
-    """One row for each candidate and one for the reconstructions; empty but in the main process.
+) -> tuple[list[Row], list[Grid]]:
+    """One row for each candidate and one for the reconstructions, and pairs of nearest images; empty but in the main process.
 
     With a classifier, candidates whose classes are known get their class accuracy.
 
     Raises:
         ValueError: naming an image that cannot be read.
     """
-    expected = extract(network, reference, options.batch_size, accelerator)
-    statistics = fid.statistics(expected)
-    rows = []
-    for candidate in candidates:
-        found = extract(network, candidate, options.batch_size, accelerator)
+    rows, pairs = [], []
+    main = accelerator.is_main_process
+    for candidate, labels in zip(sets.candidates, sets.labels, strict=True):
+        found = extract(judge.network, candidate, options.batch_size, accelerator)
         accuracy = None
         if classifier is not None:
             accuracy = classifier.accuracy(candidate, options.batch_size, accelerator)
-        if accelerator.is_main_process:
-            row = _compare(candidate.name, expected, statistics, found, options)
-            rows.append(replace(row, class_accuracy=accuracy))
-    if autoencoder is not None:
+        if main:
+            rows.append(judge.candidate(candidate, found, labels, accuracy))
+            if sets.training is not None and judge.trained_on is not None:
+                pairs.append(pictured_pairs(candidate, found, sets.training, judge.trained_on))
+    if sets.autoencoder is not None:
         given_back = extract_reconstructions(
-            network, autoencoder.pipeline, autoencoder.originals, options.batch_size, accelerator
+            judge.network,
+            sets.autoencoder.pipeline,
+            sets.autoencoder.originals,
+            options.batch_size,
+            accelerator,
         )
-        if accelerator.is_main_process:
-            psnr = mean_psnr(given_back.psnr)
-            ssim = (
-                None if given_back.ssim is None else float(given_back.ssim.mean(dtype=np.float64))
-            )
-            rows.append(
-                _compare(
-                    RECONSTRUCTIONS,
-                    expected,
-                    statistics,
-                    given_back.features,
-                    options,
-                    psnr=psnr,
-                    ssim=ssim,
-                )
-            )
-    return rows
+        if main:
+            rows.append(judge.reconstructions(given_back))
+    return rows, pairs
 
 
 def open_autoencoder(
-    folder: str | None, reference: ScoredSet, accelerator: Accelerator
+    folder: str | None, reference: ScoredSet | None, accelerator: Accelerator
 ) -> Autoencoder | None:
     """The pipeline whose reconstructions are scored, if one is.
 
@@ -150,6 +212,7 @@ def open_autoencoder(
         return None
     from pipelines import Pipeline
 
+    assert reference is not None, "options refuse a pipeline beside published statistics"
     pipeline = Pipeline.from_pretrained(folder).to(accelerator.device)
     spec = pipeline.code_spec
     originals = reference.resized(spec.image_size, spec.image_channels)
@@ -157,18 +220,16 @@ def open_autoencoder(
 
 
 def describe_protocol(
-    options: ScoreOptions,
-    reference: ScoredSet,
-    candidates: Sequence[ScoredSet],
-    autoencoder: Autoencoder | None,
-    network: FeatureNetwork,
+    options: ScoreOptions, sets: Sets, reference: ReferenceStatistics, network: FeatureNetwork
 ) -> dict[str, Any]:
     """Everything a reader needs to get the same numbers, JSON-ready."""
+    images = sets.reference
     return {
-        "reference": reference.source,
-        "reference_split": reference.split,
-        "num_images": len(reference),
-        "num_images_skipped": reference.images.skipped,
+        "reference": reference.source if images is None else images.source,
+        "reference_split": None if images is None else images.split,
+        "reference_sha256": reference.key,
+        "num_images": reference.num_images,
+        "num_images_skipped": None if images is None else images.images.skipped,
         "features": network.name,
         "feature_weights": network.weights,
         "feature_dimension": network.dimension,
@@ -181,49 +242,15 @@ def describe_protocol(
         "image_column": options.image_column,
         "label_column": options.label_column,
         "on_corrupt": options.on_corrupt,
+        "train_split": options.train_split if options.nearest else None,
         "classifier": None,
         "pipeline": options.pipeline,
-        "autoencoder_fingerprint": None if autoencoder is None else autoencoder.fingerprint,
-        "candidates": {candidate.name: candidate.protocol() for candidate in candidates},
+        "autoencoder_fingerprint": None
+        if sets.autoencoder is None
+        else sets.autoencoder.fingerprint,
+        "candidates": {candidate.name: candidate.protocol() for candidate in sets.candidates},
         "versions": versions(),
     }
-
-
-def _compare(
-    name: str,
-    expected: NDArray[np.float32],
-    statistics: fid.Gaussian,
-    found: NDArray[np.float32],
-    options: ScoreOptions,
-    *,
-    psnr: float | None = None,
-    ssim: float | None = None,
-) -> Row:
-    distance = fid.frechet_distance(*statistics, *fid.statistics(found))
-    kid, error = fid.kernel_distance(
-        expected, found, options.kid_subsets, options.kid_subset_size, options.seed
-    )
-    return Row(name, len(found), distance, kid, error, psnr, ssim)
-
-
-def _positions(scored: ScoredSet) -> NDArray[np.int64]:
-    """Spread over the whole set, whose order may go by class."""
-    return np.unique(np.linspace(0, len(scored) - 1, PICTURED).astype(np.int64))
-
-
-def _pictured(scored: ScoredSet) -> Grid:
-    split = f", {scored.split}" if scored.split else ""
-    return picture(scored.name, f"{scored.source}{split}", scored.arrays(_positions(scored)))
-
-
-def _pictured_reconstructions(autoencoder: Autoencoder, accelerator: Accelerator) -> Grid:
-    images = as_batch(autoencoder.originals, _positions(autoencoder.originals))
-    given_back = reconstruct(autoencoder.pipeline, images, accelerator.device)
-    return picture(
-        RECONSTRUCTIONS,
-        "in the places of their originals above",
-        list(given_back.permute(0, 2, 3, 1).numpy()),
-    )
 
 
 if __name__ == "__main__":

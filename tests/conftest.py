@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,6 +100,14 @@ while True:
 print(kills)
 sys.exit(os.WEXITSTATUS(status))
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What evaluation keeps in the user's cache folder stays out of the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENT_PRIOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def words(flags: dict[str, object]) -> list[str]:

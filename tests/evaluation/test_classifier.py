@@ -146,15 +146,15 @@ def test_a_data_set_without_classes_is_refused(data, tmp_path):
         Image.new("L", (8, 8)).save(tmp_path / split / "0.png")
         Image.new("L", (8, 8)).save(tmp_path / split / "1.png")
     bare = options(reference=str(tmp_path))
-    with pytest.raises(ValueError, match=r"--class_split: split train of .* has no class labels"):
+    with pytest.raises(ValueError, match=r"--train_split: split train of .* has no class labels"):
         open_class_images(bare, [open_reference(bare)])
     labelled = options(reference=str(data))
     with pytest.raises(
         ValueError, match=r"--class_accuracy: split test of .* has no class labels to measure"
     ):
         open_class_images(labelled, [open_reference(bare)])
-    missing = options(class_split="tarin")
-    with pytest.raises(ValueError, match=r"--class_split: mnist5k has no split 'tarin'; it has"):
+    missing = options(train_split="tarin")
+    with pytest.raises(ValueError, match=r"--train_split: mnist5k has no split 'tarin'; it has"):
         open_class_images(missing, [open_reference(missing)])
 
 

@@ -50,7 +50,6 @@ def folders(tmp_path_factory):
     for strength in (5, 30, 90):
         save(noisy(smooth_images(37, 2), strength), root / f"noise{strength}")
     (root / "noise30" / "generation.json").write_text(json.dumps({"temperature": 0.9}))
-    save(smooth_images(5, 9), root / "noise30" / "more")
     Image.new("L", (99, 99)).save(root / "noise30" / "grid.png")
     return root
 
@@ -95,7 +94,8 @@ def test_the_protocol_says_how_the_numbers_came_about(run, folders, scripted_fea
     assert "bicubic" in protocol["resizer"]
     assert protocol["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert protocol["candidates"]["a"]["sampler"] == {"temperature": 0.9}
-    assert scores["rows"][0]["num_images"] == 42  # sub-folders count, the grid does not
+    assert scores["rows"][0]["num_images"] == 37  # the grid is no sample
+    assert len(protocol["fingerprint"]) == 64
 
 
 def test_numbers_do_not_depend_on_batches_neighbours_or_names(run):
@@ -156,22 +156,20 @@ def test_reconstructions_of_a_better_autoencoder_score_better(folders, scripted_
     )
     accelerator, reference = Accelerator(), open_reference(options)
     network = score.load_network(options.features)
-    rows = [
-        score.score(
-            options,
-            reference,
-            [],
-            score.Autoencoder(Rounding(levels), "", reference.resized(16, 1)),
-            network,
-            accelerator,
-        )[0]
-        for levels in (1, 3, None)
-    ]
+    rows = []
+    for levels in (1, 3, None):
+        autoencoder = score.Autoencoder(Rounding(levels), "", reference.resized(16, 1))
+        sets = score.Sets(reference, None, [], [], autoencoder)
+        judge = score.prepare(sets, network, options, accelerator)
+        rows += score.score(sets, judge, None, options, accelerator)[0]
     assert [row.name for row in rows] == ["reconstructions"] * 3
-    assert rows[0].distance > rows[1].distance > rows[2].distance
-    assert rows[0].psnr < rows[1].psnr < rows[2].psnr == 100
-    assert rows[0].ssim < rows[1].ssim < rows[2].ssim == pytest.approx(1)
-    assert rows[2].distance == pytest.approx(0, abs=1e-5)
+    distances, psnr, ssim = (
+        [row.values[key] for row in rows] for key in ("fd_custom", "psnr", "ssim")
+    )
+    assert distances[0] > distances[1] > distances[2] == pytest.approx(0, abs=1e-5)
+    assert psnr[0] < psnr[1] < psnr[2] == 100
+    assert ssim[0] < ssim[1] < ssim[2] == pytest.approx(1)
+    assert not any(row.contestant for row in rows)
 
 
 def test_a_real_pipeline_adds_its_reconstructions(run, tmp_path):
@@ -223,6 +221,75 @@ def test_nothing_to_score_is_one_line(tmp_path, capsys):
     assert len(said) == 1
     assert "nothing to score" in said[0]
     assert not (tmp_path / "scores").exists()
+
+
+def test_candidates_of_different_sizes_are_refused_and_can_be_cut(run, folders, capsys):
+    save(smooth_images(30, 3), folders / "fewer")
+    with pytest.raises(ValueError, match=r"same has 37 images and fewer 30.*--num_images 30"):
+        run(("same", "same"), ("fewer", "fewer"))
+    rows = run(("same", "same"), ("fewer", "fewer"), num_images=30)["rows"]
+    assert [row["num_images"] for row in rows] == [30, 30]
+
+
+def test_a_copy_of_the_training_images_is_noticed(folders, scripted_features, tmp_path):
+    """Half of them are copies with a grey value changed; the rest is as new as other images of the same source."""
+    data, training = tmp_path / "data", smooth_images(60, 4)
+    save(training, data / "train")
+    save(smooth_images(40, 5), data / "test")
+    copied = [np.clip(image.astype(int) + 1, 0, 255).astype(np.uint8) for image in training[:20]]
+    save(copied + smooth_images(20, 6), tmp_path / "half")
+    save(smooth_images(40, 7), tmp_path / "new")
+    score.main(
+        [
+            *("--reference", str(data), "--features", str(scripted_features), "--nearest", "true"),
+            *("--candidates", f"half={tmp_path / 'half'}", f"new={tmp_path / 'new'}"),
+            *("--output_dir", str(tmp_path / "scores")),
+        ]
+    )
+    half, new = json.loads((tmp_path / "scores" / "scores.json").read_text())["rows"]
+    assert half["authenticity"] <= 0.5
+    assert half["authenticity"] < new["authenticity"] - 0.15
+    assert (tmp_path / "scores" / "report.html").read_text().count("nearest") > 2
+
+
+def test_every_measure_of_features_is_in_the_table(run):
+    row = run(("n5", "noise5"))["rows"][0]
+    measured = {
+        "fd_custom",
+        "fd_custom_infinity",
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
+    assert measured <= set(row)
+    sizes, distances = zip(*row["curve"], strict=True)
+    assert list(sizes) == sorted(set(sizes))
+    assert (sizes[-1], distances[-1]) == (37, row["fd_custom"])
+    assert row["notes"] == []  # 37 images are enough for 12 features
+
+
+def test_too_few_images_for_the_features_is_a_note(run):
+    row = run(("n5", "noise5"), num_images=10)["rows"][0]
+    assert row["num_images"] == 10
+    assert "10 images are too few for 12 features" in row["notes"][0]
+
+
+def test_costs_come_from_the_generator(run, folders, tmp_path):
+    training = {"images_seen": 640, "seconds": 9.0, "cpu_seconds": 17.0, "device": "cpu"}
+    about = {"parameters": 5000, "seconds_per_image": 0.25, "training": training}
+    folder = save(smooth_images(37, 8), tmp_path / "drawn")
+    (folder / "generation.json").write_text("{}")
+    (folder / "about.json").write_text(json.dumps(about))
+    row = run(("a", folder))["rows"][0]
+    assert (row["parameters"], row["seconds_per_image"]) == (5000, 0.25)
+    assert (row["training_images"], row["training_seconds"]) == (640, 17.0)
+    training["device"] = "NVIDIA H100"
+    (folder / "about.json").write_text(json.dumps(about))
+    assert run(("a", folder))["rows"][0]["training_seconds"] == 9.0
+    (folder / "about.json").write_text(json.dumps(about | {"training": None}))
+    assert "training_seconds" not in run(("a", folder))["rows"][0]
 
 
 @pytest.mark.slow

@@ -49,14 +49,20 @@ def test_candidates_with_classes_get_the_column(folders, scripted_features, tmp_
     for judged in (True, False):
         output = tmp_path / str(judged)
         score.main(
-            arguments(folders, scripted_features, output, *candidates, class_accuracy=judged)
+            arguments(
+                folders, scripted_features, output, *candidates, class_accuracy=judged, num_images=8
+            )
         )
         scores[judged] = json.loads((output / "scores.json").read_text())
     rows = scores[True]["rows"]
     assert [row.pop("class_accuracy", None) for row in rows] == [0.75, 1, None]
+    # Two of the eight samples stand in the other class, which looks no different.
+    assert ["diversity" in row for row in rows] == [True, True, False]
     found = scores[True]["protocol"].pop("classifier")
     assert (found["split"], found["num_images"], found["reference_accuracy"]) == ("train", 32, 1)
     assert scores[False]["protocol"].pop("classifier") is None
+    fingerprints = {scores[judged]["protocol"].pop("fingerprint") for judged in (True, False)}
+    assert len(fingerprints) == 2  # who judges is part of the protocol
     assert scores[True] == scores[False]  # the other numbers do not move
 
 
@@ -68,8 +74,8 @@ def test_classes_are_checked_before_anything_is_written(folders, scripted_featur
         f"samples={folders / 'samples'}",
         class_accuracy=True,
     )
-    with pytest.raises(ValueError, match=r"--class_split: .* has no split 'valid'"):
-        score.main([*words, "--class_split", "valid"])
+    with pytest.raises(ValueError, match=r"--train_split: .* has no split 'valid'"):
+        score.main([*words, "--train_split", "valid"])
     table = folders / "samples" / "labels.csv"
     before = table.read_text()
     table.write_text(before.replace("dark", "grey"))
