@@ -14,7 +14,8 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.card import CARD, GRID_FILE, README, SCORES_FILE, write_card
+from pipelines.card import README, write_card
+from pipelines.card_text import CARD, GRID_FILE, SCORES_FILE
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -89,4 +89,4 @@ def described(pipe: Pipeline, settings: Mapping[str, Any], seed: int) -> dict[st
 
 def components(pipe: Pipeline) -> list[StrictModel]:
     """All models that sampling needs."""
-    return [pipe.autoencoder] if pipe.prior is None else [pipe.autoencoder, pipe.prior]
+    return list(pipe.components.values())

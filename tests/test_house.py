@@ -124,7 +124,7 @@ def test_every_script_answers_help_before_it_imports_torch():
     assert {name_of(path) for path in scripts} >= {
         of_models, "stage1_autoencoders.encode", "stage2_prior.train", "stage2_prior.export",
         "pipelines.assemble", "pipelines.describe", "pipelines.generate", "pipelines.latents", "evaluation.score",
-        "evaluation.likelihood",
+        "evaluation.likelihood", "evaluation.sweep",
     }  # fmt: skip
     heavy = "print({'torch', 'transformers', 'datasets', 'accelerate', 'PIL'} & set(sys.modules), file=sys.stderr)"
     answers = [

@@ -116,6 +116,7 @@ def test_a_new_folder_says_what_it_is_and_what_it_cost(folder):
             f"| {part.num_parameters():,} | 1,200 | 76,800 | 62 s, 118 processor seconds, cpu |"
             in text
         )
+    assert "samples with guidance_scale 2.0, top_k 5." in text
     assert "## Samples" not in text
     assert "## Scores" not in text
 
