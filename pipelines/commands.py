@@ -80,11 +80,14 @@ def _scoring(
         source = SAMPLES if drawn and each.get("sampler") == drawn else each["source"]
         sources.append(f"{name}={source}" + (f"[{each['split']}]" if each["split"] else ""))
     sizes = {each["num_images"] for each in protocol["candidates"].values()}
+    classifier = protocol["classifier"]
     own = protocol["autoencoder_fingerprint"] == index["code_spec"]["autoencoder_fingerprint"]
     return {
         **{name: protocol[name] for name in SAME_IN_PROTOCOL},
         "num_images": sizes.pop() if len(sizes) == 1 else None,
-        "class_accuracy": protocol["classifier"] is not None,
+        "class_accuracy": classifier is not None,
+        "nearest": protocol["train_split"] is not None,
+        "train_split": protocol["train_split"] or (classifier and classifier["split"]),
         "pipeline": PIPELINE if own else protocol["pipeline"],
         "candidates": sources,
         "output_dir": "runs/scores",

@@ -2,13 +2,16 @@
 
 import csv
 import json
+import shlex
 import shutil
 
 import pytest
 from PIL import Image
 
+from common.cli import parse_config
 from evaluation import score, sweep
-from pipelines import Pipeline, generate
+from evaluation.options import ScoreOptions
+from pipelines import Pipeline, describe, generate
 
 GRID = {"guidance_scale": [1, 2], "temperature": [0.5, 1], "top_k": [0, 3]}
 
@@ -88,6 +91,31 @@ def test_images_and_scores_are_those_of_generate_and_score(call, flags, folder, 
         )
         (scored,) = json.loads((tmp_path / "scores" / "scores.json").read_text())["rows"]
         assert row["fd_custom"] == pytest.approx(scored["fd_custom"], rel=1e-4)
+
+
+def test_the_card_shows_the_new_default_and_takes_the_scores_of_its_images(
+    call, flags, folder, tmp_path
+):
+    call(sweep, **flags, temperature=[0.5], top_k=[3])
+    assert "samples with temperature 0.5, top_k 3." in (folder / "README.md").read_text()
+    images = read(flags)["best"]["images"]
+    measured = {name: flags[name] for name in ("reference", "features", "batch_size")}
+    call(
+        score, **measured, reference_split="train", candidates=f"ours={images}", pipeline=folder, num_images=12,
+        output_dir=tmp_path / "scores",
+    )  # fmt: skip
+    describe.main(
+        ["--pipeline", str(folder), "--samples", images, "--scores", str(tmp_path / "scores")]
+    )
+    card = (folder / "README.md").read_text()
+    assert (tmp_path / "scores" / "scores.md").read_text().strip() in card
+    assert "none picked" in card
+    (line,) = (line for line in card.splitlines() if line.startswith("python evaluation/score.py "))
+    assert "--pipeline runs/pipeline" in line
+    assert "ours=runs/samples" in line
+    words = shlex.split(line)[2:]
+    words[words.index("--features") + 1] = str(flags["features"])  # recorded by its name alone
+    assert parse_config(ScoreOptions, words).num_images == 12
 
 
 def test_a_second_call_measures_only_what_is_new(call, flags, monkeypatch):

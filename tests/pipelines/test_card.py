@@ -75,7 +75,7 @@ def scores(folder, samples, runs):
     protocol = {
         "reference": "data/shapes", "reference_split": "test", "num_images": 40, "features": "inception",
         "kid_subsets": 100, "kid_subset_size": 1000, "seed": 0, "image_size": None, "channels": None,
-        "image_column": "image", "label_column": None, "on_corrupt": "error", "classifier": None, "pipeline": "elsewhere",
+        "image_column": "image", "label_column": None, "on_corrupt": "error", "train_split": "train", "classifier": None, "pipeline": "elsewhere",
         "autoencoder_fingerprint": own,
         "candidates": {
             "ours": {"source": str(samples), **of, "sampler": settings},
@@ -140,6 +140,7 @@ def test_its_command_lines_are_right_words_for_the_scripts(folder, samples, scor
     assert (drawn.num_images, drawn.seed, drawn.guidance_scale, drawn.top_k) == (12, 3, 2, 5)
     scored = parsed["evaluation/score.py"]
     assert scored.candidates == [f"ours={drawn.output_dir}", "real=data/shapes[train]"]
+    assert scored.nearest
     assert (scored.pipeline, scored.num_images) == (drawn.pipeline, 12)
 
 
