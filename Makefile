@@ -10,7 +10,7 @@ OUT := runs/demo
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SOURCES := common stage1_autoencoders stage2_prior pipelines evaluation benchmarks tests
 
-.PHONY: setup demo test test-fast check format bench clean
+.PHONY: setup demo league test test-fast check format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -54,6 +54,11 @@ $(OUT)/scores/scores.json: $(OUT)/random_codes/grid.png
 	$(BIN)/python evaluation/score.py --reference mnist5k --reference_split test --features efficientnet_lite0 --num_images 1000 \
 		--pipeline $(OUT)/pipeline --candidates "real_train=mnist5k[train]" samples=$(OUT)/samples random_codes=$(OUT)/random_codes \
 		--output_dir $(OUT)/scores
+
+# Ten minutes of training for each of seven contestants, one on every core; with CIFAR10=FOLDER also twenty on its images.
+league: $(READY)
+	$(BIN)/python benchmarks/league.py --data mnist
+	$(if $(CIFAR10),$(BIN)/python benchmarks/league.py --data cifar10 --dataset $(CIFAR10))
 
 test: $(READY)
 	$(TEST)

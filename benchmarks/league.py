@@ -231,13 +231,14 @@ def draw(folder: Path, contestant: Contestant, options: LeagueOptions) -> None:
         parts = {"autoencoder": str(folder / STAGE1 / "model"), "output_dir": str(pipeline)}
         parts |= {"prior": str(folder / STAGE2 / "model")} if len(contestant.stages) > 1 else {}
         call("pipelines/assemble.py", parts, pipeline)
-    if contestant.sweep and options.sweep_images and not (folder / "sweep/sweep.json").is_file():
+    if contestant.sweep and options.sweep_images:
         swept = {
             "pipeline": str(pipeline), "reference": options.dataset or "mnist5k", "reference_split": "train",
-            "features": options.features, "num_images": str(options.sweep_images), "full_images": "0",
-            "output_dir": str(folder / "sweep"),
+            "features": options.features, "num_images": str(options.sweep_images),
+            "full_images": str(options.score_images), "output_dir": str(folder / "sweep"),
         }  # fmt: skip
         call("evaluation/sweep.py", swept | threads(options), folder / "sweep", contestant.sweep)
+        return
     call(
         "pipelines/generate.py",
         words | {"pipeline": str(pipeline)} | threads(options),
@@ -253,8 +254,16 @@ def score(folder: Path, options: LeagueOptions) -> None:
         "class_accuracy": "true", "nearest": "true", "output_dir": str(folder / "scores"),
     }  # fmt: skip
     candidates = [f"real_train={images}[train]"]
-    candidates += [f"{name}={folder / name / 'samples'}" for name in options.contestants]
+    candidates += [f"{name}={drawn(folder / name)}" for name in options.contestants]
     call("evaluation/score.py", words, folder / "scores", {"candidates": candidates})
+
+
+def drawn(folder: Path) -> Path:
+    """Where a contestant's images are: a sweep draws those of the best settings itself."""
+    sweep = folder / "sweep/sweep.json"
+    if not sweep.is_file():
+        return folder / "samples"
+    return Path(json.loads(sweep.read_text())["best"]["images"])
 
 
 def limit() -> str:
