@@ -173,7 +173,7 @@ def _begin(partial: Path, count: int, dimension: int) -> None:
     try:
         found = np.load(partial / FEATURES, mmap_mode="r")
         begun = found.shape == (count, dimension) and found.dtype == np.float32
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         begun = False
     if not begun:
         shutil.rmtree(partial, ignore_errors=True)

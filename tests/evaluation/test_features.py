@@ -1,28 +1,22 @@
-import http.server
+import hashlib
 import sys
-import threading
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from evaluation import downloads, features, fid
+from evaluation import features, fid
+from tests.evaluation.conftest import save_scripted
 
 
 def noise(count, height=20, width=24, channels=3, seed=0):
     return np.random.default_rng(seed).integers(
         0, 256, (count, height, width, channels), dtype=np.uint8
     )
-
-
-def save_scripted(module, path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated since torch 2.14
-        torch.jit.script(module.eval()).save(str(path))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -117,20 +111,28 @@ def test_a_file_that_is_no_torchscript_is_refused(tmp_path):
 
 
 class StandInInception(nn.Module):
-    """What clean-fid's wrapper asks of the Inception file: `layers` with 2048 features, cheap here."""
+    """clean-fid's Inception file from outside: `layers` with 2048 features, `output` with classes; cheap here."""
 
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2048))
+        self.output = nn.Linear(2048, 9)
 
-    def forward(self, images):
-        return self.layers(images)
+    def forward(self, images: Tensor, return_features: bool = False, no_output_bias: bool = False):
+        features = self.layers((images - 128) / 128)
+        if return_features:
+            return features
+        if no_output_bias:
+            return torch.softmax(functional.linear(features, self.output.weight), 1)
+        return torch.softmax(self.output(features), 1)
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LATENT_PRIOR_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Content of such a file."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("stand-in") / "inception.pt"
+    return save_scripted(StandInInception(), path).read_bytes()
 
 
 @pytest.fixture
@@ -142,40 +144,20 @@ def inception_at(monkeypatch):
 
 
 @pytest.fixture
-def serve():
-    """Serve `body` on localhost, promising `length` bytes."""
-    servers = []
-
-    def start(body, length):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("Content-Length", str(length))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format, *arguments):
-                pass
-
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/inception.pt"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+def inception(cache, weights):
+    """The stand-in behind clean-fid's wrapper, its file already where it belongs."""
+    cache.mkdir()
+    (cache / fid.INCEPTION_FILE).write_bytes(weights)
+    return features.load_network("inception")
 
 
 def test_inception_is_downloaded_once_and_used_through_clean_fid(
-    cache, inception_at, serve, tmp_path
+    cache, inception_at, serve, weights
 ):
-    torch.manual_seed(0)
-    body = save_scripted(StandInInception(), tmp_path / "inception.pt").read_bytes()
-    inception_at(serve(body, len(body)))
+    inception_at(serve({"inception.pt": (weights, len(weights))}) + "inception.pt")
     network = features.load_network("inception")
     assert (network.column, network.title, network.dimension) == ("fid", "FID", 2048)
+    assert network.digest == hashlib.sha256(weights).hexdigest()
     assert [path.name for path in cache.iterdir()] == [fid.INCEPTION_FILE]
     inception_at("http://127.0.0.1:9/gone")  # from now on the cache has to do
     again = features.load_network("inception")
@@ -183,20 +165,19 @@ def test_inception_is_downloaded_once_and_used_through_clean_fid(
     np.testing.assert_array_equal(network(images), again(images))
 
 
-def test_an_interrupted_download_leaves_nothing_broken(cache, inception_at, serve, tmp_path):
-    body = save_scripted(StandInInception(), tmp_path / "inception.pt").read_bytes()
-    inception_at(serve(body[: len(body) // 2], len(body)))
+def test_an_interrupted_download_leaves_nothing_broken(cache, inception_at, serve, weights):
+    half = weights[: len(weights) // 2]
+    inception_at(serve({"inception.pt": (half, len(weights))}) + "inception.pt")
     with pytest.raises(ValueError, match="broke off"):
         features.load_network("inception")
     assert list(cache.iterdir()) == []
-    inception_at(serve(body, len(body)))  # clean-fid would fail here for ever
-    assert features.load_network("inception").dimension == 2048
+    inception_at(serve({"inception.pt": (weights, len(weights))}) + "inception.pt")
+    assert features.load_network("inception").dimension == 2048  # clean-fid fails here for ever
 
 
-def test_a_page_instead_of_weights_is_not_kept(cache, inception_at, serve):
-    page = b"<html>please log in</html>"
-    inception_at(serve(page, len(page)))
-    with pytest.raises(ValueError, match="not the file"):
+def test_an_inception_that_is_not_there_any_more_is_one_sentence(cache, inception_at, serve):
+    inception_at(serve({}) + "inception.pt")
+    with pytest.raises(ValueError, match=r"inception\.pt is gone: put the file at .* efficientnet"):
         features.load_network("inception")
     assert list(cache.iterdir()) == []
 
@@ -208,22 +189,49 @@ def test_no_network_is_one_sentence(cache, inception_at):
     assert list(cache.iterdir()) == []
 
 
+def test_features_of_folders_through_inception_are_clean_fids(inception, cache, tmp_path):
+    """From files to features on both ways, as for any FID."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # clean-fid 0.1.35 imports deprecated names
+        from cleanfid import fid as cleanfid
+
+        theirs = fid.inception(cache)
+    images = noise(5, 32, 32)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    settings = {
+        "num_workers": 0,
+        "batch_size": 2,
+        "device": "cpu",
+        "mode": "clean",
+        "verbose": False,
+    }
+    expected = cleanfid.get_folder_features(str(tmp_path), theirs, **settings)
+    np.testing.assert_allclose(inception(list(images)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_class_probabilities_are_those_of_the_inception_score(inception, cache):
+    """The features suffice, so no second pass is needed; the bias is left out, as the score's authors did."""
+    images = list(noise(3))
+    found = inception.probabilities(inception(images))
+    base = fid.inception(cache).base
+    with torch.inference_mode():
+        expected = base(inception.prepare(images), no_output_bias=True)
+        biased = base(inception.prepare(images))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+    assert np.abs(found - biased.numpy()).max() > 1e-3
+
+
+def test_other_networks_know_no_classes(tiny):
+    assert tiny.probabilities is None
+
+
 def test_a_broken_file_in_the_cache_is_named(cache, inception_at):
     cache.mkdir()
     (cache / fid.INCEPTION_FILE).write_bytes(b"half a file")
     with pytest.raises(ValueError, match="delete it"):
         features.load_network("inception")
-
-
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("LATENT_PRIOR_CACHE", str(tmp_path / "own"))
-    assert downloads.cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("LATENT_PRIOR_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert downloads.cache_folder() == tmp_path / "xdg" / "latent-prior"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert downloads.cache_folder() == tmp_path / ".cache" / "latent-prior"
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +274,29 @@ def test_clip_features_are_its_image_embeddings(tiny_clip, monkeypatch):
     with torch.inference_mode():
         expected = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
     np.testing.assert_allclose(network(list(images)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clip_sees_images_as_clean_fids_clip_does(tiny_clip, monkeypatch):
+    """The shorter side resized in whole grey values, then the centre: otherwise published statistics would not fit."""
+    _, folder = tiny_clip
+    monkeypatch.setattr(features._clip, "__defaults__", (str(folder),))
+    network = features.load_network("clip")
+    assert "CLIP" in network.resizer
+    wide = noise(1, 64, 128)[0]
+    np.testing.assert_array_equal(network([wide]), network([wide[:, 32:96]]))
+    small = network.prepare([noise(1, 30, 30)[0]])
+    assert (small == small.round()).all()
+
+
+def test_the_digest_is_that_of_the_weights(tiny_clip, monkeypatch):
+    model, folder = tiny_clip
+    monkeypatch.setattr(features._clip, "__defaults__", (str(folder),))
+    digests = [features.load_network("clip").digest for _ in range(2)]
+    with torch.no_grad():
+        model.visual_projection.weight[0, 0] += 1e-3
+    model.save_pretrained(folder)
+    digests.append(features.load_network("clip").digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_clip_without_the_hub_is_one_sentence(tmp_path, monkeypatch):

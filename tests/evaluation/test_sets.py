@@ -64,6 +64,10 @@ def test_sampler_settings_are_read(tmp_path):
         "source": str(tmp_path), "split": None, "num_images": 2, "available": 2, "skipped": 0,
         "sampler": {"guidance_scale": 1.5},
     }  # fmt: skip
+    assert scored.about is None
+    (tmp_path / "about.json").write_text(json.dumps({"parameters": 7, "training": None}))
+    scored = open_candidate(Candidate("a", str(tmp_path), None), options())
+    assert scored.about == {"parameters": 7, "training": None}
     (tmp_path / "generation.json").write_text("{")
     with pytest.raises(ValueError, match=r"generation\.json is not JSON"):
         open_candidate(Candidate("a", str(tmp_path), None), options())
@@ -94,6 +98,91 @@ def test_folders_that_cannot_be_scored(tmp_path, files, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_candidate(Candidate("a", str(folder), None), options())
     assert str(folder) in str(caught.value)
+
+
+def refused(folder, **values):
+    with pytest.raises(ValueError, match=r"^--candidates a: ") as caught:
+        open_candidate(Candidate("a", str(folder), None), options(**values))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_two_sizes_in_one_folder_are_refused_unless_one_is_asked_for(tmp_path):
+    for name in ("0.png", "1.png", "3.png"):
+        save(tmp_path, name)
+    save(tmp_path, "2.png", size=(5, 6))
+    message = refused(tmp_path)
+    assert f"{tmp_path / '0.png'} has 6 x 5 pixels and {tmp_path / '2.png'} 5 x 6" in message
+    assert "--image_size" in message
+    assert f"a={tmp_path}[train]" in message
+    for candidate in (Candidate("a", str(tmp_path), None), Candidate("a", str(tmp_path), "train")):
+        sized = options(image_size=5 if candidate.split is None else None)
+        assert len(open_candidate(candidate, sized)) == 4
+
+
+def test_grey_and_coloured_images_of_one_size_are_one_set(tmp_path):
+    save(tmp_path, "0.png")
+    save(tmp_path, "1.jpg", mode="L")
+    assert len(open_candidate(Candidate("a", str(tmp_path), None), options())) == 2
+
+
+@pytest.mark.parametrize("other", ["x/0.png", "x/y/0.png"])
+def test_a_set_within_a_set_is_refused(tmp_path, other):
+    for name in ("0.png", "1.png", other):
+        save(tmp_path, name)
+    inner = (tmp_path / other).parent
+    assert (
+        f"{inner} is a folder of images within {tmp_path}, which has images of its own"
+        in refused(tmp_path)
+    )
+
+
+def test_a_set_within_a_class_of_a_set_is_refused(tmp_path):
+    for name in ("cat/0.png", "dog/0.png", "dog/more/0.png"):
+        save(tmp_path, name)
+    assert (
+        f"{tmp_path / 'dog' / 'more'} is a folder of images within {tmp_path / 'dog'}"
+        in refused(tmp_path)
+    )
+
+
+def test_the_folder_of_several_generated_sets_is_refused(tmp_path):
+    for name in ("first/0.png", "second/0.png"):
+        save(tmp_path, name)
+    assert len(open_candidate(Candidate("a", str(tmp_path), None), options())) == 2  # two classes
+    (tmp_path / "second" / "generation.json").write_text("{}")
+    assert (
+        f"{tmp_path / 'second'} is a folder of images within {tmp_path}, which is not"
+        in refused(tmp_path)
+    )
+
+
+def test_an_overview_beside_generated_classes_is_no_second_set(tmp_path):
+    for name in ("grid.png", "0/0.png", "1/0.png"):
+        save(tmp_path, name)
+    (tmp_path / "generation.json").write_text("{}")
+    assert len(open_candidate(Candidate("a", str(tmp_path), None), options())) == 2
+
+
+def test_archives_are_to_be_unpacked(tmp_path):
+    archive = tmp_path / "samples.zip"
+    archive.write_bytes(b"PK")
+    assert f"{archive} is an archive: unpack it" in refused(archive)
+    assert f"{tmp_path} holds no images; unpack its samples.zip" in refused(tmp_path)
+    other = tmp_path / "notes.txt"
+    other.write_bytes(b"")
+    assert f"{other} is a file: name the folder" in refused(other)
+    with pytest.raises(
+        ValueError, match=r"--reference .*samples\.zip is a file; expected a folder"
+    ):
+        open_reference(options(reference=str(archive)))
+
+
+def test_hidden_folders_hold_no_samples(tmp_path):
+    for name in ("0.png", "1.png", ".ipynb_checkpoints/0-checkpoint.png"):
+        save(tmp_path, name)
+    assert len(open_candidate(Candidate("a", str(tmp_path), None), options())) == 2
 
 
 def test_mistakes_in_a_data_set_name_the_flag_at_fault():
