@@ -1,4 +1,5 @@
 import hashlib
+import json
 import sys
 import warnings
 
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evaluation import features, fid
+from evaluation import features, fid, score
 from tests.evaluation.conftest import save_scripted
 
 
@@ -208,6 +209,29 @@ def test_features_of_folders_through_inception_are_clean_fids(inception, cache, 
     }
     expected = cleanfid.get_folder_features(str(tmp_path), theirs, **settings)
     np.testing.assert_allclose(inception(list(images)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_two_folders_are_scored_end_to_end_with_inception(inception, tmp_path):
+    """`inception` is what `--features` names by default; its weights lie where a download would have put them."""
+    for folder, seed in (("reference/test", 0), ("same", 0), ("other", 1)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number, image in enumerate(noise(6, 32, 32, seed=seed)):
+            Image.fromarray(image // (1 + seed)).save(tmp_path / folder / f"{number}.png")
+    score.main([
+        "--candidates", f"same={tmp_path / 'same'}", f"other={tmp_path / 'other'}",
+        "--reference", str(tmp_path / "reference"), "--output_dir", str(tmp_path / "scores"),
+        "--cpu_threads", "1",
+    ])  # fmt: skip
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    same, other = scores["rows"]
+    assert same["fid"] == pytest.approx(0, abs=1e-3)
+    expected = [inception(list(noise(6, 32, 32, seed=seed) // (1 + seed))) for seed in (0, 1)]
+    means, covariances = zip(*(fid.statistics(found) for found in expected), strict=True)
+    shift = ((means[0] - means[1]) ** 2).sum()
+    assert other["fid"] > 0.99 * shift > 0
+    assert other["fid"] <= shift + sum(map(np.trace, covariances))
+    assert 1 <= other["inception_score"] < 9
+    assert scores["protocol"]["features"] == "inception"
 
 
 def test_class_probabilities_are_those_of_the_inception_score(inception, cache):
