@@ -6,12 +6,13 @@ https://arxiv.org/abs/1911.07023): the distance at several sizes tells how much 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.fid import Moments, Reference
+from evaluation.fid import Moments, Reference, moments
 
 POINTS = 8  # of a curve
 # From all images to half of them. The line holds for many images only: for 1,000 images of 1,280 features a range down to
@@ -24,28 +25,37 @@ def distance_curve(
 ) -> list[tuple[int, float]]:
     """Frechet distance of random subsets to a reference, their sizes evenly spaced in 1/N.
 
-    Each subset holds the smaller ones, so that every image is taken in once.
+    The images are put in a random order, closed to a ring, and each subset begins where the last one ends. Subsets that
+    hold each other would scatter less about the line than the line does from one set of images to another. The ring is cut where
+    subsets begin, and each piece taken in once.
 
     Args:
         reference: the Gaussian compared with; all its images are always used.
         found: (M, D), M >= 2.
-        seed: of the subsets.
+        seed: of the order.
 
     Returns:
-        (N, distance) from the smallest N to N = M, POINTS of them or, for fewer than about 30 images, as many as
-        there are different sizes.
+        (N, distance) from the smallest N to N = M, whose distance is that of all images; POINTS of them or, for fewer
+        than about 30 images, as many as there are different sizes.
     """
     count = len(found)
     order = np.random.default_rng(seed).permutation(count)
     shares = np.linspace(1 / SMALLEST, 1, POINTS)
     sizes = sorted({max(2, round(count / share)) for share in shares})
-    curve, moments = [], Moments()
-    for size in sizes:
+    starts = np.cumsum([0, *sizes[:-1]]) % count
+    cuts = np.unique(starts)
+    pieces: list[Moments] = []
+    if count > reference.rank:
+        pieces = [moments(found[np.sort(rows)]) for rows in np.split(order, cuts[1:])]
+    curve = []
+    for start, size in zip(starts.tolist(), sizes, strict=True):
         if size <= reference.rank:
-            distance = reference.distance_to(found[np.sort(order[:size])])
+            rows = np.roll(order, -start)[:size]
+            distance = reference.distance_to(found[np.sort(rows)])
         else:
-            moments.add(found[np.sort(order[moments.count : size])])
-            distance = reference.distance(moments.gaussian())
+            within = np.flatnonzero((cuts - start) % count < size)
+            joined = functools.reduce(Moments.joined, [pieces[i] for i in within])
+            distance = reference.distance(joined.gaussian())
         curve.append((size, distance))
     return curve
 
@@ -60,8 +70,7 @@ def at_infinity(curve: list[tuple[int, float]]) -> tuple[float, float]:
         curve: what `distance_curve` gives; at least 3 points, which 6 images are enough for.
 
     Returns:
-        The intercept and its standard error: of the line through these points, hence without what other images of the
-        same source would change in all of them.
+        The intercept and its standard error, about what other images of the same source would change.
     """
     assert len(curve) >= 3, "a line with a standard error needs three sizes"
     sizes, distances = np.array(curve, np.float64).T

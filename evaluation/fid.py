@@ -32,46 +32,41 @@ class Gaussian(NamedTuple):
     covariance: NDArray[np.float64]  # (D, D), divided by N - 1
 
 
-class Moments:
-    """Mean and covariance of features that come in parts, in float64; the parts' sizes change nothing but rounding."""
+class Moments(NamedTuple):
+    """Mean and scatter of features, which can be joined with those of others."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._mean = np.zeros(0)
-        self._scatter = np.zeros((0, 0))
+    num_images: int
+    mean: NDArray[np.float64]  # (D,)
+    scatter: NDArray[np.float64]  # (D, D): sum of (x - mean) (x - mean)^T
 
-    def add(self, features: NDArray[np.floating]) -> None:
-        """Take in features (N, D), N >= 0, a block at a time."""
-        for start in range(0, len(features), BLOCK):
-            self._add(features[start : start + BLOCK].astype(np.float64))
-
-    def _add(self, values: NDArray[np.float64]) -> None:
-        """Chan, Golub and LeVeque, 1979: parts are centred at their own means before they are squared."""
-        if self.count == 0:
-            self._mean = np.zeros(values.shape[1])
-            self._scatter = np.zeros((values.shape[1],) * 2)
-        mean = values.mean(0)
-        values -= mean
-        shift, total = mean - self._mean, self.count + len(values)
-        self._scatter += values.T @ values
-        self._scatter += np.outer(shift, shift * (self.count * len(values) / total))
-        self._mean = self._mean + shift * (len(values) / total)
-        self.count = total
+    def joined(self, other: Moments) -> Moments:
+        """Of both sets together (Chan, Golub and LeVeque, 1979, Eq. 2.1)."""
+        total = self.num_images + other.num_images
+        shift = other.mean - self.mean
+        scatter = np.outer(shift, shift * (self.num_images * other.num_images / total))
+        scatter += self.scatter
+        scatter += other.scatter
+        return Moments(total, self.mean + shift * (other.num_images / total), scatter)
 
     def gaussian(self) -> Gaussian:
-        """Of what was taken in so far, at least 2 features."""
-        assert self.count >= 2, "a covariance needs two images"
-        return Gaussian(self._mean, self._scatter / (self.count - 1))
+        """Of at least two images."""
+        assert self.num_images >= 2, "a covariance needs two images"
+        return Gaussian(self.mean, self.scatter / (self.num_images - 1))
+
+
+def moments(features: NDArray[np.floating]) -> Moments:
+    """Of features (N, D) with N >= 1, in float64; of a memory-mapped array a block at a time is in memory."""
+    mean = features.mean(0, dtype=np.float64)
+    scatter = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(features), BLOCK):
+        values = features[start : start + BLOCK] - mean
+        scatter += values.T @ values
+    return Moments(len(features), mean, scatter)
 
 
 def statistics(features: NDArray[np.floating]) -> Gaussian:
-    """Mean and covariance, in float64, of features (N, D) with N >= 2.
-
-    Of a memory-mapped array only a block at a time is in memory.
-    """
-    moments = Moments()
-    moments.add(features)
-    return moments.gaussian()
+    """Mean and covariance, in float64, of features (N, D) with N >= 2, as `moments`."""
+    return moments(features).gaussian()
 
 
 def rank_deficient(num_images: int, dimension: int) -> bool:
@@ -145,10 +140,10 @@ def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def frechet_distance(
-    mean1: NDArray[np.floating],
-    covariance1: NDArray[np.floating],
-    mean2: NDArray[np.floating],
-    covariance2: NDArray[np.floating],
+    mean1: NDArray[np.float64],
+    covariance1: NDArray[np.float64],
+    mean2: NDArray[np.float64],
+    covariance2: NDArray[np.float64],
 ) -> float:
     """Squared Frechet (2-Wasserstein) distance of two Gaussians; of one and many others by `Reference`.
 
@@ -161,9 +156,7 @@ def frechet_distance(
     Returns:
         The distance, at least 0, in squared units of the features.
     """
-    first = Gaussian(np.asarray(mean1, np.float64), np.asarray(covariance1, np.float64))
-    second = Gaussian(np.asarray(mean2, np.float64), np.asarray(covariance2, np.float64))
-    return Reference(first).distance(second)
+    return Reference(Gaussian(mean1, covariance1)).distance(Gaussian(mean2, covariance2))
 
 
 def kernel_distance(
@@ -204,8 +197,8 @@ def kernel_distance(
         (draw(counts[0], size, replace=False), draw(counts[1], size, replace=False))
         for _ in range(subsets)
     ]
-    # Where all pairs are fewer than those of the subsets, each is computed once.
-    if sum(counts) ** 2 <= subsets * (2 * size) ** 2:
+    # All pairs once, at twice the cost of a pair, or those of each subset.
+    if 2 * sum(counts) ** 2 <= subsets * (2 * size) ** 2:
         draws = _unbiased_mmds(features1, features2, chosen)
     else:
         whole = [(np.arange(size), np.arange(size))]

@@ -140,8 +140,8 @@ def authenticity(found: NDArray[np.floating], train: NDArray[np.floating]) -> fl
     """Share of found images that are no copies of training images, in [0, 1] (higher is better).
 
     Alaa et al., 2022 (https://arxiv.org/abs/2102.08921), section 3.2: an image counts as a copy unless it is farther from its
-    nearest training image than that one is from its own nearest training image. Of fresh images of the training
-    images' source about half count as copies too: compare with the value of held-out images.
+    nearest training image than that one is from its own nearest training image. Fresh images of the training images'
+    source do not all pass either: compare with the value of held-out images.
 
     Args:
         found: (M, D), M >= 1.

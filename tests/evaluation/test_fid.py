@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -46,6 +47,30 @@ def test_statistics_are_numpys():
     assert found.covariance.dtype == np.float64
 
 
+def test_statistics_of_mapped_features_take_the_memory_of_a_block(tmp_path):
+    features = gaussian_features(40_000, 32, 0).astype(np.float32)
+    np.save(tmp_path / "features.npy", features)
+    mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
+    tracemalloc.start()
+    found = fid.statistics(mapped)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * fid.BLOCK * 32 * 8 < features.nbytes / 2
+    expected = np.cov(features.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(found.covariance, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    features = gaussian_features(100, 8, 0, shift=1e4)
+    parts = [fid.moments(part) for part in (features[:1], features[1:30], features[30:])]
+    joined = parts[0].joined(parts[1]).joined(parts[2])
+    assert joined.num_images == 100
+    np.testing.assert_allclose(joined.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(
+        joined.gaussian().covariance, np.cov(features, rowvar=False), rtol=1e-8, atol=1e-10
+    )
+
+
 def test_statistics_leave_the_features_alone():
     features = gaussian_features(10, 3, 0)
     before = features.copy()
@@ -62,6 +87,96 @@ def test_frechet_distance_of_commuting_gaussians_has_a_closed_form():
         mean1, rotation * variances1 @ rotation.T, mean2, rotation * variances2 @ rotation.T
     )
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+def exactly(mean, covariance, count, seed):
+    """Features whose sample mean and covariance are these."""
+    values = np.random.default_rng(seed).normal(size=(count, len(mean)))
+    values -= values.mean(0)
+    whitened = np.linalg.solve(np.linalg.cholesky(np.cov(values, rowvar=False)), values.T)
+    return (np.linalg.cholesky(covariance) @ whitened).T + mean
+
+
+def test_features_of_known_gaussians_give_the_closed_form():
+    """Of Gaussians that do not commute: tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of the product."""
+    generator = np.random.default_rng(3)
+    mean1, mean2 = generator.normal(size=(2, 12))
+    covariance1, covariance2 = (np.cov(generator.normal(size=(12, 40))) for _ in range(2))
+    roots = np.sqrt(np.linalg.eigvals(covariance1 @ covariance2).real)
+    expected = ((mean1 - mean2) ** 2).sum() + np.trace(covariance1 + covariance2) - 2 * roots.sum()
+    first, second = exactly(mean1, covariance1, 90, 0), exactly(mean2, covariance2, 70, 1)
+    reference = fid.Reference(fid.statistics(first))
+    assert reference.distance_to(second) == pytest.approx(expected, rel=1e-6)
+    assert frechet(first, second) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(300, 300), (300, 20), (20, 300), (20, 30), (40, 2), (48, 49)])
+def test_a_prepared_reference_agrees_with_clean_fid_and_torchmetrics(cleanfid_fid, counts):
+    first, second = (
+        gaussian_features(counts[0], 48, 0),
+        gaussian_features(counts[1], 48, 1, 0.3, 1.4),
+    )
+    arguments = (*fid.statistics(first), *fid.statistics(second))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # clean-fid's sqrtm(disp=...) is deprecated in SciPy 1.17
+        image_fid = pytest.importorskip("torchmetrics.image.fid")
+        theirs = float(cleanfid_fid.frechet_distance(*arguments))
+    metrics = image_fid._compute_fid(*map(torch.from_numpy, arguments)).item()
+    reference = fid.Reference(fid.statistics(first))
+    assert reference.distance_to(second) == pytest.approx(theirs, rel=2e-6)
+    assert reference.distance_to(second) == pytest.approx(metrics, rel=2e-6)
+    assert reference.distance(fid.statistics(second)) == pytest.approx(theirs, rel=2e-6)
+
+
+@pytest.mark.parametrize("counts", [(200, 30), (20, 200), (20, 30), (200, 65)])
+def test_a_prepared_reference_measures_features_as_their_gaussian(counts):
+    first, second = gaussian_features(counts[0], 64, 0), gaussian_features(counts[1], 64, 1, 0.1)
+    reference = fid.Reference(fid.statistics(first))
+    assert reference.rank == min(64, counts[0] - 1)
+    expected = reference.distance(fid.statistics(second))
+    assert reference.distance_to(second) == pytest.approx(expected, rel=1e-6)
+    mixed = np.random.default_rng(0).permutation(len(second))
+    assert reference.distance_to(second[mixed]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_identical_sets_are_at_no_distance():
+    """At about the scale of Inception's features; the kernel distance of a set to itself is a little below 0."""
+    features = (0.3 * np.abs(gaussian_features(300, 512, 0))).astype(np.float32)
+    reference = fid.Reference(fid.statistics(features))
+    assert 0 <= reference.distance_to(features.copy()) < 1e-3
+    assert -2e-3 < fid.kernel_distance(features, features.copy())[0] < 0
+    assert 0 <= frechet(features[:200], features[:200].copy()) < 1e-3
+
+
+def test_images_that_are_all_the_same_have_a_distance():
+    """Constant features, duplicates, and features that never change have defined distances."""
+    still, moving = np.full((7, 6), 0.3), gaussian_features(50, 6, 0)
+    trace = np.trace(fid.statistics(moving).covariance)
+    shift = ((moving.mean(0) - 0.3) ** 2).sum()
+    for first, second in ((still, moving), (moving, still)):
+        found = fid.Reference(fid.statistics(first)).distance_to(second)
+        assert found == pytest.approx(shift + trace, rel=1e-6)
+    assert fid.Reference(fid.statistics(still)).distance_to(still) == pytest.approx(0, abs=1e-12)
+    wide = np.pad(moving, ((0, 0), (0, 3)), constant_values=0.7)  # three dead features
+    assert fid.Reference(fid.statistics(wide)).rank == 6
+    other = gaussian_features(60, 6, 1, 0.4)
+    expected = frechet(moving, other)
+    padded = np.pad(other, ((0, 0), (0, 3)), constant_values=0.7)
+    assert frechet(wide, padded) == pytest.approx(expected, rel=1e-6)
+    twice = np.concatenate((other, other))[:-1]  # duplicates change no more than the weights
+    assert frechet(moving, twice) == pytest.approx(expected, rel=0.1)
+    with pytest.raises(AssertionError, match="two images"):
+        fid.statistics(still[:1])
+    with pytest.raises(AssertionError, match="two images"):
+        fid.Reference(fid.statistics(moving)).distance_to(still[:1])
+
+
+def test_rank_deficiency_is_a_matter_of_counting():
+    assert fid.rank_deficient(48, 48)
+    assert not fid.rank_deficient(49, 48)
+    for count in (47, 48, 49):
+        covariance = fid.statistics(gaussian_features(count, 48, 0)).covariance
+        assert (np.linalg.matrix_rank(covariance) < 48) == fid.rank_deficient(count, 48)
 
 
 def test_frechet_distance_without_variance_is_the_squared_shift():
@@ -101,77 +216,10 @@ def test_more_images_of_one_source_come_closer():
     assert distances[0] > distances[1] > distances[2]
 
 
-@pytest.mark.parametrize("subset_size", [40, 60, 1000])
-def test_kernel_distance_agrees_with_clean_fid(cleanfid_fid, subset_size):
-    first, second = gaussian_features(60, 24, 0), gaussian_features(60, 24, 1, 0.3)
-    np.random.seed(0)  # noqa: NPY002 - clean-fid draws its subsets from the global generator
-    theirs = cleanfid_fid.kernel_distance(
-        first, second, num_subsets=400, max_subset_size=subset_size
-    )
-    ours, _ = fid.kernel_distance(first, second, 400, subset_size)
-    tolerance = 1e-10 if subset_size >= 60 else 0.03  # whole sets leave nothing to chance
-    assert ours == pytest.approx(theirs, rel=tolerance)
-
-
-def test_kernel_distance_is_the_double_sum_written_out():
-    first, second = gaussian_features(7, 5, 0), gaussian_features(7, 5, 1, 0.4)
-
-    def kernel(a, b):
-        return (float(a @ b) / 5 + 1) ** 3
-
-    pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
-    expected = sum(kernel(first[i], first[j]) + kernel(second[i], second[j]) for i, j in pairs) / 42
-    expected -= 2 * sum(kernel(a, b) for a in first for b in second) / 49
-    assert fid.kernel_distance(first, second)[0] == pytest.approx(expected, rel=1e-10)
-
-
-def test_kernel_distance_is_seeded_and_leaves_the_global_generator_alone():
-    first, second = gaussian_features(100, 8, 0), gaussian_features(120, 8, 1, 0.5)
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
-    runs = [fid.kernel_distance(first, second, 5, 30, seed) for seed in (1, 1, 2)]
-    assert runs[0] == runs[1] != runs[2]
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
-
-
-@pytest.mark.parametrize("subset_size", [50, 200])
-def test_kernel_distance_is_unbiased(subset_size):
-    """Of two sets of one source it averages to 0; the biased estimate would not."""
-    values = [
-        fid.kernel_distance(gaussian_features(200, 8, 2 * s), gaussian_features(200, 8, 2 * s + 1), 10, subset_size)[0]
-        for s in range(60)
-    ]  # fmt: skip
-    assert abs(np.mean(values)) < 3 * np.std(values) / math.sqrt(60)
-
-
-@pytest.mark.parametrize(
-    ("counts", "subset_size"), [((150, 150), 1000), ((150, 600), 100), ((300, 300), 100)]
-)
-def test_standard_error_is_the_scatter_over_fresh_images(counts, subset_size):
-    runs = np.array(
-        [
-            fid.kernel_distance(
-                gaussian_features(counts[0], 8, 2 * s), gaussian_features(counts[1], 8, 2 * s + 1, 0.6), 20, subset_size
-            )
-            for s in range(120)
-        ]
-    )  # fmt: skip
-    scatter, reported = runs[:, 0].std(ddof=1), runs[:, 1].mean()
-    assert reported == pytest.approx(scatter, rel=0.3)
-
-
-def test_the_usual_standard_error_over_subsets_would_vanish():
-    first, second = gaussian_features(100, 8, 0), gaussian_features(100, 8, 1, 0.5)
-    mean, error = fid.kernel_distance(first, second, subsets=100, subset_size=1000)
-    assert 0 < error < mean
-
-
 def test_float32_features_give_the_same_distances():
     first, second = gaussian_features(300, 64, 0), gaussian_features(300, 64, 1, 0.1)
     narrow = first.astype(np.float32), second.astype(np.float32)
     assert frechet(*narrow) == pytest.approx(frechet(first, second), rel=1e-5)
-    assert fid.kernel_distance(*narrow)[0] == pytest.approx(
-        fid.kernel_distance(first, second)[0], rel=1e-3
-    )
 
 
 def test_clean_resizer_is_antialiased_and_keeps_fractions():

@@ -1,0 +1,146 @@
+"""How long the Frechet distance takes, against clean-fid's square root of the product of the covariances.
+
+    python benchmarks/distance.py --output distance.json
+
+Ours and clean-fid's take turns, and the ratio is the median of the ratios of neighbouring turns: a machine that grows
+slower or faster meanwhile slows both. Each number of threads has a process of its own. `prepared` is a further set of
+images against a reference whose covariance is factored already: what every candidate but the first costs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.cli import parse_config, run
+from evaluation import fid
+
+
+@dataclass(kw_only=True)
+class DistanceOptions:
+    """Measure the Frechet distance."""
+
+    output: str | None = None
+    """JSON file for the results; null only prints them."""
+    dimension: int = 2048
+    """Features of an image; Inception has 2,048."""
+    images: list[int] = field(default_factory=lambda: [5000, 1000])
+    """Images of a set; fewer than features leave the covariance without full rank."""
+    threads: list[int] = field(default_factory=lambda: [1, 2])
+    """Threads."""
+    turns: int = 3
+    """Turns of each."""
+    inside: bool = False
+    """Measure in this process; what the other processes are started with."""
+
+
+@dataclass
+class Line:
+    """One measurement in seconds, medians over the turns; `difference` is relative to clean-fid's value."""
+
+    images: int
+    dimension: int
+    threads: int
+    ours: float
+    prepared: float
+    cleanfid: float
+    ratio: float
+    prepared_ratio: float
+    difference: float
+    prepared_difference: float
+
+
+def main() -> None:
+    """Entry point."""
+    options = parse_config(DistanceOptions)
+    if options.inside:
+        for images in options.images:
+            line = measure(images, options.dimension, options.threads[0], options.turns)
+            print(json.dumps(asdict(line)), flush=True)
+        return
+    lines = []
+    for threads in options.threads:
+        command = [sys.executable, __file__, "--inside", "true", "--threads", f"[{threads}]"]
+        command += ["--dimension", str(options.dimension), "--turns", str(options.turns)]
+        command += ["--images", str(options.images)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+        for text in done.stdout.splitlines():
+            line = Line(**json.loads(text))
+            lines.append(line)
+            print(
+                f"{line.images:6,} images, {threads} threads: ours {line.ours:.2f} s, prepared {line.prepared:.2f} s, clean-fid "
+                f"{line.cleanfid:.2f} s: {line.ratio:.1f} and {line.prepared_ratio:.1f} times as fast; "
+                f"values differ by {line.difference:.1e} and {line.prepared_difference:.1e}",
+                flush=True,
+            )
+    if options.output is not None:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.output).write_text(
+            json.dumps([asdict(line) for line in lines], indent=2) + "\n"
+        )
+
+
+def measure(images: int, dimension: int, threads: int, turns: int) -> Line:
+    """Two sets of one size; statistics are given, as clean-fid's function wants them, but for `prepared`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports deprecated names
+        from cleanfid.fid import frechet_distance
+    torch.set_num_threads(threads)
+    first, second = features(images, dimension, 0), features(images, dimension, 1)
+    arguments = (*fid.statistics(first), *fid.statistics(second))
+    reference = fid.Reference(fid.statistics(first))
+    reference.distance_to(second)  # libraries' own buffers
+    found = []
+    for _ in range(turns):
+        theirs = timed(lambda: float(frechet_distance(*arguments)))
+        ours = timed(lambda: fid.frechet_distance(*arguments))
+        prepared = timed(lambda: reference.distance_to(second))
+        found.append((theirs, ours, prepared))
+    (_, theirs_value), (_, ours_value), (_, prepared_value) = found[0]
+    theirs_s, ours_s, prepared_s = ([turn[place][0] for turn in found] for place in range(3))
+    return Line(
+        images=images,
+        dimension=dimension,
+        threads=threads,
+        ours=statistics.median(ours_s),
+        prepared=statistics.median(prepared_s),
+        cleanfid=statistics.median(theirs_s),
+        ratio=statistics.median(a / b for a, b in zip(theirs_s, ours_s, strict=True)),
+        prepared_ratio=statistics.median(a / b for a, b in zip(theirs_s, prepared_s, strict=True)),
+        difference=abs(ours_value / theirs_value - 1),
+        prepared_difference=abs(prepared_value / theirs_value - 1),
+    )
+
+
+def features(images: int, dimension: int, seed: int) -> NDArray[np.float32]:
+    """Non-negative, with variances that fall off, as pooled activations have them."""
+    scale = np.arange(1, dimension + 1) ** -0.35
+    mixing = np.random.default_rng(99).normal(size=(dimension, dimension)) / dimension**0.5
+    values = np.random.default_rng(seed).normal(size=(images, dimension)) * scale @ mixing
+    return np.maximum(values + 0.1 * seed, 0).astype(np.float32)
+
+
+def timed(call: Callable[[], float]) -> tuple[float, float]:
+    """Seconds and value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # clean-fid's sqrtm(disp=...) is deprecated in SciPy 1.17
+        start = time.perf_counter()
+        value = call()
+        return time.perf_counter() - start, value
+
+
+if __name__ == "__main__":
+    run(main)
