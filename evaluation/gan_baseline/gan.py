@@ -2,13 +2,11 @@
 
 - `sngan`: the convolutions of DCGAN (Radford et al., 2016, https://arxiv.org/abs/1511.06434) with a critic of spectral norm
   (Miyato et al., 2018, https://arxiv.org/abs/1802.05957) that looks at the class by projection (Miyato & Koyama, 2018,
-  https://arxiv.org/abs/1802.05637). The generator's batch normalisation is exchanged for group normalisation whose gain and
-  bias depend on noise and class (self-modulation, Chen et al., 2019, https://arxiv.org/abs/1810.01365): an image then does
-  not depend on those beside it, and averaged weights need no statistics of their own.
-- `r3gan`: residual networks without normalisation (Huang et al., 2024, https://arxiv.org/abs/2501.05441): blocks of 1x1,
-  grouped 3x3 and 1x1 convolutions, fix-up initialisation, bilinear resampling.
+  https://arxiv.org/abs/1802.05637). In place of batch normalisation the generator has group normalisation modulated by noise
+  and class (Chen et al., 2019, https://arxiv.org/abs/1810.01365), so that averaged weights need no statistics of their own.
+- `r3gan`: residual networks without normalisation (Huang et al., 2024, https://arxiv.org/abs/2501.05441).
 
-In both a critic is its generator turned round.
+In both the critic is the generator turned round.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ from evaluation.gan_baseline.options import GeneratorOptions
 _GROUP = 16  # channels normalised together in sngan, convolved together in r3gan
 _EXPANSION = 2  # inner channels of a residual block
 _SLOPE = 0.2  # of leaky ReLU
+_CLASS_SCALE = 0.2  # of class vectors beside noise of scale 1
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -54,6 +53,11 @@ class GeneratorConfig(ModelConfig, GeneratorOptions):
         super().__post_init__(**undeclared)
         self.check_image_size(self.image_size)
 
+    @property
+    def start(self) -> int:
+        """Height and width at the lowest resolution."""
+        return self.image_size >> (len(self.multipliers) - 1)
+
 
 class Generator(StrictModel):
     """Noise and class to an image; in training mode and out of it the same."""
@@ -63,16 +67,24 @@ class Generator(StrictModel):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config)
+        count, dim = len(config.class_names), config.latent_dim
+        self.classes = nn.Embedding(count, dim) if count else None
+        if (
+            self.classes is not None
+        ):  # small beside the noise, or a class begins, and goes on, as one image
+            nn.init.normal_(self.classes.weight, std=_CLASS_SCALE)
         network = {"sngan": ConvolutionalGenerator, "r3gan": ResidualGenerator}[config.type]
-        self.network = network(config)
+        self.network = network(config, 2 * dim if count else dim)
         self.post_init()
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Images (B, C, H, W) of noise (B, latent_dim) and classes (B,), which an unconditional one does not look at.
 
-        Values may lie a little outside [-1, 1].
+        Values may lie outside [-1, 1].
         """
-        images: Tensor = self.network(noise, labels)
+        if self.classes is not None:
+            noise = torch.cat([noise, self.classes(labels)], dim=1)
+        images: Tensor = self.network(noise)
         return images
 
     @torch.no_grad()
@@ -98,7 +110,7 @@ class Generator(StrictModel):
 
 
 class Critic(nn.Module):
-    """Abstract: images and their classes to a logit each, positive where an image looks original.
+    """Images and their classes to a logit each, positive where an image looks original.
 
     Args:
         features: of an image, (B, C, H, W) -> (B, `dim`).
@@ -117,10 +129,7 @@ class Critic(nn.Module):
         return self.logits(images, labels)
 
     def logits(self, images: Tensor, labels: Tensor) -> Tensor:
-        """As `forward`, in the caller's precision: accelerate puts autocast into the `forward` of an instance.
-
-        The class enters by projection: f(x) w + f(x) v_class (Miyato & Koyama, 2018, Eq. 3).
-        """
+        """f(x) w + f(x) v_class (Miyato & Koyama, 2018, Eq. 3), without the autocast that accelerate puts into `forward`."""
         found = self.features(images)
         logits: Tensor = self.judge(found).squeeze(1)
         if self.classes is not None:
@@ -145,7 +154,7 @@ class Modulated(nn.Module):
 
     def __init__(self, channels: int, style_dim: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(math.gcd(channels, _groups(channels)), channels, affine=False)
+        self.norm = nn.GroupNorm(_groups(channels), channels, affine=False)
         self.style = nn.Linear(style_dim, 2 * channels)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
@@ -157,34 +166,24 @@ class Modulated(nn.Module):
 class ConvolutionalGenerator(nn.Module):
     """DCGAN's: a linear layer, then convolutions and transposed ones that double the size."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()
         channels = [config.width * multiplier for multiplier in config.multipliers]
-        self.start = config.image_size >> (len(channels) - 1)
-        self.noise = nn.Linear(config.latent_dim, config.latent_dim)
-        self.classes = _class_vectors(len(config.class_names), config.latent_dim)
-        self.first = nn.Linear(config.latent_dim, channels[-1] * self.start**2)
-        layers: list[nn.Module] = []
+        layers: list[nn.Conv2d | nn.ConvTranspose2d] = []
         for level in reversed(range(len(channels))):
             for _ in range(config.blocks_per_resolution[level]):
                 layers.append(nn.Conv2d(channels[level], channels[level], 3, padding=1))
             if level:
                 layers.append(nn.ConvTranspose2d(channels[level], channels[level - 1], 4, 2, 1))
         layers.append(nn.Conv2d(channels[0], config.image_channels, 3, padding=1))
+        self.first = nn.Linear(style_dim, channels[-1] * config.start**2)
+        self.to_maps = nn.Unflatten(1, (channels[-1], config.start, config.start))
+        self.norms = nn.ModuleList(Modulated(layer.in_channels, style_dim) for layer in layers)
         self.layers = nn.ModuleList(layers)
-        self.norms = nn.ModuleList(
-            Modulated(layer.in_channels, config.latent_dim)
-            for layer in layers
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-        )
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """See `Generator.forward`."""
-        style = self.noise(noise)
-        if self.classes is not None:
-            style = style + self.classes(labels)
-        maps = self.first(style).unflatten(1, (-1, self.start, self.start))
-        maps = maps.contiguous(memory_format=torch.channels_last)
+    def forward(self, style: Tensor) -> Tensor:
+        """Vectors (B, style_dim) to images."""
+        maps: Tensor = self.to_maps(self.first(style))
         for norm, layer in zip(self.norms, self.layers, strict=True):
             maps = layer(norm(maps, style))
         return maps.tanh()
@@ -198,12 +197,8 @@ def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Criti
             layers.append(nn.Conv2d(channels[level - 1], channels[level], 4, 2, 1))
         layers += [nn.Conv2d(channels[level], channels[level], 3, padding=1) for _ in range(blocks)]
     with_activations = [part for layer in layers for part in (layer, nn.LeakyReLU(0.1))]
-    start = config.image_size >> (len(channels) - 1)
-    critic = Critic(
-        nn.Sequential(*with_activations, nn.Flatten()),
-        channels[-1] * start**2,
-        len(config.class_names),
-    )
+    features = nn.Sequential(*with_activations, nn.Flatten())
+    critic = Critic(features, channels[-1] * config.start**2, len(config.class_names))
     for module in list(critic.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             parametrizations.spectral_norm(module)
@@ -211,10 +206,9 @@ def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Criti
 
 
 class ResidualBlock(nn.Module):
-    """x + 1x1(leaky(grouped 3x3(leaky(1x1 x)))), an inverted bottleneck.
+    """x + 1x1(leaky(grouped 3x3(leaky(1x1 x)))), an inverted bottleneck, with fix-up initialisation (Zhang et al., 2019).
 
-    The last convolution starts at zero and the others are scaled by L^(-1/4), L blocks in the network, so that without any
-    normalisation it starts as a shallow one (Zhang et al., 2019, https://arxiv.org/abs/1901.09321).
+    The last convolution starts at zero, the others are scaled by L^(-1/4), L blocks in the network: it starts shallow.
     """
 
     def __init__(self, channels: int, num_blocks: int) -> None:
@@ -230,8 +224,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, C, h, w) to the same shape."""
-        inner = F.leaky_relu(self.expand(maps), _SLOPE)
-        inner = F.leaky_relu(self.mix(inner), _SLOPE)
+        inner = F.leaky_relu(self.expand(maps), _SLOPE, inplace=True)
+        inner = F.leaky_relu(self.mix(inner), _SLOPE, inplace=True)
         return maps + self.project(inner)
 
 
@@ -241,11 +235,9 @@ class Resampled(nn.Module):
     def __init__(self, channels: int, out_channels: int, *, up: bool) -> None:
         super().__init__()
         self.up = up
-        self.project = (
-            nn.Identity()
-            if channels == out_channels
-            else _scaled(nn.Conv2d(channels, out_channels, 1, bias=False), 1.0)
-        )
+        self.project: nn.Module = nn.Identity()
+        if channels != out_channels:
+            self.project = _scaled(nn.Conv2d(channels, out_channels, 1, bias=False), 1.0)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, C', 2h, 2w) or (B, C', h/2, w/2)."""
@@ -258,28 +250,22 @@ class Resampled(nn.Module):
 class ResidualGenerator(nn.Module):
     """R3GAN's: learned maps weighted by noise and class, then residual blocks and bilinear doubling."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()
         channels = [config.width * multiplier for multiplier in config.multipliers]
-        start = config.image_size >> (len(channels) - 1)
-        self.classes = _class_vectors(len(config.class_names), config.latent_dim)
-        inputs = config.latent_dim * (1 if self.classes is None else 2)
-        self.first = _scaled(nn.Linear(inputs, channels[-1], bias=False), 1.0)
-        self.basis = nn.Parameter(torch.randn(channels[-1], start, start))
         layers: list[nn.Module] = []
         for level in reversed(range(len(channels))):
             layers += _residual_blocks(config, channels, level)
             if level:
                 layers.append(Resampled(channels[level], channels[level - 1], up=True))
         layers.append(_scaled(nn.Conv2d(channels[0], config.image_channels, 1), 1.0))
+        self.first = _scaled(nn.Linear(style_dim, channels[-1], bias=False), 1.0)
+        self.basis = nn.Parameter(torch.randn(channels[-1], config.start, config.start))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """See `Generator.forward`."""
-        if self.classes is not None:
-            noise = torch.cat([noise, self.classes(labels)], dim=1)
-        maps = self.first(noise)[:, :, None, None] * self.basis
-        images: Tensor = self.layers(maps.contiguous(memory_format=torch.channels_last))
+    def forward(self, style: Tensor) -> Tensor:
+        """Vectors (B, style_dim) to images."""
+        images: Tensor = self.layers(self.first(style)[:, :, None, None] * self.basis)
         return images
 
 
@@ -290,10 +276,9 @@ def _residual_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
         if level:
             layers.append(Resampled(channels[level - 1], channels[level], up=False))
         layers += _residual_blocks(config, channels, level)
-    start = config.image_size >> (len(channels) - 1)
-    last = nn.Conv2d(channels[-1], channels[-1], start, groups=channels[-1], bias=False)
-    layers += [_scaled(last, 1.0), nn.Flatten()]
-    critic = Critic(nn.Sequential(*layers), channels[-1], len(config.class_names))
+    last = nn.Conv2d(channels[-1], channels[-1], config.start, groups=channels[-1], bias=False)
+    features = nn.Sequential(*layers, _scaled(last, 1.0), nn.Flatten())
+    critic = Critic(features, channels[-1], len(config.class_names))
     _scaled(critic.judge, 1.0)
     if critic.classes is not None:
         nn.init.normal_(critic.classes.weight, std=channels[-1] ** -0.5)
@@ -305,12 +290,7 @@ def _residual_blocks(config: GeneratorConfig, channels: list[int], level: int) -
     return [ResidualBlock(channels[level], sum(blocks)) for _ in range(blocks[level])]
 
 
-def _class_vectors(num_classes: int, dim: int) -> nn.Embedding | None:
-    return nn.Embedding(num_classes, dim) if num_classes else None
-
-
-def _groups(channels: int) -> int:
-    """Groups of 16 channels, or one where they do not divide."""
+def _groups(channels: int) -> int:  # of 16 channels, or one where they do not divide
     return channels // _GROUP if channels % _GROUP == 0 else 1
 
 

@@ -134,7 +134,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, options = open_training_images(options)
     model = make_generator(options, class_names(images, options))
     critic = make_critic(model.config, options.critic.width)
-    nn.Module.to(critic, memory_format=torch.channels_last)
     rate = options.critic.learning_rate or options.learning_rate
     critic_options = dataclasses.replace(options, learning_rate=rate)
     wrapped, optimizer, wrapped_critic, critic_optimizer = accelerator.prepare(
@@ -218,16 +217,13 @@ def make_generator(options: TrainOptions, names: list[str]) -> Generator:
     """The generator that the options describe, for classes of these names."""
     assert options.image_size is not None
     assert options.channels is not None
-    model = Generator(
-        GeneratorConfig(
-            **dataclasses.asdict(options.model),
-            image_size=options.image_size,
-            image_channels=options.channels,
-            class_names=names,
-        )
+    config = GeneratorConfig(
+        **dataclasses.asdict(options.model),
+        image_size=options.image_size,
+        image_channels=options.channels,
+        class_names=names,
     )
-    nn.Module.to(model, memory_format=torch.channels_last)
-    return model
+    return Generator(config)
 
 
 def batches_with_noise(
@@ -250,7 +246,7 @@ def prepare(batch: training.Batch, accelerator: Accelerator) -> tuple[Tensor, Te
     images = to_float(batch["images"].to(device, non_blocking=True))
     labels = batch.get("labels", torch.zeros(len(images), dtype=torch.int64))
     return (
-        images.contiguous(memory_format=torch.channels_last),
+        images,
         labels.to(device, non_blocking=True),
         batch["noise"].to(device, non_blocking=True),
     )

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.cli import parse_config
+from evaluation.gan_baseline.options import (
+    CriticOptions,
+    GenerateOptions,
+    GeneratorOptions,
+    TrainOptions,
+)
+
+ROOM = Path(__file__).parents[3] / "evaluation" / "gan_baseline"
+PRESETS = sorted((ROOM / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_accepted(path):
+    options = parse_config(TrainOptions, ["--config", str(path), "--output_dir", "x"])
+    assert options.image_size is not None
+    assert set(yaml.safe_load(path.read_text())) <= set(vars(options))
+
+
+def test_numbers_are_checked():
+    for culprit, make in {
+        "--model.type": lambda: GeneratorOptions(type="biggan"),
+        "--model.latent_dim": lambda: GeneratorOptions(latent_dim=0),
+        "--model.width": lambda: GeneratorOptions(width=0),
+        "--model.multipliers": lambda: GeneratorOptions(multipliers=[]),
+        "--model.blocks": lambda: GeneratorOptions(multipliers=[1, 2], blocks=[1]),
+        "--critic.width": lambda: CriticOptions(width=0),
+        "--critic.steps": lambda: CriticOptions(steps=0),
+        "--critic.penalty_every": lambda: CriticOptions(penalty_every=0),
+        "--critic.learning_rate": lambda: CriticOptions(learning_rate=0.0),
+        "--critic.gamma": lambda: CriticOptions(gamma=-1.0),
+        "--image_size 30": lambda: TrainOptions(output_dir="x", image_size=30),
+        "--num_images": lambda: GenerateOptions(gan="x", output_dir="y", num_images=0),
+        "--truncation": lambda: GenerateOptions(gan="x", output_dir="y", truncation=-0.1),
+    }.items():
+        with pytest.raises(ValueError, match=culprit):
+            make()
+
+
+def test_a_stream_has_no_classes():
+    with pytest.raises(ValueError, match="--conditional"):
+        TrainOptions(
+            output_dir="x", image_size=16, channels=3, evaluate_every=5, streaming=True, conditional=True
+        )  # fmt: skip
+
+
+def test_penalties_are_r3gans_unless_asked_for():
+    def gamma(kind, **critic):
+        model, critic = GeneratorOptions(type=kind), CriticOptions(**critic)
+        return TrainOptions(output_dir="x", model=model, critic=critic).gamma
+
+    assert (gamma("r3gan"), gamma("sngan")) == (1.0, 0.0)
+    assert (gamma("r3gan", gamma=0.0), gamma("sngan", gamma=5.0)) == (0.0, 5.0)
+
+
+@pytest.mark.parametrize("script", ["train", "generate"])
+def test_a_wrong_flag_is_answered_before_torch_is_imported(script, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); "
+         f"sys.argv = ['{script}.py', '--learning_rat', '1']; "
+         f"runpy.run_path({str(ROOM / script)!r} + '.py', run_name='__main__')"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}.py: error: unknown option --learning_rat")

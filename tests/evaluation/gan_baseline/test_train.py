@@ -1,0 +1,206 @@
+"""The training: who learns when, the same however the work is shared, the same after a stop; and that something is learnt."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from common.checkpoint import checkpoints
+from evaluation.gan_baseline import train
+from evaluation.gan_baseline.gan import Generator
+
+
+@pytest.fixture
+def fit(call, flags, tmp_path):
+    """`fit(name, ...)` trains into a new folder and returns it."""
+
+    def into(name="run", **others):
+        call(train, output_dir=tmp_path / name, **{**flags, **others})
+        return tmp_path / name
+
+    return into
+
+
+def weights(run):
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def part(run, name):
+    """A part of the run's newest checkpoint."""
+    folder = checkpoints(run)[-1]
+    return torch.load(next(folder.glob(f"{name}.*")), weights_only=True)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_leaves(fit, kind):
+    run = fit()
+    assert {path.name for path in (run / "samples").iterdir()} == {
+        "originals.png", "step-000000004.png", "step-000000008.png",
+    }  # fmt: skip
+    line = next(line for line in metrics(run) if "critic" in line)
+    assert {"generator", "critic", "real_logit", "fake_logit", "learning_rate", "critic_learning_rate",
+            "gradient_norm", "critic_gradient_norm", "images_seen", "seconds"} <= set(line)  # fmt: skip
+    assert line["images_seen"] == 4 * 8
+    assert ("penalty" in line) == (kind == "r3gan")
+    generator = Generator.from_pretrained(run / "model")
+    assert generator.config.class_names == ["apple", "bee", "car"]
+    assert generator.config.training["images_seen"] == 64
+    assert generator.config.training["steps"] == 8
+
+
+def test_the_grid_shows_the_averaged_generator_class_by_class(fit):
+    run = fit()
+    averaged = part(run, "ema")["weights"]
+    saved = load_file(run / "model" / "model.safetensors")
+    assert all(torch.equal(saved[name], averaged[name]) for name in averaged)
+    raw = part(run, "model")
+    assert any(not torch.equal(saved[name], raw[name]) for name in averaged)
+    picture = np.asarray(Image.open(run / "samples" / "step-000000008.png"))
+    assert picture.shape[:2] == (8 * 17 + 1, 10 * 17 + 1)
+
+
+def test_a_stopped_run_gives_the_same_bits(fit):
+    whole = fit("whole")
+    fit("parts", max_steps=4)
+    parts = fit("parts")
+    assert weights(whole) == weights(parts)
+    for name in ("critic", "critic_optimizer"):
+        one, two = part(whole, name), part(parts, name)
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_each_half_of_a_step_moves_its_own_network_only(fit):
+    start = fit("start", max_steps=1, learning_rate=1e-12)
+    generator_only = fit("generator", **{"critic.learning_rate": 1e-12})
+    critic_only = fit("critic", learning_rate=1e-12, **{"critic.learning_rate": 1e-3})
+
+    def moved(run, name):
+        before, after = part(start, name), part(run, name)
+        return max(
+            float((after[key] - before[key]).abs().max())
+            for key in before
+            if key.endswith(("weight", "original", "bias"))
+        )
+
+    assert moved(generator_only, "model") > 1e-3 > 1e-8 > moved(generator_only, "critic")
+    assert moved(critic_only, "critic") > 1e-3 > 1e-8 > moved(critic_only, "model")
+
+
+def test_the_critic_may_learn_more_often(fit):
+    run = fit(**{"critic.steps": 3})
+    assert part(run, "ema")["updates"] == 2
+    assert all("generator" in line for line in metrics(run) if "critic" in line)
+
+
+def test_penalties_may_come_less_often(fit, monkeypatch):
+    seen = []
+
+    def counted(critic, images):
+        seen.append(len(images))
+        return penalty(critic, images)
+
+    penalty = train.gradient_penalty
+    monkeypatch.setattr(train, "gradient_penalty", counted)
+    fit(**{"critic.gamma": 0.5, "critic.penalty_every": 4})
+    assert seen == [16, 16]  # of originals and of generated images, in the first and the fifth step
+
+
+def numbers(run, steps):
+    """Losses, logits, penalty and gradient norms of the first steps."""
+    lines = [line for line in metrics(run) if "critic" in line][:steps]
+    return [
+        torch.tensor([line[name] for name in sorted(line) if name not in ("seconds", "step")])
+        for line in lines
+    ]
+
+
+def test_micro_batches_make_the_batch(fit, kind):
+    """AdamW would blow up the last bit of a gradient near zero, so the gradients are compared, by their norms."""
+    one = fit("one", augment=[], max_steps=2, log_every=1)
+    two = fit("two", augment=[], max_steps=2, log_every=1, accumulation_steps=2)
+    # Spectral norm's power iteration takes a step for every pass.
+    tolerance = 1e-3 if kind == "r3gan" else 5e-2
+    for a, b in zip(numbers(one, 2), numbers(two, 2), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["sngan"], indirect=True)
+def test_two_processes_make_what_one_makes(fit, flags, two_processes, tmp_path):
+    kinds = {"sngan": {}, "r3gan": {"model.type": "r3gan"}}
+    own = {**flags, "augment": None, "max_steps": 3, "log_every": 1}
+    two_processes(
+        [
+            (
+                "evaluation.gan_baseline.train",
+                {**own, **kinds[name], "output_dir": tmp_path / f"{name}2"},
+            )
+            for name in kinds
+        ]
+    )
+    for name, model in kinds.items():
+        one, two = fit(f"{name}1", **{**own, **model}), tmp_path / f"{name}2"
+        found = [json.loads((two / f"state-{process}.json").read_text()) for process in (0, 1)]
+        assert found[0] == found[1]
+        for a, b in zip(numbers(one, 3), numbers(two, 3), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
+
+
+def test_images_without_labels_and_without_wish_for_them(fit, images):
+    run = fit(conditional="false")
+    assert Generator.from_pretrained(run / "model").config.class_names == []
+    flat = sorted(path.parent for path in images.rglob("*.png"))[0]
+    run = fit("flat", dataset=flat, batch_size=4)
+    assert Generator.from_pretrained(run / "model").config.class_names == []
+
+
+def test_the_generator_learns_what_the_classes_look_like(call, tmp_path, kind):
+    """Dark and bright images: the classes come apart, and on the right sides."""
+    for name, grey in (("bright", 200), ("dark", 40)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(16):
+            Image.new("L", (8, 8), grey + number).save(tmp_path / "set" / name / f"{number}.png")
+    call(
+        train, dataset=tmp_path / "set", output_dir=tmp_path / "run", batch_size=16, max_steps=80, ema_decay=0.9,
+        learning_rate=4e-3, evaluate_every=80,
+        **{"model.type": kind, "model.width": 8, "model.multipliers": [1, 2], "model.latent_dim": 4,
+           "critic.gamma": 0.1 if kind == "r3gan" else 0},
+    )  # fmt: skip
+    generator = Generator.from_pretrained(tmp_path / "run" / "model")
+    own = [torch.Generator().manual_seed(n) for n in range(20)]
+    bright, dark = generator.sample([0, 1] * 10, own).unflatten(0, (10, 2)).mean((0, 2, 3, 4))
+    assert generator.config.class_names == ["bright", "dark"]
+    assert float(bright) > 0.3
+    assert float(dark) < -0.3
+
+
+@pytest.mark.parametrize(
+    ("others", "culprit"),
+    [
+        ({"model.type": "biggan"}, "--model.type"),
+        ({"model.blocks": [1, 2, 3]}, "--model.blocks"),
+        ({"image_size": 15}, "--image_size 15"),
+        ({"critic.gamma": -1}, "--critic.gamma"),
+        ({"augment": ["blur"]}, "blur"),
+        ({"learning_rat": 1}, "did you mean learning_rate"),
+        ({"dataset": "./nowhere"}, "nowhere"),
+        ({"split": "test"}, "test"),
+        ({"mixed_precision": "fp16"}, "fp16"),
+    ],
+)
+def test_wrong_input_is_one_sentence(refused, flags, tmp_path, others, culprit):
+    flags = {name: value for name, value in flags.items() if not isinstance(value, list) or value}
+    assert culprit in refused(train, output_dir=tmp_path / "run", **{**flags, **others})
+
+
+def test_classes_that_are_not_there(refused, flags, images, tmp_path):
+    flat = sorted(path.parent for path in images.rglob("*.png"))[0]
+    said = refused(
+        train, output_dir=tmp_path / "run", **{**flags, "dataset": flat, "conditional": True, "batch_size": 4}
+    )  # fmt: skip
+    assert "--conditional" in said
