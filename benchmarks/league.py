@@ -90,7 +90,7 @@ def contestants(data: str) -> dict[str, Contestant]:
     first = (
         0.35 if data == "mnist" else 0.5
     )  # the autoencoder's share; textures are harder than strokes
-    guided = {"guidance_scale": ["1", "1.5", "2"], "temperature": ["0.9", "1"]}
+    guided = {"guidance_scale": ["1", "1.5"], "temperature": ["0.8", "0.9", "1"]}
 
     def pair(member: str, prior: str, flags: dict[str, str]) -> Contestant:
         autoencoder = Stage(STAGE1, f"{data}_{member}", flags, first)
@@ -102,7 +102,9 @@ def contestants(data: str) -> dict[str, Contestant]:
         "vqvae": pair("vqvae", "mnist" if data == "mnist" else f"{data}_vqvae", {}),
         "vqvae2": pair("vqvae2", f"{data}_vqvae2", {}),
         "vqgan": pair("vqgan", f"{data}_vqgan", {}),
-        "sngan": Contestant((Stage(GAN, f"{data}_sngan", {}, 1.0),)),
+        "sngan": Contestant(
+            (Stage(GAN, "mnist" if data == "mnist" else f"{data}_sngan", {}, 1.0),)
+        ),
         "r3gan": Contestant((Stage(GAN, f"{data}_r3gan", {}, 1.0),)),
     }
 

@@ -189,6 +189,14 @@ class ConvolutionalGenerator(nn.Module):
         return maps.tanh()
 
 
+class SummedUp(nn.Module):
+    """What was found, wherever it was (Miyato & Koyama, 2018): a critic that weighs every place wants one image per class."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to (B, C)."""
+        return maps.sum((2, 3))
+
+
 def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
     """DCGAN's critic, every layer with spectral norm."""
     layers: list[nn.Module] = [nn.Conv2d(config.image_channels, channels[0], 3, padding=1)]
@@ -197,8 +205,9 @@ def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Criti
             layers.append(nn.Conv2d(channels[level - 1], channels[level], 4, 2, 1))
         layers += [nn.Conv2d(channels[level], channels[level], 3, padding=1) for _ in range(blocks)]
     with_activations = [part for layer in layers for part in (layer, nn.LeakyReLU(0.1))]
-    features = nn.Sequential(*with_activations, nn.Flatten())
-    critic = Critic(features, channels[-1] * config.start**2, len(config.class_names))
+    critic = Critic(
+        nn.Sequential(*with_activations, SummedUp()), channels[-1], len(config.class_names)
+    )
     for module in list(critic.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             parametrizations.spectral_norm(module)
