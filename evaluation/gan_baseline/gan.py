@@ -189,14 +189,6 @@ class ConvolutionalGenerator(nn.Module):
         return maps.tanh()
 
 
-class SummedUp(nn.Module):
-    """What was found, wherever it was (Miyato & Koyama, 2018): a critic that weighs every place wants one image per class."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, C, h, w) to (B, C)."""
-        return maps.sum((2, 3))
-
-
 def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
     """DCGAN's critic, every layer with spectral norm."""
     layers: list[nn.Module] = [nn.Conv2d(config.image_channels, channels[0], 3, padding=1)]
@@ -205,9 +197,8 @@ def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Criti
             layers.append(nn.Conv2d(channels[level - 1], channels[level], 4, 2, 1))
         layers += [nn.Conv2d(channels[level], channels[level], 3, padding=1) for _ in range(blocks)]
     with_activations = [part for layer in layers for part in (layer, nn.LeakyReLU(0.1))]
-    critic = Critic(
-        nn.Sequential(*with_activations, SummedUp()), channels[-1], len(config.class_names)
-    )
+    features = nn.Sequential(*with_activations, nn.Flatten())
+    critic = Critic(features, channels[-1] * config.start**2, len(config.class_names))
     for module in list(critic.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             parametrizations.spectral_norm(module)
@@ -257,7 +248,11 @@ class Resampled(nn.Module):
 
 
 class ResidualGenerator(nn.Module):
-    """R3GAN's: learned maps weighted by noise and class, then residual blocks and bilinear doubling."""
+    """R3GAN's: learned maps weighted by noise and class, then residual blocks and bilinear doubling.
+
+    Where it has 1x1 convolutions to colours, and its critic from them, these have 3x3 ones: full resolution, the most
+    expensive one, may then do without blocks and images are sharp nevertheless.
+    """
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()
@@ -267,7 +262,7 @@ class ResidualGenerator(nn.Module):
             layers += _residual_blocks(config, channels, level)
             if level:
                 layers.append(Resampled(channels[level], channels[level - 1], up=True))
-        layers.append(_scaled(nn.Conv2d(channels[0], config.image_channels, 1), 1.0))
+        layers.append(_scaled(nn.Conv2d(channels[0], config.image_channels, 3, padding=1), 1.0))
         self.first = _scaled(nn.Linear(style_dim, channels[-1], bias=False), 1.0)
         self.basis = nn.Parameter(torch.randn(channels[-1], config.start, config.start))
         self.layers = nn.Sequential(*layers)
@@ -280,7 +275,8 @@ class ResidualGenerator(nn.Module):
 
 def _residual_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
     """R3GAN's critic: residual blocks and bilinear halving, then a weighted sum over places for each channel."""
-    layers: list[nn.Module] = [_scaled(nn.Conv2d(config.image_channels, channels[0], 1), 1.0)]
+    first = _scaled(nn.Conv2d(config.image_channels, channels[0], 3, padding=1), 1.0)
+    layers: list[nn.Module] = [first]
     for level in range(len(channels)):
         if level:
             layers.append(Resampled(channels[level - 1], channels[level], up=False))
