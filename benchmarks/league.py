@@ -90,7 +90,7 @@ def contestants(data: str) -> dict[str, Contestant]:
     first = (
         0.35 if data == "mnist" else 0.5
     )  # the autoencoder's share; textures are harder than strokes
-    guided = {"guidance_scale": ["1", "1.5"], "temperature": ["0.8", "0.9", "1"]}
+    guided = {"guidance_scale": ["1", "1.5", "2"], "temperature": ["0.8", "0.9", "1"]}
 
     def pair(member: str, prior: str, flags: dict[str, str]) -> Contestant:
         autoencoder = Stage(STAGE1, f"{data}_{member}", flags, first)
