@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +69,7 @@ class Generator(StrictModel):
         super().__init__(config)
         count, dim = len(config.class_names), config.latent_dim
         self.classes = nn.Embedding(count, dim) if count else None
-        if (
-            self.classes is not None
-        ):  # small beside the noise, or a class begins, and goes on, as one image
+        if self.classes is not None:  # small beside the noise, or a class goes on as one image
             nn.init.normal_(self.classes.weight, std=_CLASS_SCALE)
         network = {"sngan": ConvolutionalGenerator, "r3gan": ResidualGenerator}[config.type]
         self.network = network(config, 2 * dim if count else dim)
@@ -84,8 +82,7 @@ class Generator(StrictModel):
         """
         if self.classes is not None:
             noise = torch.cat([noise, self.classes(labels)], dim=1)
-        images: Tensor = self.network(noise)
-        return images
+        return cast(Tensor, self.network(noise))
 
     @torch.no_grad()
     def sample(
@@ -145,8 +142,7 @@ def make_critic(config: GeneratorConfig, width: int | None = None) -> Critic:
         width: channels at full resolution, before the multipliers; None takes the generator's.
     """
     channels = [(width or config.width) * multiplier for multiplier in config.multipliers]
-    make = {"sngan": _convolutional_critic, "r3gan": _residual_critic}[config.type]
-    return make(config, channels)
+    return (_residual_critic if config.type == "r3gan" else _convolutional_critic)(config, channels)
 
 
 class Modulated(nn.Module):
@@ -176,14 +172,14 @@ class ConvolutionalGenerator(nn.Module):
             if level:
                 layers.append(nn.ConvTranspose2d(channels[level], channels[level - 1], 4, 2, 1))
         layers.append(nn.Conv2d(channels[0], config.image_channels, 3, padding=1))
-        self.first = nn.Linear(style_dim, channels[-1] * config.start**2)
-        self.to_maps = nn.Unflatten(1, (channels[-1], config.start, config.start))
+        shape = (channels[-1], config.start, config.start)
+        self.first = nn.Sequential(nn.Linear(style_dim, math.prod(shape)), nn.Unflatten(1, shape))
         self.norms = nn.ModuleList(Modulated(layer.in_channels, style_dim) for layer in layers)
         self.layers = nn.ModuleList(layers)
 
     def forward(self, style: Tensor) -> Tensor:
         """Vectors (B, style_dim) to images."""
-        maps: Tensor = self.to_maps(self.first(style))
+        maps: Tensor = self.first(style)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             maps = layer(norm(maps, style))
         return maps.tanh()
@@ -218,9 +214,8 @@ class ResidualBlock(nn.Module):
         self.mix = nn.Conv2d(inner, inner, 3, padding=1, groups=_groups(inner))
         self.project = nn.Conv2d(inner, channels, 1, bias=False)
         gain = math.sqrt(2 / (1 + _SLOPE**2)) * num_blocks**-0.25
-        _scaled(self.expand, gain)
-        _scaled(self.mix, gain)
-        _scaled(self.project, 0.0)
+        for layer, its_gain in ((self.expand, gain), (self.mix, gain), (self.project, 0.0)):
+            _scaled(layer, its_gain)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, C, h, w) to the same shape."""
@@ -243,15 +238,13 @@ class Resampled(nn.Module):
         """Maps (B, C, h, w) to (B, C', 2h, 2w) or (B, C', h/2, w/2)."""
         if self.up:
             return F.interpolate(self.project(maps), scale_factor=2, mode="bilinear")
-        found: Tensor = self.project(F.avg_pool2d(maps, 2))  # what bilinear halving is
-        return found
+        return cast(Tensor, self.project(F.avg_pool2d(maps, 2)))  # what bilinear halving is
 
 
 class ResidualGenerator(nn.Module):
     """R3GAN's: learned maps weighted by noise and class, then residual blocks and bilinear doubling.
 
-    Where it has 1x1 convolutions to colours, and its critic from them, these have 3x3 ones: full resolution, the most
-    expensive one, may then do without blocks and images are sharp nevertheless.
+    Its convolution to colours is 3x3, not 1x1, like the critic's first: images are sharp without blocks at full resolution.
     """
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
@@ -269,14 +262,14 @@ class ResidualGenerator(nn.Module):
 
     def forward(self, style: Tensor) -> Tensor:
         """Vectors (B, style_dim) to images."""
-        images: Tensor = self.layers(self.first(style)[:, :, None, None] * self.basis)
-        return images
+        return cast(Tensor, self.layers(self.first(style)[:, :, None, None] * self.basis))
 
 
 def _residual_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
     """R3GAN's critic: residual blocks and bilinear halving, then a weighted sum over places for each channel."""
-    first = _scaled(nn.Conv2d(config.image_channels, channels[0], 3, padding=1), 1.0)
-    layers: list[nn.Module] = [first]
+    layers: list[nn.Module] = [
+        _scaled(nn.Conv2d(config.image_channels, channels[0], 3, padding=1), 1.0)
+    ]
     for level in range(len(channels)):
         if level:
             layers.append(Resampled(channels[level - 1], channels[level], up=False))
@@ -295,7 +288,7 @@ def _residual_blocks(config: GeneratorConfig, channels: list[int], level: int) -
     return [ResidualBlock(channels[level], sum(blocks)) for _ in range(blocks[level])]
 
 
-def _groups(channels: int) -> int:  # of 16 channels, or one where they do not divide
+def _groups(channels: int) -> int:
     return channels // _GROUP if channels % _GROUP == 0 else 1
 
 
