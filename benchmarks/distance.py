@@ -76,21 +76,29 @@ def main() -> None:
         command += ["--dimension", str(options.dimension), "--turns", str(options.turns)]
         command += ["--images", str(options.images)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)  # fmt: skip
-        for text in done.stdout.splitlines():
-            line = Line(**json.loads(text))
-            lines.append(line)
-            print(
-                f"{line.images:6,} images, {threads} threads: ours {line.ours:.2f} s, prepared {line.prepared:.2f} s, clean-fid "
-                f"{line.cleanfid:.2f} s: {line.ratio:.1f} and {line.prepared_ratio:.1f} times as fast; "
-                f"values differ by {line.difference:.1e} and {line.prepared_difference:.1e}",
-                flush=True,
-            )
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment
+        ) as inside:
+            assert inside.stdout is not None
+            for text in inside.stdout:
+                lines.append(Line(**json.loads(text)))
+                print(described(lines[-1]), flush=True)
+        if inside.returncode:
+            raise SystemExit(inside.returncode)
     if options.output is not None:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         Path(options.output).write_text(
             json.dumps([asdict(line) for line in lines], indent=2) + "\n"
         )
+
+
+def described(line: Line) -> str:
+    """A line to print."""
+    return (
+        f"{line.images:6,} images, {line.threads} threads: ours {line.ours:.2f} s, prepared {line.prepared:.2f} s, clean-fid "
+        f"{line.cleanfid:.2f} s: {line.ratio:.1f} and {line.prepared_ratio:.1f} times as fast; "
+        f"values differ by {line.difference:.1e} and {line.prepared_difference:.1e}"
+    )
 
 
 def measure(images: int, dimension: int, threads: int, turns: int) -> Line:
