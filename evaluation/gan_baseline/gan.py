@@ -160,7 +160,10 @@ class Modulated(nn.Module):
 
 
 class ConvolutionalGenerator(nn.Module):
-    """DCGAN's: a linear layer, then convolutions and transposed ones that double the size."""
+    """DCGAN's: a linear layer, then convolutions and transposed ones that double the size.
+
+    Without its tanh: on a background of -1 that saturates, and an image once wholly black gets no gradient any more.
+    """
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()
@@ -182,7 +185,7 @@ class ConvolutionalGenerator(nn.Module):
         maps: Tensor = self.first(style)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             maps = layer(norm(maps, style))
-        return maps.tanh()
+        return maps
 
 
 def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
