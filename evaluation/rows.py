@@ -66,7 +66,7 @@ class Judge:
             labels: class of each image, -1 where it has none; None where no image has one.
             accuracy: its class accuracy in [0, 1], where it was measured.
         """
-        row = self._row(scored.name, found, contestant=scored.split is None)
+        row = self.row(scored.name, found, contestant=scored.split is None)
         values, errors = row.values, row.errors
         if self.network.probabilities is not None:
             score, spread = inception_score(self.network.probabilities(found))
@@ -83,14 +83,14 @@ class Judge:
 
     def reconstructions(self, given_back: Reconstructions) -> Row:
         """The row of an autoencoder's reconstructions of the reference."""
-        row = self._row(RECONSTRUCTIONS, given_back.features, contestant=False)
+        row = self.row(RECONSTRUCTIONS, given_back.features, contestant=False)
         row.values["psnr"] = mean_psnr(given_back.psnr)
         if given_back.ssim is not None:
             row.values["ssim"] = float(given_back.ssim.mean(dtype=np.float64))
         return row
 
-    def _row(self, name: str, found: NDArray[np.float32], *, contestant: bool) -> Row:
-        """What features alone say."""
+    def row(self, name: str, found: NDArray[np.float32], *, contestant: bool) -> Row:
+        """What the features (N, D) of a set say by themselves; a point of reference is no contestant."""
         column, options = self.network.column, self.options
         curve = distance_curve(self.gaussian, found, seed=options.seed)
         row = Row(
