@@ -273,7 +273,8 @@ def picture(folder: Path, options: LeagueOptions) -> None:
     for name in options.contestants:
         for number in range(2 * COLUMNS):
             with Image.open(drawn(folder / name) / f"{number:06d}.png") as image:
-                shown.append(torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1))
+                pixels = np.atleast_3d(np.array(image))
+                shown.append(torch.from_numpy(pixels).permute(2, 0, 1))
     save_png(grid(torch.stack(shown), COLUMNS), folder / "league.png")
 
 
