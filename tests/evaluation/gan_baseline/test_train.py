@@ -147,8 +147,10 @@ def test_two_processes_make_what_one_makes(fit, flags, two_processes, tmp_path):
         one, two = fit(f"{name}1", **{**own, **model}), tmp_path / f"{name}2"
         found = [json.loads((two / f"state-{process}.json").read_text()) for process in (0, 1)]
         assert found[0] == found[1]
-        for a, b in zip(numbers(one, 3), numbers(two, 3), strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
+        for step, (a, b) in enumerate(zip(numbers(one, 3), numbers(two, 3), strict=True)):
+            # AdamW's first updates are the gradients' signs, also of those that are rounding alone.
+            tolerance = 2e-2 if step else 1e-4
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_images_without_labels_and_without_wish_for_them(fit, images):
