@@ -157,10 +157,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def evaluate() -> Figures:
         """A grid of generated images, always of the same noise; once, one of originals."""
         if accelerator.is_main_process:
-            samples = Path(options.output_dir, "samples")
-            if not (samples / "originals.png").exists():
+            progress = Path(options.output_dir, "progress")  # `samples` is where generate.py writes
+            if not (progress / "originals.png").exists():
                 originals = first_images(images, options, GRID_ROWS * GRID_COLUMNS)
-                save_png(grid(originals, GRID_COLUMNS), samples / "originals.png")
+                save_png(grid(originals, GRID_COLUMNS), progress / "originals.png")
             count = max(1, len(model.config.class_names))
             labels = [place % count for place in range(GRID_ROWS * GRID_COLUMNS)]
             own = [generator(options.seed, "sample", place) for place in range(len(labels))]
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with ema.applied_to(model):
                 shown = to_uint8(model.sample(labels, own))
             model.train()
-            save_png(grid(shown, GRID_COLUMNS), samples / f"step-{state.step:09d}.png")
+            save_png(grid(shown, GRID_COLUMNS), progress / f"step-{state.step:09d}.png")
         return {}
 
     def export() -> None:

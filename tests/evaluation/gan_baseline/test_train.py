@@ -40,7 +40,7 @@ def metrics(run):
 
 def test_what_a_run_leaves(fit, kind):
     run = fit()
-    assert {path.name for path in (run / "samples").iterdir()} == {
+    assert {path.name for path in (run / "progress").iterdir()} == {
         "originals.png", "step-000000004.png", "step-000000008.png",
     }  # fmt: skip
     line = next(line for line in metrics(run) if "critic" in line)
@@ -61,7 +61,7 @@ def test_the_grid_shows_the_averaged_generator_class_by_class(fit):
     assert all(torch.equal(saved[name], averaged[name]) for name in averaged)
     raw = part(run, "model")
     assert any(not torch.equal(saved[name], raw[name]) for name in averaged)
-    picture = np.asarray(Image.open(run / "samples" / "step-000000008.png"))
+    picture = np.asarray(Image.open(run / "progress" / "step-000000008.png"))
     assert picture.shape[:2] == (8 * 17 + 1, 10 * 17 + 1)
 
 
