@@ -318,4 +318,4 @@ def test_two_processes_give_the_numbers_of_one(run, folders, scripted_features, 
         for key in ("name", "notes", "contestant"):
             assert two.pop(key) == one.pop(key)
         np.testing.assert_allclose(two.pop("curve"), one.pop("curve"), rtol=1e-5, atol=1e-7)
-        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-7)
