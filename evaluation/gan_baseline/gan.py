@@ -76,19 +76,16 @@ class Generator(StrictModel):
         self.post_init()
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Images (B, C, H, W) of noise (B, latent_dim) and classes (B,), which an unconditional one does not look at.
-
-        Values may lie outside [-1, 1].
-        """
+        """Images (B, C, H, W) in [-1, 1] of noise (B, latent_dim) and classes (B,), which an unconditional one does not look at."""
         if self.classes is not None:
             noise = torch.cat([noise, self.classes(labels)], dim=1)
-        return cast(Tensor, self.network(noise))
+        return cast(Tensor, Bounded.apply(self.network(noise)))
 
     @torch.no_grad()
     def sample(
         self, labels: Sequence[int], generators: Sequence[torch.Generator], truncation: float = 1.0
     ) -> Tensor:
-        """One image for every label, float (B, C, H, W) clamped to [-1, 1].
+        """One image for every label, float (B, C, H, W) in [-1, 1].
 
         Args:
             labels: class numbers; -1 is any class, drawn at random.
@@ -103,7 +100,28 @@ class Generator(StrictModel):
         ]
         on_device = torch.stack(noise).to(self.device) * truncation
         images: Tensor = self(on_device, torch.tensor(classes, device=self.device))
-        return images.float().clamp(-1, 1)
+        return images.float()
+
+
+class Bounded(torch.autograd.Function):
+    """Clamp to [-1, 1]; a value outside still learns what would bring it back, and nothing that leads further out.
+
+    The critic sees what a file will hold, black that is quite black, and yet no pixel is out of its reach: a tanh, or
+    a clamp's own gradient, is zero on a black background, and an image once wholly black would stay so.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Values of any shape to the same shape."""
+        bounded = values.clamp(-1, 1)
+        ctx.save_for_backward(values - bounded)
+        return bounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """The gradient where the step against it does not lead away from [-1, 1]."""
+        (excess,) = ctx.saved_tensors
+        return gradient * (gradient * excess >= 0)
 
 
 class Critic(nn.Module):
@@ -160,10 +178,7 @@ class Modulated(nn.Module):
 
 
 class ConvolutionalGenerator(nn.Module):
-    """DCGAN's: a linear layer, then convolutions and transposed ones that double the size.
-
-    Without its tanh: on a background of -1 that saturates, and an image once wholly black gets no gradient any more.
-    """
+    """DCGAN's: a linear layer, then convolutions and transposed ones that double the size; its tanh is `Bounded` here."""
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()
