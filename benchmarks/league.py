@@ -264,7 +264,12 @@ def score(folder: Path, options: LeagueOptions) -> None:
     }  # fmt: skip
     candidates = [f"real_train={images}[train]"]
     candidates += [f"{name}={drawn(folder / name)}" for name in options.contestants]
-    call("evaluation/score.py", words, folder / "scores", {"candidates": candidates})
+    call(
+        "evaluation/score.py",
+        words | threads(options),
+        folder / "scores",
+        {"candidates": candidates},
+    )
 
 
 def picture(folder: Path, options: LeagueOptions) -> None:

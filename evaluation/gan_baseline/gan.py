@@ -1,6 +1,6 @@
 """Two GANs: the networks that make images from noise, and the critics that they are trained against.
 
-- `sngan`: the convolutions of DCGAN (Radford et al., 2016, https://arxiv.org/abs/1511.06434) with a critic of spectral norm
+- `sngan`: the shape of DCGAN (Radford et al., 2016, https://arxiv.org/abs/1511.06434) with a critic of spectral norm
   (Miyato et al., 2018, https://arxiv.org/abs/1802.05957) that looks at the class by projection (Miyato & Koyama, 2018,
   https://arxiv.org/abs/1802.05637). In place of batch normalisation the generator has group normalisation modulated by noise
   and class (Chen et al., 2019, https://arxiv.org/abs/1810.01365), so that averaged weights need no statistics of their own.
@@ -118,7 +118,7 @@ class Bounded(torch.autograd.Function):
         return bounded
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """The gradient where the step against it does not lead away from [-1, 1]."""
         (excess,) = ctx.saved_tensors
         return gradient * (gradient * excess >= 0)
@@ -164,42 +164,52 @@ def make_critic(config: GeneratorConfig, width: int | None = None) -> Critic:
 
 
 class Modulated(nn.Module):
-    """Group normalisation whose gain and bias depend on a vector, then ReLU."""
+    """Group normalisation whose gain and bias depend on a vector, ReLU and a 3x3 convolution, at twice the size if `up`.
 
-    def __init__(self, channels: int, style_dim: int) -> None:
+    Pixels are doubled before it: a transposed convolution draws its own chequerboard (Odena et al., 2016,
+    doi:10.23915/distill.00003), and short trainings do not get rid of it.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, style_dim: int, *, up: bool = False
+    ) -> None:
         super().__init__()
+        self.up = up
         self.norm = nn.GroupNorm(_groups(channels), channels, affine=False)
         self.style = nn.Linear(style_dim, 2 * channels)
+        self.convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        """Maps (B, C, h, w) and vectors (B, style_dim)."""
+        """Maps (B, C, h, w) and vectors (B, style_dim) to (B, C', h, w), or (B, C', 2h, 2w)."""
         gain, bias = self.style(style)[:, :, None, None].chunk(2, dim=1)
-        return F.relu(torch.addcmul(bias, self.norm(maps), 1 + gain))
+        maps = F.relu(torch.addcmul(bias, self.norm(maps), 1 + gain))
+        if self.up:
+            maps = F.interpolate(maps, scale_factor=2)
+        return cast(Tensor, self.convolution(maps))
 
 
 class ConvolutionalGenerator(nn.Module):
-    """DCGAN's: a linear layer, then convolutions and transposed ones that double the size; its tanh is `Bounded` here."""
+    """DCGAN's: a linear layer, then convolutions, some of which double the size; for its tanh see `Bounded`."""
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()
         channels = [config.width * multiplier for multiplier in config.multipliers]
-        layers: list[nn.Conv2d | nn.ConvTranspose2d] = []
+        self.layers = nn.ModuleList()
         for level in reversed(range(len(channels))):
+            width = channels[level]
             for _ in range(config.blocks_per_resolution[level]):
-                layers.append(nn.Conv2d(channels[level], channels[level], 3, padding=1))
+                self.layers.append(Modulated(width, width, style_dim))
             if level:
-                layers.append(nn.ConvTranspose2d(channels[level], channels[level - 1], 4, 2, 1))
-        layers.append(nn.Conv2d(channels[0], config.image_channels, 3, padding=1))
+                self.layers.append(Modulated(width, channels[level - 1], style_dim, up=True))
+        self.layers.append(Modulated(channels[0], config.image_channels, style_dim))
         shape = (channels[-1], config.start, config.start)
         self.first = nn.Sequential(nn.Linear(style_dim, math.prod(shape)), nn.Unflatten(1, shape))
-        self.norms = nn.ModuleList(Modulated(layer.in_channels, style_dim) for layer in layers)
-        self.layers = nn.ModuleList(layers)
 
     def forward(self, style: Tensor) -> Tensor:
         """Vectors (B, style_dim) to images."""
         maps: Tensor = self.first(style)
-        for norm, layer in zip(self.norms, self.layers, strict=True):
-            maps = layer(norm(maps, style))
+        for layer in self.layers:
+            maps = layer(maps, style)
         return maps
 
 

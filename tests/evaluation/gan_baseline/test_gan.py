@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.adversarial import gradient_penalty
-from evaluation.gan_baseline.gan import Generator, Resampled, ResidualBlock, make_critic
+from evaluation.gan_baseline.gan import (
+    Bounded,
+    Generator,
+    Resampled,
+    ResidualBlock,
+    make_critic,
+)
 
 
 def inputs(generator, count=6, seed=1):
@@ -60,6 +66,24 @@ def test_noise_and_class_change_the_image(make_gan):
     assert (generator(noise, (labels + 1) % 3) - images).abs().mean() > 0.01
     free = make_gan(class_names=[])
     assert torch.equal(free(noise, labels), free(noise, labels + 1))
+
+
+def test_images_end_at_black_and_white(make_gan):
+    generator = make_gan()
+    noise, labels = inputs(generator, 60)
+    images = generator(30 * noise, labels)
+    assert images.min() == -1
+    assert images.max() == 1
+    unbounded = generator.network(torch.cat([30 * noise, generator.classes(labels)], 1))
+    assert torch.equal(images, unbounded.clamp(-1, 1))
+
+
+def test_a_value_out_of_bounds_learns_only_the_way_back():
+    """Where a clamp has no gradient an image once wholly black stays so, and with a tanh nearly."""
+    values = torch.tensor([-3.0, -3.0, 0.5, 0.5, 3.0, 3.0], requires_grad=True)
+    wish = torch.tensor([0.0, -2.0, 0.0, 2.0, 0.0, 2.0])  # where a step against the gradient leads
+    (Bounded.apply(values) - wish).square().sum().backward()
+    assert values.grad.tolist() == [-2.0, 0.0, 1.0, -3.0, 2.0, 0.0]
 
 
 def test_a_critic_judges_every_image_by_itself(config):

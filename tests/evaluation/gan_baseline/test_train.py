@@ -180,8 +180,8 @@ def test_the_generator_learns_what_the_classes_look_like(call, tmp_path, kind):
         for number in range(16):
             Image.new("L", (8, 8), grey + number).save(tmp_path / "set" / name / f"{number}.png")
     call(
-        train, dataset=tmp_path / "set", output_dir=tmp_path / "run", batch_size=16, max_steps=80, ema_decay=0.9,
-        learning_rate=4e-3, evaluate_every=80,
+        train, dataset=tmp_path / "set", output_dir=tmp_path / "run", batch_size=16, max_steps=160, ema_decay=0.9,
+        learning_rate=2e-3, evaluate_every=160,
         **{"model.type": kind, "model.width": 8, "model.multipliers": [1, 2], "model.latent_dim": 4,
            "critic.gamma": 0.1 if kind == "r3gan" else 0},
     )  # fmt: skip
