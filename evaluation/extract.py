@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from common.perceptual import PerceptualDistance
 from common.training import prefetch
 from evaluation.features import FeatureNetwork
-from evaluation.reconstruction import SSIM_WINDOW, Reconstructing, psnr, reconstruct, ssim
+from evaluation.reconstruction import SSIM_WINDOW, Reconstructing, lpips, psnr, reconstruct, ssim
 from evaluation.sets import ScoredSet
 
 
@@ -29,6 +30,7 @@ class Reconstructions(NamedTuple):
     features: NDArray[np.float32]  # (N, D)
     psnr: NDArray[np.float32]  # (N,) in dB
     ssim: NDArray[np.float32] | None  # (N,); None for images smaller than SSIM's window
+    lpips: NDArray[np.float32] | None  # (N,); None without its network
 
 
 def extract(
@@ -71,15 +73,17 @@ def extract_reconstructions(
     network: FeatureNetwork,
     pipeline: Reconstructing,
     scored: ScoredSet,
+    perceptual: PerceptualDistance | None,
     batch_size: int,
     accelerator: Accelerator,
 ) -> Reconstructions:
-    """Features, PSNR and SSIM of the reconstructions of a set, the same in every process.
+    """Features, PSNR, SSIM and LPIPS of the reconstructions of a set, the same in every process.
 
     Args:
         network: the feature network.
         pipeline: the autoencoder.
         scored: the originals at the size and channels that the autoencoder takes.
+        perceptual: the network of LPIPS, if it is asked for.
         batch_size: images per forward pass.
         accelerator: the processes.
 
@@ -87,19 +91,28 @@ def extract_reconstructions(
         ValueError: naming an image that cannot be read.
     """
     features = [np.empty((0, network.dimension), np.float32)]
-    fidelity = [np.empty((0, 2), np.float32)]
-    fits = False
+    fidelity = [np.empty((0, 3), np.float32)]
     for batch in _own_batches(scored, batch_size, accelerator):
         images = as_batch(scored, batch)
         given_back = reconstruct(pipeline, images, accelerator.device)
         features.append(network(given_back))
+        unknown = torch.full((len(images),), torch.nan)
         fits = min(images.shape[2:]) >= SSIM_WINDOW
-        similarity = ssim(images, given_back) if fits else torch.full((len(images),), torch.nan)
-        fidelity.append(torch.stack([psnr(images, given_back), similarity], 1).float().numpy())
+        measured = (
+            psnr(images, given_back),
+            ssim(images, given_back) if fits else unknown,
+            unknown if perceptual is None else lpips(perceptual, images, given_back),
+        )
+        fidelity.append(torch.stack([values.float() for values in measured], 1).numpy())
     gathered = gather_in_order(np.concatenate(fidelity), accelerator)
-    similarities = None if np.isnan(gathered[:, 1]).any() else gathered[:, 1]
+    similarities, distances = (
+        None if np.isnan(values).any() else values for values in gathered.T[1:]
+    )
     return Reconstructions(
-        gather_in_order(np.concatenate(features), accelerator), gathered[:, 0], similarities
+        gather_in_order(np.concatenate(features), accelerator),
+        gathered[:, 0],
+        similarities,
+        distances,
     )
 
 

@@ -41,6 +41,8 @@ class ScoreOptions:
     """Images taken from every set, a seeded random choice; null takes all that each has, and candidates must then have equally many."""
     pipeline: str | None = None
     """Pipeline folder or hub id; adds the row `reconstructions`, the reference through its autoencoder and back."""
+    perceptual: Literal["none", "lpips"] = "none"
+    """Add the column `lpips` to the reconstructions; its weights, VGG-16's, must be on this machine."""
     class_accuracy: bool = False
     """Add the column `class_accuracy`, higher is better: the share of a candidate's images that a classifier takes for the class in the folder's labels.csv, or in the data set. The classifier is a small convolutional network trained for this run on `train_split`, half a minute for mnist5k on one core; what it reaches on the reference, the ceiling, stands in the protocol."""
     nearest: bool = False
@@ -79,6 +81,10 @@ class ScoreOptions:
             )
         if self.compare and (self.candidates or self.pipeline is not None):
             raise ValueError("--compare scores nothing: leave out --candidates and --pipeline")
+        if self.perceptual != "none" and self.pipeline is None:
+            raise ValueError(
+                f"--perceptual {self.perceptual} measures reconstructions: give the autoencoder by --pipeline"
+            )
         if self.published:
             self._check_published()
         if not self.candidates and self.pipeline is None and not self.compare:

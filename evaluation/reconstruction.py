@@ -1,4 +1,4 @@
-"""How well an autoencoder gives images back: PSNR and SSIM, both on the uint8 images that would be saved."""
+"""How well an autoencoder gives images back: PSNR, SSIM and LPIPS, all on the uint8 images that would be saved."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.images import to_float, to_uint8
+from common.perceptual import PerceptualDistance
 
 SSIM_WINDOW = 11  # pixels
 SSIM_SIGMA = 1.5  # pixels
@@ -74,6 +75,21 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
     return similarity.mean((1, 2, 3))
 
 
+def lpips(network: PerceptualDistance, images: Tensor, reconstructions: Tensor) -> Tensor:
+    """LPIPS of each image, float32 (N,) on the CPU (Zhang et al., 2018, Eq. 1).
+
+    Args:
+        network: on the device where it is computed.
+        images: uint8 (N, C, H, W).
+        reconstructions: same shape and type.
+    """
+    _check_pair(images, reconstructions)
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        pairs = (to_float(one.to(device)) for one in (images, reconstructions))
+        return network.each(*pairs).float().cpu()
+
+
 def _blur(images: Tensor) -> Tensor:
     """Gaussian mean at every position where the window fits: (N, C, H, W) -> (N, C, H - 10, W - 10)."""
     offsets = torch.arange(SSIM_WINDOW, dtype=images.dtype) - SSIM_WINDOW // 2
@@ -88,6 +104,6 @@ def _blur(images: Tensor) -> Tensor:
 
 def _check_pair(images: Tensor, reconstructions: Tensor) -> None:
     assert images.dtype == reconstructions.dtype == torch.uint8, (
-        "PSNR and SSIM are taken on uint8 images"
+        "reconstructions are measured as uint8 images"
     )
     assert images.shape == reconstructions.shape, "images and reconstructions differ in shape"

@@ -87,6 +87,8 @@ class Judge:
         row.values["psnr"] = mean_psnr(given_back.psnr)
         if given_back.ssim is not None:
             row.values["ssim"] = float(given_back.ssim.mean(dtype=np.float64))
+        if given_back.lpips is not None:
+            row.values["lpips"] = float(given_back.lpips.mean(dtype=np.float64))
         return row
 
     def row(self, name: str, found: NDArray[np.float32], *, contestant: bool) -> Row:

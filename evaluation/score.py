@@ -23,6 +23,7 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from common.perceptual import PerceptualDistance, make_perceptual
 from common.processes import start_processes
 from evaluation.classes import own_classes
 from evaluation.classifier import Classifier, open_class_images, train_classifier
@@ -41,11 +42,12 @@ from evaluation.versions import versions
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A pipeline, its autoencoder's fingerprint, and the reference as it wants to see it."""
+    """A pipeline, its autoencoder's fingerprint, the reference as it wants to see it, and LPIPS's network if asked for."""
 
     pipeline: Reconstructing
     fingerprint: str
     originals: ScoredSet
+    perceptual: PerceptualDistance | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
             accelerator.print(
                 f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
             )
-    autoencoder = open_autoencoder(options.pipeline, reference, accelerator)
+    autoencoder = open_autoencoder(options, reference, accelerator)
     sizes = [(candidate.name, len(candidate)) for candidate in candidates]
     if autoencoder is not None:
         sizes.append((RECONSTRUCTIONS, len(autoencoder.originals)))
@@ -192,6 +194,7 @@ def score(
             judge.network,
             sets.autoencoder.pipeline,
             sets.autoencoder.originals,
+            sets.autoencoder.perceptual,
             options.batch_size,
             accelerator,
         )
@@ -201,22 +204,23 @@ def score(
 
 
 def open_autoencoder(
-    folder: str | None, reference: ScoredSet | None, accelerator: Accelerator
+    options: ScoreOptions, reference: ScoredSet | None, accelerator: Accelerator
 ) -> Autoencoder | None:
     """The pipeline whose reconstructions are scored, if one is.
 
     Raises:
-        ValueError: no such pipeline.
+        ValueError: no such pipeline, or weights of a perceptual network are missing.
     """
-    if folder is None:
+    if options.pipeline is None:
         return None
     from pipelines import Pipeline
 
     assert reference is not None, "options refuse a pipeline beside published statistics"
-    pipeline = Pipeline.from_pretrained(folder).to(accelerator.device)
+    perceptual = make_perceptual(options.perceptual, accelerator.device, "--perceptual")
+    pipeline = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     spec = pipeline.code_spec
     originals = reference.resized(spec.image_size, spec.image_channels)
-    return Autoencoder(pipeline, spec.autoencoder_fingerprint, originals)
+    return Autoencoder(pipeline, spec.autoencoder_fingerprint, originals, perceptual)
 
 
 def describe_protocol(
@@ -244,6 +248,7 @@ def describe_protocol(
         "on_corrupt": options.on_corrupt,
         "train_split": options.train_split if options.nearest else None,
         "classifier": None,
+        "perceptual": None if options.perceptual == "none" else options.perceptual,
         "pipeline": options.pipeline,
         "autoencoder_fingerprint": None
         if sets.autoencoder is None

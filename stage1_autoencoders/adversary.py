@@ -23,10 +23,10 @@ from common.augmentation import augment
 from common.checkpoint import Stateful
 from common.metrics import Figures
 from common.optim import make_optimizer, update
+from common.perceptual import make_perceptual
 from stage1_autoencoders.critic_health import CriticHealth, diagnose
 from stage1_autoencoders.discriminators import CriticOutput, feature_distance, make_critic
 from stage1_autoencoders.options import TrainOptions
-from stage1_autoencoders.perceptual import make_perceptual
 
 
 class Adversary:
@@ -55,7 +55,9 @@ class Adversary:
         self.wrapped, self.optimizer = accelerator.prepare(self.critic, optimizer)
         self.lecam = LeCam().to(accelerator.device)
         self.health = CriticHealth(options.critic.loss).to(accelerator.device)
-        self.perceptual = make_perceptual(options.critic.perceptual, accelerator.device)
+        self.perceptual = make_perceptual(
+            options.critic.perceptual, accelerator.device, "--critic.perceptual"
+        )
 
     @property
     def parts(self) -> dict[str, Stateful]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -261,6 +261,26 @@ def refused(capfd, monkeypatch) -> Callable[..., str]:
         return said[0].removeprefix(f"{program}: error: ")
 
     return run_main
+
+
+@pytest.fixture
+def vgg16(monkeypatch, tmp_path) -> None:
+    """A VGG-16 of random weights in place of torchvision's own, for LPIPS, as if those had been downloaded."""
+    from torchvision import models
+
+    def random_network(**_: object) -> SimpleNamespace:
+        torch.manual_seed(0)
+        layers = models.vgg.make_layers(models.vgg.cfgs["D"])
+        for layer in layers:
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight)
+        return SimpleNamespace(features=layers)
+
+    monkeypatch.setattr(models, "vgg16", random_network)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    file = tmp_path / "torch/hub/checkpoints" / Path(models.VGG16_Weights.IMAGENET1K_V1.url).name
+    file.parent.mkdir(parents=True)
+    file.touch()
 
 
 @pytest.fixture(scope="session")

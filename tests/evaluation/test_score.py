@@ -4,14 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lpips
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from common.images import to_float
 from evaluation import score
 from evaluation.options import ScoreOptions
+from evaluation.reconstruction import reconstruct
 from evaluation.sets import open_reference
 from pipelines import Pipeline
 from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
@@ -188,6 +191,37 @@ def test_a_real_pipeline_adds_its_reconstructions(run, tmp_path):
     assert (
         scores["protocol"]["autoencoder_fingerprint"] == pipeline.code_spec.autoencoder_fingerprint
     )
+
+
+def test_lpips_joins_the_reconstructions(run, tmp_path, vgg16):
+    torch.manual_seed(0)
+    pipeline = Pipeline(
+        VQVAE(VQVAEConfig(image_size=16, image_channels=1, width=8, codebook_size=16))
+    )
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    scores = run(("same", "same"), pipeline=tmp_path / "pipeline", perceptual="lpips")
+    assert scores["protocol"]["perceptual"] == "lpips"
+    network = lpips.LPIPS(net="vgg")
+    originals = torch.from_numpy(np.stack(smooth_images(37, 0)))[:, None]
+    given_back = reconstruct(pipeline, originals, torch.device("cpu"))
+    with torch.no_grad():
+        found = network(*(to_float(one).expand(-1, 3, -1, -1) for one in (originals, given_back)))
+    assert "lpips" not in scores["rows"][0]
+    assert scores["rows"][1]["lpips"] == pytest.approx(float(found.mean()), rel=1e-4)
+    plain = run(pipeline=tmp_path / "pipeline")
+    assert "lpips" not in plain["rows"][0]
+    assert plain["protocol"]["perceptual"] is None
+
+
+def test_lpips_without_what_it_needs(refused, folders, tmp_path, monkeypatch):
+    flags = {"candidates": [f"same={folders / 'same'}"], "reference": folders / "reference",
+             "perceptual": "lpips", "output_dir": tmp_path / "out"}  # fmt: skip
+    assert refused(score, **flags) == (
+        "--perceptual lpips measures reconstructions: give the autoencoder by --pipeline"
+    )
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    said = refused(score, **flags, pipeline=tmp_path / "pipeline")
+    assert said.startswith("--perceptual lpips needs the weights of VGG-16")
 
 
 def command(*words, processes=None):

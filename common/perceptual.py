@@ -30,7 +30,11 @@ class PerceptualDistance(nn.Module):
     """
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Scalar distance: sum over stages of the mean over images and places.
+        """Mean of `each` over the images, a scalar."""
+        return self.each(images, reconstructions).mean()
+
+    def each(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Distance of every pair (B,): sum over stages of the mean over places.
 
         Args:
             images: originals (B, C, H, W) in [-1, 1]; grey ones are seen with three equal channels.
@@ -42,8 +46,8 @@ class PerceptualDistance(nn.Module):
         distances = []
         for stage, (a, b) in enumerate(zip(originals, others, strict=True)):
             difference = _unit_length(a.float()) - _unit_length(b.float())
-            distances.append(self.weigh(difference.square(), stage).mean())
-        return torch.stack(distances).sum()
+            distances.append(self.weigh(difference.square(), stage).mean((1, 2, 3)))
+        return torch.stack(distances).sum(0)
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """RGB images (B, 3, H, W) in [-1, 1] to a map (B, C, h, w) per stage."""
@@ -61,9 +65,9 @@ class EfficientNetDistance(PerceptualDistance):
     learnt to please the network, not how good its images are. Score such a model with another network.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, flag: str) -> None:
         super().__init__()
-        network, _ = load_efficientnet_lite0("--critic.perceptual")
+        network, _ = load_efficientnet_lite0(flag)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks[: _STAGE_ENDS[-1] + 1]
 
@@ -85,13 +89,13 @@ class LPIPSDistance(PerceptualDistance):
     The package's own call is not used, because its gradient is not a number where all features of a place are zero.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, flag: str) -> None:
         super().__init__()
         try:
             import lpips
         except ImportError as error:
             raise ValueError(
-                '--critic.perceptual lpips needs the extra `perceptual`: pip install -e ".[perceptual]"'
+                f'{flag} lpips needs the extra `perceptual`: pip install -e ".[perceptual]"'
             ) from error
         from torchvision.models import VGG16_Weights
 
@@ -99,7 +103,7 @@ class LPIPSDistance(PerceptualDistance):
         path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         if not path.is_file():
             raise ValueError(
-                f"--critic.perceptual lpips needs the weights of VGG-16, which are not downloaded unasked: put {url} at {path}"
+                f"{flag} lpips needs the weights of VGG-16, which are not downloaded unasked: put {url} at {path}"
             )
         with warnings.catch_warnings():
             # lpips 0.1.4 asks torchvision for them in a way that it calls deprecated.
@@ -118,16 +122,21 @@ class LPIPSDistance(PerceptualDistance):
 
 
 def make_perceptual(
-    name: PerceptualNetwork, device: torch.device | str
+    name: PerceptualNetwork, device: torch.device | str, flag: str
 ) -> PerceptualDistance | None:
-    """The network that `--critic.perceptual` names, frozen and in evaluation mode; None for `none`.
+    """A network by its name, frozen and in evaluation mode; None for `none`.
+
+    Args:
+        name: which.
+        device: where it computes.
+        flag: the option that asks for it, as errors name it.
 
     Raises:
         ValueError: one sentence on the package or the weights that are missing and how to get them.
     """
     if name == "none":
         return None
-    distance = LPIPSDistance() if name == "lpips" else EfficientNetDistance()
+    distance = LPIPSDistance(flag) if name == "lpips" else EfficientNetDistance(flag)
     nn.Module.to(distance, memory_format=torch.channels_last)
     return distance.to(device).requires_grad_(False).eval()
 

@@ -2,11 +2,12 @@ import subprocess
 import sys
 from types import ModuleType
 
+import lpips
 import pytest
 import torch
 from torch import Tensor
 
-from stage1_autoencoders.perceptual import PerceptualDistance, make_perceptual
+from common.perceptual import PerceptualDistance, make_perceptual
 
 
 def images(batch: int = 2, channels: int = 3, size: int = 32, seed: int = 0) -> Tensor:
@@ -25,18 +26,18 @@ def noisy(strength: float, **shape: int) -> Tensor:
 @pytest.fixture(scope="module")
 def distance() -> PerceptualDistance:
     pytest.importorskip("efficientnet_lite_pytorch")
-    made = make_perceptual("efficientnet_lite0", "cpu")
+    made = make_perceptual("efficientnet_lite0", "cpu", "--critic.perceptual")
     assert made is not None
     return made
 
 
 def test_none_is_none():
-    assert make_perceptual("none", "cpu") is None
+    assert make_perceptual("none", "cpu", "--critic.perceptual") is None
 
 
 def test_importing_loads_no_network():
     code = (
-        "import sys, stage1_autoencoders.perceptual\n"
+        "import sys, common.perceptual\n"
         "print(sorted({'lpips', 'torchvision', 'efficientnet_lite_pytorch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -117,23 +118,36 @@ def test_the_network_is_shown_what_it_was_trained_with(distance):
     torch.testing.assert_close(shown[0], (levels - 127) / 128, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lpips_is_that_of_its_package(vgg16, channels):
+    """Its learnt weights come with the package; VGG-16's do not matter for the agreement."""
+    ours, package = make_perceptual("lpips", "cpu", "--critic.perceptual"), lpips.LPIPS(net="vgg")
+    clean, other = images(channels=channels), noisy(0.2, channels=channels)
+    with torch.no_grad():
+        rgb = [image.expand(-1, 3, -1, -1) for image in (clean, other)]
+        expected = package(*rgb).flatten()
+    torch.testing.assert_close(ours.each(clean, other), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours(clean, other), expected.mean(), rtol=1e-4, atol=1e-6)
+    assert expected.min() > 1e-3
+
+
 # What is missing
 
 
 def test_missing_packages_are_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"--critic.perceptual efficientnet_lite0 .* pip install"):
-        make_perceptual("efficientnet_lite0", "cpu")
+        make_perceptual("efficientnet_lite0", "cpu", "--critic.perceptual")
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(
         ValueError, match=r"--critic.perceptual lpips .* pip install .*\[perceptual\]"
     ):
-        make_perceptual("lpips", "cpu")
+        make_perceptual("lpips", "cpu", "--critic.perceptual")
 
 
 def test_missing_weights_are_told_and_not_downloaded(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lpips", ModuleType("lpips"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=r"put https://\S+vgg16\S+\.pth at \S+vgg16\S+\.pth$"):
-        make_perceptual("lpips", "cpu")
+        make_perceptual("lpips", "cpu", "--critic.perceptual")
     assert not list(tmp_path.rglob("*"))
