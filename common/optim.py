@@ -19,10 +19,17 @@ if TYPE_CHECKING:
 def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, 2019) that decays the weights of linear and convolutional layers and nothing else.
 
-    Not gains and biases, and not tables of vectors: a codebook belongs where the encoder's vectors are.
+    Not gains and biases, not tables of vectors, because a codebook belongs where the encoder's vectors are, and not
+    what spectral norm divides by its own length.
     """
     layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, layers)}
+    decayed = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, layers)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "weight"
+    }
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {

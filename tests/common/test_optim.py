@@ -6,6 +6,7 @@ import torch
 from accelerate.scheduler import AcceleratedScheduler
 from accelerate.state import PartialState
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from common.optim import learning_rate_at, make_optimizer, update
 from common.options import RunOptions
@@ -57,6 +58,17 @@ def test_only_weights_of_layers_decay():
     assert {id(p) for p in decayed} == {id(model[0].weight), id(model[2].weight)}
     assert any(p is model[3].weight for p in plain)
     assert len(decayed) + len(plain) == len(list(model.parameters())) - 1
+
+
+def test_spectral_norm_is_neither_decayed_nor_advanced():
+    """Reading such a layer's weight would take a step of its power iteration, only by asking what decays."""
+    layer = parametrizations.spectral_norm(nn.Linear(4, 3))
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    decayed, plain = (group["params"] for group in make_optimizer(layer, OPTIONS).param_groups)
+    assert not decayed
+    assert len(plain) == 2
+    assert before
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
 
 
 @pytest.fixture
