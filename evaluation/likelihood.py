@@ -31,9 +31,9 @@ from common.codes import fit_images
 from common.images import ImageSet, open_images, to_float
 from common.processes import start_processes
 from common.seeds import derive_seed, generator
+from common.versions import versions
 from evaluation.extract import gather_in_order, share
 from evaluation.sets import choose
-from evaluation.versions import versions
 from pipelines import Pipeline
 from pipelines.arguments import label_number
 from pipelines.bounds import Bound, fit_logistic

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from common.checkpoint import whole_file
 from common.decoding import UNREADABLE
 from common.machine import thread_pool
+from common.versions import versions
 from evaluation import fid
 from evaluation.downloads import cache_folder
 from evaluation.extract import stream
 from evaluation.features import FeatureNetwork
 from evaluation.published import fetch_published
 from evaluation.sets import ScoredSet
-from evaluation.versions import versions
 
 LAYOUT = 1  # of an entry; a higher number leaves the entries of older versions aside
 PART = 256  # images, at least

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from common.perceptual import PerceptualDistance, make_perceptual
 from common.processes import start_processes
+from common.versions import versions
 from evaluation.classes import own_classes
 from evaluation.classifier import Classifier, open_class_images, train_classifier
 from evaluation.compare import compare
@@ -37,7 +38,6 @@ from evaluation.reference import ReferenceStatistics, published_statistics, refe
 from evaluation.report import HTML_FILE, Grid, check_sizes, markdown, write_report
 from evaluation.rows import Judge
 from evaluation.sets import ScoredSet, open_candidate, open_reference
-from evaluation.versions import versions
 
 
 @dataclass(frozen=True)

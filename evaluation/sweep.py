@@ -28,6 +28,7 @@ from tqdm import tqdm
 from common.checkpoint import whole_file
 from common.pretrained import read_json
 from common.processes import start_processes
+from common.versions import versions
 from evaluation import fid
 from evaluation.extract import extract, gather_in_order, share
 from evaluation.features import FeatureNetwork, load_network
@@ -35,7 +36,6 @@ from evaluation.options import Candidate
 from evaluation.reference import ReferenceStatistics, published_statistics, reference_statistics
 from evaluation.sets import open_candidate, open_reference
 from evaluation.sweep_report import draw_heatmap, markdown
-from evaluation.versions import versions
 from pipelines import Pipeline, Sampler
 from pipelines.card import INDEX_FILE, write_card
 from pipelines.numbered import draw, fill_folder

@@ -1,16 +1,10 @@
-"""A prior and a decoder chained: codes are sampled, then decoded to images.
-
-On disk a pipeline is a folder with `pipeline.json` (which class each component has, what the codes are, versions and
-default sampler settings), one sub-folder per component and a model card, see `card`.
-"""
+"""A prior and a decoder chained: codes are sampled, then decoded to images. What lies on disk is in `folder`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
@@ -18,15 +12,13 @@ from typing import Any, Literal, Self
 import torch
 from torch import Generator, Tensor
 
-from common.checkpoint import whole_folder
 from common.codes import CodeMaps, CodeSpec, check_same_codes
-from common.pretrained import StrictModel, local_folder, read_json
+from common.pretrained import StrictModel, local_folder
 from pipelines.arguments import check_settings_apply, label_number, one_each
-from pipelines.card import INDEX_FILE, carry_card, write_card
 from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
+from pipelines.folder import read_folder, write_folder
 from pipelines.hub import push_folder
 from pipelines.outputs import PipelineOutput, check_output, convert
-from stage1_autoencoders import load_autoencoder
 from stage1_autoencoders.autoencoder import Autoencoder
 from stage2_prior.engine_tokens import codes_from_tokens
 from stage2_prior.prior import TransformerPrior
@@ -65,28 +57,7 @@ class Pipeline:
         Raises:
             ValueError: a missing, damaged or foreign folder, or parts that do not belong together.
         """
-        folder = local_folder(path_or_hub_id, revision=revision)
-        index = read_json(folder / INDEX_FILE)
-        missing = {"components", "code_spec", "sampler"} - set(index)
-        if missing:
-            raise ValueError(
-                f"{folder / INDEX_FILE} is not a pipeline's index: {', '.join(sorted(missing))} missing"
-            )
-        try:
-            sampler = Sampler(**index["sampler"])
-        except TypeError as error:
-            raise ValueError(f"{folder / INDEX_FILE}: sampler: {error}") from error
-        autoencoder = load_autoencoder(folder / "autoencoder")
-        prior = (
-            TransformerPrior.from_pretrained(folder / "prior")
-            if "prior" in index["components"]
-            else None
-        )
-        spec = CodeSpec.from_dict(index["code_spec"])
-        check_same_codes(
-            spec, autoencoder.code_spec, f"{folder / INDEX_FILE}", f"{folder / 'autoencoder'}"
-        )
-        return cls(autoencoder, prior, sampler)
+        return cls(*read_folder(local_folder(path_or_hub_id, revision=revision)))
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "50GB"
@@ -98,29 +69,9 @@ class Pipeline:
         Raises:
             ValueError: the folder holds something else, which would be lost.
         """
-        final = Path(save_directory)
-        if final.is_dir() and any(final.iterdir()) and not (final / INDEX_FILE).is_file():
-            raise ValueError(f"{final} is not empty and holds no pipeline; choose another folder")
-        with whole_folder(final) as folder:
-            self.autoencoder.save_pretrained(folder / "autoencoder", max_shard_size=max_shard_size)
-            if self.prior is not None:
-                self.prior.save_pretrained(folder / "prior", max_shard_size=max_shard_size)
-            index = {
-                "components": {name: type(part).__name__ for name, part in self.components.items()},
-                "parameters": {
-                    name: part.num_parameters() for name, part in self.components.items()
-                },
-                "sampler": self.sampler.to_dict(),
-                "versions": {
-                    name: _version(name) for name in ("latent-prior", "torch", "transformers")
-                },
-                "code_spec": self.code_spec.to_dict(),
-            }
-            (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-            named = {name: part.name_or_path for name, part in self.components.items()}
-            homes = {name: Path(path) for name, path in named.items() if path}
-            carry_card(folder, homes, before=final)
-            write_card(folder)
+        write_folder(
+            Path(save_directory), self.components, self.sampler, self.code_spec, max_shard_size
+        )
 
     def push_to_hub(
         self,
@@ -482,10 +433,3 @@ class Pipeline:
             raise ValueError(
                 f"{named[0]} is for a prior over codes; latents are completed without one"
             )
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
