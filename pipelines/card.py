@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,9 @@ def carry_card(folder: Path, homes: Mapping[str, Path], before: Path) -> None:
         for name, source in _recipes(part, home):
             card.mkdir(exist_ok=True)
             if name not in (path.name for path in card.iterdir()):
-                shutil.copyfile(source, card / name)
+                text = source.read_text(encoding="utf-8")
+                text = without_places(text, read_yaml(text))  # JSON is YAML
+                (card / name).write_text(text, encoding="utf-8")
     for origin in (before, *same):  # what stands in the folder itself is never lost
         path = origin / README
         if path.is_file() and not (folder / README).exists():
@@ -104,6 +106,28 @@ def license_of(text: str) -> str | None:
     front = re.match(r"\A---\n(.*?)\n---\n", text, flags=re.S)
     found = front and re.search(r"^license: *(.+?) *$", front[1], flags=re.M)
     return found[1] if found else None
+
+
+def without_places(text: str, values: Any) -> str:
+    """A file's text with the absolute paths among its values cut down to their last part.
+
+    On another machine they lead nowhere, and they tell the hub who lives where on this one.
+    """
+    paths = sorted(set(_absolute_paths(values)), key=len, reverse=True)
+    for path in paths:
+        for written in (path, json.dumps(path)[1:-1]):
+            text = text.replace(written, Path(path).name)
+    return text
+
+
+def _absolute_paths(values: Any) -> Iterator[str]:
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            yield from _absolute_paths(value)
+    elif isinstance(values, str) and Path(values).is_absolute() and Path(values).name:
+        yield values
 
 
 def _fingerprints(folder: Path) -> dict[str, str]:
@@ -164,8 +188,9 @@ def _take_scores(folder: Path, scores: Path) -> None:
     if not reconstructed and not any(_drawn_from(settings, own) for settings in candidates):
         raise ValueError(f"{scores} scores no images of the pipeline {folder}")
     for source in (scores, scores.with_name(TABLE_FILE)):
+        text = without_places(source.read_text(encoding="utf-8"), protocol)
         with whole_file(folder / CARD / source.name) as path:
-            shutil.copyfile(source, path)
+            path.write_text(text, encoding="utf-8")
 
 
 def _drawn_from(settings: Mapping[str, Any], own: Mapping[str, str]) -> bool:

@@ -198,6 +198,21 @@ def test_a_card_goes_where_the_same_pipeline_goes(folder, samples, scores, runs)
     assert "| ours | 31.42 |" in (folder / "README.md").read_text()
 
 
+def test_nothing_says_where_it_lay_on_this_machine(folder, samples, scores, runs):
+    found = json.loads((scores / "scores.json").read_text())
+    found["protocol"]["reference"] = str(runs / "mine")
+    (scores / "scores.json").write_text(json.dumps(found))
+    table = scores / "scores.md"
+    table.write_text(table.read_text() + f"\nReference: {runs / 'mine'}, split test\n")
+    describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
+    texts = [folder / "README.md", *(folder / "card").glob("*.[jmy]*")]
+    assert len(texts) == 7
+    for path in texts:
+        assert str(runs) not in path.read_text(), path
+    assert "Reference: mine, split test" in (folder / "README.md").read_text()
+    assert "codes: codes\n" in (folder / "card" / "prior.yaml").read_text()
+
+
 def test_another_prior_does_not_inherit_pictures_and_scores(folder, samples, scores, parts):
     describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
     pipe = Pipeline.from_pretrained(folder)
