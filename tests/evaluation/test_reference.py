@@ -309,7 +309,8 @@ reference.PART = 8
 accelerator = Accelerator(cpu=True)
 forward = Dying(limit=int(sys.argv[2]) if accelerator.process_index == 0 and sys.argv[2] != "-" else None)
 found = reference.reference_statistics(network(forward), opened(sys.argv[1]), 4, accelerator)
-print("saw", accelerator.process_index, accelerator.num_processes, forward.seen, found.key, flush=True)
+# In one piece: torchrun's processes are unbuffered, and print would write word by word.
+sys.stdout.write(f"saw {accelerator.process_index} {accelerator.num_processes} {forward.seen} {found.key}\\n")
 """
 
 
