@@ -83,10 +83,7 @@ def untouched() -> Scores:
     ("damage", "strengths"),
     [
         (blurred, (0.7, 1.2, 2.5)),
-        (
-            noisy,
-            (2, 4, 8),
-        ),  # with strong noise KID falls again: this network's features of it are short
+        (noisy, (2, 4, 8)),  # of stronger noise see below
         (shifted_in_colour, (20, 50, 100)),
         (as_jpeg, (60, 85, 97)),
     ],
@@ -104,6 +101,16 @@ def test_more_damage_is_a_larger_distance(
     assert found[-1].overlap.precision < 0.5 * found[0].overlap.precision
     assert found[-1].overlap.density < 0.5 * found[0].overlap.density
     assert found[-1].overlap.coverage < 0.5 * found[0].overlap.coverage
+
+
+def test_strong_noise_is_ranked_by_the_distance():
+    """KID falls again from there on, far above that of other originals: this network's features of noise are short."""
+    found = [
+        scored([noisy(image, strength) for image in coloured(1)[0]]) for strength in (4, 12, 30)
+    ]
+    assert found[0].distance < found[1].distance < found[2].distance
+    assert min(one.kid for one in found) > 1000 * abs(untouched().kid)
+    assert found[-1].overlap.precision < 0.5 * untouched().overlap.precision
 
 
 def test_dropping_modes_is_a_larger_distance_and_costs_recall_but_not_precision():
