@@ -8,7 +8,7 @@ LAUNCH := $(BIN)/python
 OUT := runs/demo
 # One thread per process in the tests; nothing may ask the hub.
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-SOURCES := common stage1_autoencoders stage2_prior pipelines evaluation benchmarks tests
+SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks tests
 
 .PHONY: setup demo league test test-fast check format bench clean
 .DELETE_ON_ERROR:
@@ -38,7 +38,7 @@ $(OUT)/codes/code_spec.json: $(OUT)/vqvae/.done
 	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset mnist5k --output_dir $(OUT)/codes
 
 $(OUT)/prior/.done: $(OUT)/codes/code_spec.json
-	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/mnist.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
+	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/mnist_vqvae.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
 	@touch $@
 
 $(OUT)/pipeline/pipeline.json: $(OUT)/prior/.done

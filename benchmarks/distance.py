@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.cli import parse_config, run
-from evaluation import fid
+from latent_prior.cli import parse_config, run
+from latent_prior.evaluation.measures import fid
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from common.cli import parse_config, run
+from latent_prior.cli import parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -54,10 +54,10 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from common.images import crop_windows, grid, open_images, save_png, to_float, to_uint8
-from common.options import ImageOptions
-from pipelines import Pipeline
-from stage1_autoencoders import load_autoencoder
+from latent_prior.data.images import crop_windows, grid, open_images, save_png, to_float, to_uint8
+from latent_prior.options import ImageOptions
+from latent_prior.pipelines import Pipeline
+from latent_prior.stage1_autoencoders import load_autoencoder
 
 ROOT = Path(__file__).parents[1]
 PICTURED = 12

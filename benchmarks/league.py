@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from common.cli import parse_config, run
+from latent_prior.cli import parse_config, run
 
 Name = Literal["vae", "vae_prior", "vqvae", "vqvae2", "vqgan", "sngan", "r3gan"]
 
@@ -60,8 +60,8 @@ import torch
 from families import ROOT, call
 from PIL import Image
 
-from common.images import grid, save_png
-from common.machine import available_cores
+from latent_prior.data.images import grid, save_png
+from latent_prior.machine import available_cores
 
 PROBE = 1 / 40  # of the budget, spent beforehand on measuring how long a step takes
 PLANNED = 0.97  # of the budget: a step may take a little longer than it did in the probe
@@ -103,11 +103,11 @@ def contestants(data: str) -> dict[str, Contestant]:
     return {
         "vae": Contestant((Stage(STAGE1, f"{data}_vae", {}, 1.0),)),
         "vae_prior": pair("vae", f"{data}_vae", sharper),
-        "vqvae": pair("vqvae", "mnist" if data == "mnist" else f"{data}_vqvae", {}),
+        "vqvae": pair("vqvae", f"{data}_vqvae", {}),
         "vqvae2": pair("vqvae2", f"{data}_vqvae2", {}),
         "vqgan": pair("vqgan", f"{data}_vqgan", {}),
         "sngan": Contestant(
-            (Stage(GAN, "mnist" if data == "mnist" else f"{data}_sngan", {}, 1.0),)
+            (Stage(GAN, f"{data}_sngan", {}, 1.0),)
         ),
         "r3gan": Contestant((Stage(GAN, f"{data}_r3gan", {}, 1.0),)),
     }

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.cli import parse_config, run
+from latent_prior.cli import parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -37,10 +37,10 @@ import prior
 import torch
 from throughput import extra_memory
 
-from common.code_shards import join_shards, write_shard
-from common.codes import CodeSpec, Level, open_codes
-from stage2_prior.prior import PriorConfig, TransformerPrior
-from stage2_prior.transformer import swiglu_width
+from latent_prior.data.code_shards import join_shards, write_shard
+from latent_prior.data.codes import CodeSpec, Level, open_codes
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.stage2_prior.transformer import swiglu_width
 
 MIB = 2**20
 FLOAT = 4

@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from common.codes import CodeSpec, Level
-from stage2_prior.options import PriorOptions
-from stage2_prior.prior import PriorConfig, TransformerPrior
-from stage2_prior.transformer import swiglu_width
+from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.stage2_prior.options import PriorOptions
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.stage2_prior.transformer import swiglu_width
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from common.cli import parse_config, run
+from latent_prior.cli import parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -52,8 +52,8 @@ import torch
 import yaml
 from families import ROOT, call
 
-from common.machine import available_cores
-from pipelines import Pipeline
+from latent_prior.machine import available_cores
+from latent_prior.pipelines import Pipeline
 
 LATENT_MEMBERS = ("vae", "vaegan")
 TIMED_IMAGES, TIMED_CALLS = 16, 3
@@ -83,7 +83,7 @@ def pairs(data: str) -> dict[str, Pair]:
     return {
         "vae": Pair("vae", sharper, f"{data}_vae", latents),
         "vaegan": Pair("vaegan", {}, f"{data}_vaegan", latents),
-        "vqvae": Pair("vqvae", {}, "mnist" if data == "mnist" else f"{data}_vqvae", raster),
+        "vqvae": Pair("vqvae", {}, f"{data}_vqvae", raster),
         "vqgan": Pair("vqgan", {}, f"{data}_vqgan", critic),
         "vqvae2": Pair("vqvae2", {}, f"{data}_vqvae2", raster),
         "masked": Pair("vqvae", {}, f"{data}_masked", masked),

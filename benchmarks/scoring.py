@@ -24,14 +24,14 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from common.cli import parse_config, run
-from evaluation import fid
-from evaluation.extract import share, stream
-from evaluation.features import FeatureNetwork, load_network
-from evaluation.options import Candidate, ScoreOptions
-from evaluation.reference import ReferenceStatistics
-from evaluation.rows import Judge
-from evaluation.sets import open_candidate
+from latent_prior.cli import parse_config, run
+from latent_prior.evaluation.features.extract import share, stream
+from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
+from latent_prior.evaluation.features.reference_cache import ReferenceStatistics
+from latent_prior.evaluation.judge import Judge
+from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.options import Candidate, ScoreOptions
+from latent_prior.evaluation.sets import open_candidate
 
 BATCHES_A_TURN = 2
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from vector_quantize_pytorch import VectorQuantize
 
-from stage1_autoencoders.clustering import nearest_codes
-from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+from latent_prior.stage1_autoencoders.quantizers.clustering import nearest_codes
+from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 

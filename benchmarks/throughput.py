@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.cli import parse_config, run
+from latent_prior.cli import parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ import prior
 import stage1
 import torch
 
-from common.machine import available_cores
+from latent_prior.machine import available_cores
 
 PAIRS = 5
 

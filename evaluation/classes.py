@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.options import REFERENCE
-from evaluation.sets import ScoredSet
+from latent_prior.evaluation.options import REFERENCE
+from latent_prior.evaluation.sets import ScoredSet
 
 LABELS_FILE = "labels.csv"  # of file and class, written by the generators of this project
 NAMES_SHOWN = 10  # of the classes, in a message

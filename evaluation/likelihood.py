@@ -1,14 +1,14 @@
 """Bits per dimension of held-out images under a pipeline: `python evaluation/likelihood.py --pipeline DIR --output_dir DIR`.
 
 An upper bound, from the prior over the codes or latents and the distribution of the pixels given them (see
-`pipelines.bounds`), beside the same with the prior that nobody had to learn. Writes likelihood.json (protocol and rows)
+`latent_prior.pipelines.bounds`), beside the same with the prior that nobody had to learn. Writes likelihood.json (protocol and rows)
 and likelihood.md (the table). Several processes share the images, started as those of score.py.
 """
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from evaluation.likelihood_options import LikelihoodOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.evaluation.likelihood_options import LikelihoodOptions
 
 if __name__ == "__main__":
     parse_config(LikelihoodOptions)  # --help and mistakes are answered before torch is imported
@@ -26,17 +26,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import whole_file
-from common.codes import fit_images
-from common.images import ImageSet, open_images, to_float
-from common.processes import start_processes
-from common.seeds import derive_seed, generator
-from common.versions import versions
-from evaluation.extract import gather_in_order, share
-from evaluation.sets import choose
-from pipelines import Pipeline
-from pipelines.arguments import label_number
-from pipelines.bounds import Bound, fit_logistic
+from latent_prior.data.codes import fit_images
+from latent_prior.data.images import ImageSet, open_images, to_float
+from latent_prior.evaluation.features.extract import gather_in_order, share
+from latent_prior.evaluation.sets import choose
+from latent_prior.files import whole_file
+from latent_prior.machine import versions
+from latent_prior.pipelines import Pipeline
+from latent_prior.pipelines.arguments import label_number
+from latent_prior.pipelines.bounds import Bound, fit_logistic
+from latent_prior.processes import start_processes
+from latent_prior.seeds import derive_seed, generator
 
 JSON_FILE, MARKDOWN_FILE = "likelihood.json", "likelihood.md"
 DRAWS = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.options import ImageOptions
+from latent_prior.options import ImageOptions
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from common.options import ImageOptions
+from latent_prior.options import ImageOptions
 
 REFERENCE = "reference"
 RECONSTRUCTIONS = "reconstructions"

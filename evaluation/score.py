@@ -8,8 +8,8 @@ and pictures). Several processes share the images: start them with `accelerate l
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from evaluation.options import RECONSTRUCTIONS, ScoreOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.evaluation.options import RECONSTRUCTIONS, ScoreOptions
 
 if __name__ == "__main__":
     parse_config(ScoreOptions)  # --help and mistakes are answered before torch is imported
@@ -23,21 +23,35 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from common.perceptual import PerceptualDistance, make_perceptual
-from common.processes import start_processes
-from common.versions import versions
-from evaluation.classes import own_classes
-from evaluation.classifier import Classifier, open_class_images, train_classifier
-from evaluation.compare import compare
-from evaluation.extract import extract, extract_reconstructions
-from evaluation.features import FeatureNetwork, load_network
-from evaluation.measures import Row
-from evaluation.pictures import pictured, pictured_pairs, pictured_reconstructions
-from evaluation.reconstruction import Reconstructing
-from evaluation.reference import ReferenceStatistics, published_statistics, reference_statistics
-from evaluation.report import HTML_FILE, Grid, check_sizes, markdown, write_report
-from evaluation.rows import Judge
-from evaluation.sets import ScoredSet, open_candidate, open_reference
+from latent_prior.evaluation.class_accuracy import Classifier, open_class_images, train_classifier
+from latent_prior.evaluation.classes import own_classes
+from latent_prior.evaluation.features.extract import extract, extract_reconstructions
+from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
+from latent_prior.evaluation.features.reference_cache import (
+    ReferenceStatistics,
+    published_statistics,
+    reference_statistics,
+)
+from latent_prior.evaluation.judge import Judge
+from latent_prior.evaluation.measures.reconstruction import Reconstructing
+from latent_prior.evaluation.measures.table import Row
+from latent_prior.evaluation.report.compare import compare
+from latent_prior.evaluation.report.files import (
+    HTML_FILE,
+    Grid,
+    check_sizes,
+    markdown,
+    write_report,
+)
+from latent_prior.evaluation.report.pictures import (
+    pictured,
+    pictured_pairs,
+    pictured_reconstructions,
+)
+from latent_prior.evaluation.sets import ScoredSet, open_candidate, open_reference
+from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
+from latent_prior.machine import versions
+from latent_prior.processes import start_processes
 
 
 @dataclass(frozen=True)
@@ -213,7 +227,7 @@ def open_autoencoder(
     """
     if options.pipeline is None:
         return None
-    from pipelines import Pipeline
+    from latent_prior.pipelines import Pipeline
 
     assert reference is not None, "options refuse a pipeline beside published statistics"
     perceptual = make_perceptual(options.perceptual, accelerator.device, "--perceptual")

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.decoding import UNREADABLE
-from common.folders import IMAGE_SUFFIXES, files_below
-from common.images import ImageSet, open_images
-from common.machine import thread_pool
-from common.options import ImageOptions
-from common.sources import ImageTable
-from evaluation.options import REFERENCE, Candidate, ScoreOptions
+from latent_prior.data.image_files import UNREADABLE
+from latent_prior.data.image_folders import IMAGE_SUFFIXES, files_below
+from latent_prior.data.images import ImageSet, open_images
+from latent_prior.data.sources import ImageTable
+from latent_prior.evaluation.options import REFERENCE, Candidate, ScoreOptions
+from latent_prior.machine import thread_pool
+from latent_prior.options import ImageOptions
 
 ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
 # Written by the generators of this project: how the images were made, and what that has cost.

@@ -6,8 +6,8 @@ pipeline folder. Several processes share the images, started as those of score.p
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from evaluation.sweep_options import SWEPT, SweepOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.evaluation.sweep_options import SWEPT, SweepOptions
 
 if __name__ == "__main__":
     parse_config(SweepOptions)  # --help and mistakes are answered before torch is imported
@@ -25,20 +25,24 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common.checkpoint import whole_file
-from common.pretrained import read_json
-from common.processes import start_processes
-from common.versions import versions
-from evaluation import fid
-from evaluation.extract import extract, gather_in_order, share
-from evaluation.features import FeatureNetwork, load_network
-from evaluation.options import Candidate
-from evaluation.reference import ReferenceStatistics, published_statistics, reference_statistics
-from evaluation.sets import open_candidate, open_reference
-from evaluation.sweep_report import draw_heatmap, markdown
-from pipelines import Pipeline, Sampler
-from pipelines.card import INDEX_FILE, write_card
-from pipelines.numbered import draw, fill_folder
+from latent_prior.evaluation.features.extract import extract, gather_in_order, share
+from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
+from latent_prior.evaluation.features.reference_cache import (
+    ReferenceStatistics,
+    published_statistics,
+    reference_statistics,
+)
+from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.options import Candidate
+from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown
+from latent_prior.evaluation.sets import open_candidate, open_reference
+from latent_prior.files import whole_file
+from latent_prior.machine import versions
+from latent_prior.models import read_json
+from latent_prior.pipelines import Pipeline, Sampler
+from latent_prior.pipelines.card import INDEX_FILE, write_card
+from latent_prior.pipelines.numbered import draw, fill_folder
+from latent_prior.processes import start_processes
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "sweep.json", "sweep.md", "heatmap.png"
 

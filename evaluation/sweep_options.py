@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from evaluation.options import ScoreOptions
+from latent_prior.evaluation.options import ScoreOptions
 
 SWEPT = ("guidance_scale", "temperature", "top_k", "top_p")
 

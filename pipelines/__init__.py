@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.outputs import PipelineOutput
-    from pipelines.pipeline import Pipeline
-    from stage2_prior.sampler import Sampler
+    from latent_prior.pipelines.outputs import PipelineOutput
+    from latent_prior.pipelines.pipeline import Pipeline
+    from latent_prior.stage2_prior.sampler import Sampler
 
 __all__ = ["Pipeline", "PipelineOutput", "Sampler"]
 
 _HOMES = {
-    "Pipeline": "pipelines.pipeline",
-    "PipelineOutput": "pipelines.outputs",
-    "Sampler": "stage2_prior.sampler",
+    "Pipeline": "latent_prior.pipelines.pipeline",
+    "PipelineOutput": "latent_prior.pipelines.outputs",
+    "Sampler": "latent_prior.stage2_prior.sampler",
 }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Generator
 
-from pipelines.options import SamplerOptions
-from stage2_prior.sampler import Sampler
+from latent_prior.pipelines.options import SamplerOptions
+from latent_prior.stage2_prior.sampler import Sampler
 
 
 def label_number(label: int | str, names: Sequence[str]) -> int:

@@ -5,18 +5,18 @@ python pipelines/assemble.py --autoencoder runs/mnist/vqvae/model --prior runs/m
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from pipelines.options import AssembleOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.pipelines.options import AssembleOptions
 
 if __name__ == "__main__":
     parse_config(AssembleOptions)  # --help and mistakes are answered before torch is imported
 
 from collections.abc import Sequence
 
-from pipelines.arguments import given_settings
-from pipelines.pipeline import Pipeline
-from stage1_autoencoders import load_autoencoder
-from stage2_prior.prior import TransformerPrior
+from latent_prior.pipelines.arguments import given_settings
+from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.stage1_autoencoders import load_autoencoder
+from latent_prior.stage2_prior.prior import TransformerPrior
 
 
 def main(argv: Sequence[str] | None = None) -> None:

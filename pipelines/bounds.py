@@ -23,9 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from pipelines.pipeline import Pipeline
-from stage1_autoencoders.likelihoods import Likelihood, LogisticLikelihood, ScaledLikelihood
-from stage1_autoencoders.vae import VAE
+from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.stage1_autoencoders.likelihoods import (
+    Likelihood,
+    LogisticLikelihood,
+    ScaledLikelihood,
+)
+from latent_prior.stage1_autoencoders.vae import VAE
 
 LEARNED, STANDARD_NORMAL, UNIFORM = "learned prior", "N(0, I)", "uniform codes"
 FITTED_PLACES = 1024  # pixels of each image that scales are fitted to

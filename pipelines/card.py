@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import whole_file
-from common.pretrained import CONFIG_FILE, read_json
-from common.values import read_yaml
-from pipelines.card_text import (
+from latent_prior.cli_values import read_yaml
+from latent_prior.files import whole_file
+from latent_prior.models import CONFIG_FILE, read_json
+from latent_prior.pipelines.card_text import (
     CARD,
     GENERATION_FILE,
     GRID_FILE,

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.pretrained import CONFIG_FILE, read_json
-from common.values import read_yaml
-from pipelines.commands import PRESETS, command_lines
-from stage2_prior.sampler import Sampler
+from latent_prior.cli_values import read_yaml
+from latent_prior.models import CONFIG_FILE, read_json
+from latent_prior.pipelines.commands import PRESETS, command_lines
+from latent_prior.stage2_prior.sampler import Sampler
 
 CARD = "card"
 GRID_FILE, GENERATION_FILE = "grid.png", "generation.json"

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.sampler import Sampler
 
 PRESETS = ("autoencoder.yaml", "encode.json", "prior.yaml")
 """The options of the trainings and of the encoding, in the pipeline folder's `card/`."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.codes import CodeMaps, Level
-from stage1_autoencoders.autoencoder import Autoencoder
+from latent_prior.data.codes import CodeMaps, Level
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 
 
 def one_mask_each(mask: Tensor, images: Tensor) -> Tensor:

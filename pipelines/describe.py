@@ -5,8 +5,8 @@ python pipelines/describe.py --pipeline runs/mnist/pipeline --samples runs/mnist
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from pipelines.options import DescribeOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.pipelines.options import DescribeOptions
 
 if __name__ == "__main__":
     parse_config(DescribeOptions)  # --help and mistakes are answered before torch is imported
@@ -14,8 +14,8 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.card import README, write_card
-from pipelines.card_text import CARD, GRID_FILE, SCORES_FILE
+from latent_prior.pipelines.card import README, write_card
+from latent_prior.pipelines.card_text import CARD, GRID_FILE, SCORES_FILE
 
 
 def main(argv: Sequence[str] | None = None) -> None:

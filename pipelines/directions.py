@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps
-from pipelines.pipeline import Pipeline
+from latent_prior.data.codes import CodeMaps
+from latent_prior.pipelines.pipeline import Pipeline
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of images, float (B, C, H, W) in [-1, 1], with integers (B,) that say what each of them is."""

@@ -9,15 +9,15 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.checkpoint import whole_folder
-from common.codes import CodeSpec, check_same_codes
-from common.pretrained import StrictModel, read_json
-from common.versions import versions
-from pipelines.card import INDEX_FILE, carry_card, write_card
-from stage1_autoencoders import load_autoencoder
-from stage1_autoencoders.autoencoder import Autoencoder
-from stage2_prior.prior import TransformerPrior
-from stage2_prior.sampler import Sampler
+from latent_prior.data.codes import CodeSpec, check_same_codes
+from latent_prior.files import whole_folder
+from latent_prior.machine import versions
+from latent_prior.models import StrictModel, read_json
+from latent_prior.pipelines.card import INDEX_FILE, carry_card, write_card
+from latent_prior.stage1_autoencoders import load_autoencoder
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
+from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.sampler import Sampler
 
 PACKAGES = ("latent-prior", "torch", "transformers")
 

@@ -5,8 +5,8 @@ accelerate launch pipelines/generate.py --pipeline runs/mnist/pipeline --num_ima
 
 from __future__ import annotations
 
-from common.cli import dump_config, parse_config, run
-from pipelines.options import GenerateOptions
+from latent_prior.cli import dump_config, parse_config, run
+from latent_prior.pipelines.options import GenerateOptions
 
 if __name__ == "__main__":
     parse_config(GenerateOptions)  # --help and mistakes are answered before torch is imported
@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from common.images import to_uint8
-from common.processes import start_processes
-from common.seeds import generator
-from pipelines.arguments import given_settings
-from pipelines.image_folder import classes_in_turn, fill_folder
-from pipelines.numbered import components, described, draw
-from pipelines.pipeline import Pipeline
+from latent_prior.data.images import to_uint8
+from latent_prior.pipelines.arguments import given_settings
+from latent_prior.pipelines.image_folder import classes_in_turn, fill_folder
+from latent_prior.pipelines.numbered import components, described, draw
+from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.processes import start_processes
+from latent_prior.seeds import generator
 
 
 def main(argv: Sequence[str] | None = None) -> None:

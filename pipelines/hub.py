@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from pipelines.card import README, is_handwritten, license_of, write_card
+from latent_prior.pipelines.card import README, is_handwritten, license_of, write_card
 
 
 def push_folder(

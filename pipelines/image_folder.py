@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import whole_file
-from common.images import grid, save_png
-from common.pretrained import StrictModel
-from pipelines.arguments import label_number
-from pipelines.results import holds_these, write_labels
+from latent_prior.data.images import grid, save_png
+from latent_prior.files import whole_file
+from latent_prior.models import StrictModel
+from latent_prior.pipelines.arguments import label_number
+from latent_prior.pipelines.results import holds_these, write_labels
 
 SETTINGS_FILE, ABOUT_FILE = "generation.json", "about.json"
 GRID_IMAGES, GRID_COLUMNS = 100, 10

@@ -6,8 +6,8 @@ accelerate launch pipelines/latents.py --pipeline runs/mnist/pipeline --operatio
 
 from __future__ import annotations
 
-from common.cli import dump_config, parse_config, run
-from pipelines.options import LatentOptions
+from latent_prior.cli import dump_config, parse_config, run
+from latent_prior.pipelines.options import LatentOptions
 
 if __name__ == "__main__":
     parse_config(LatentOptions)  # --help and mistakes are answered before torch is imported
@@ -23,16 +23,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import whole_file, whole_folder
-from common.codes import fit_images
-from common.decoding import decode_image
-from common.images import ImageSet, grid, open_images, save_png, to_uint8
-from common.processes import start_processes
-from pipelines.arguments import given_settings
-from pipelines.pipeline import Pipeline
-from pipelines.results import holds_these, write_labels
-from pipelines.sheets import MAKERS, Sheet, read, row_names
-from stage1_autoencoders import load_autoencoder
+from latent_prior.data.codes import fit_images
+from latent_prior.data.image_files import decode_image
+from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_uint8
+from latent_prior.files import whole_file, whole_folder
+from latent_prior.pipelines.arguments import given_settings
+from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.pipelines.results import holds_these, write_labels
+from latent_prior.pipelines.sheets import MAKERS, Sheet, read, row_names
+from latent_prior.processes import start_processes
+from latent_prior.stage1_autoencoders import load_autoencoder
 
 SETTINGS_FILE = "latents.json"
 GRID_IMAGES, GRID_COLUMNS = 50, 10

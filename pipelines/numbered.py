@@ -9,11 +9,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from common.images import to_uint8
-from common.pretrained import StrictModel
-from common.seeds import generator
-from pipelines import image_folder
-from pipelines.pipeline import Pipeline
+from latent_prior.data.images import to_uint8
+from latent_prior.models import StrictModel
+from latent_prior.pipelines import image_folder
+from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.seeds import generator
 
 
 def draw(

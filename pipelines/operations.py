@@ -19,9 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps
-from pipelines.directions import attribute_direction, channel_deviations, class_means
-from pipelines.pipeline import Pipeline
+from latent_prior.data.codes import CodeMaps
+from latent_prior.pipelines.directions import attribute_direction, channel_deviations, class_means
+from latent_prior.pipelines.pipeline import Pipeline
 
 __all__ = [
     "arithmetic",

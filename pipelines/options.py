@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
-from common.options import ImageOptions
+from latent_prior.options import ImageOptions
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from common.codes import CodeMaps
-from common.images import to_pil, to_uint8
+from latent_prior.data.codes import CodeMaps
+from latent_prior.data.images import to_pil, to_uint8
 
 Images = list[Image.Image] | Tensor | NDArray[np.float32]
 

@@ -12,18 +12,18 @@ from typing import Any, Literal, Self
 import torch
 from torch import Generator, Tensor
 
-from common.codes import CodeMaps, CodeSpec, check_same_codes
-from common.pretrained import StrictModel, local_folder
-from pipelines.arguments import check_settings_apply, label_number, one_each
-from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
-from pipelines.folder import read_folder, write_folder
-from pipelines.hub import push_folder
-from pipelines.outputs import PipelineOutput, check_output, convert
-from stage1_autoencoders.autoencoder import Autoencoder
-from stage2_prior.engine_tokens import codes_from_tokens
-from stage2_prior.prior import TransformerPrior
-from stage2_prior.sampler import Sampler
-from stage2_prior.sampling import check_settings
+from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
+from latent_prior.models import StrictModel, local_folder
+from latent_prior.pipelines.arguments import check_settings_apply, label_number, one_each
+from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
+from latent_prior.pipelines.folder import read_folder, write_folder
+from latent_prior.pipelines.hub import push_folder
+from latent_prior.pipelines.outputs import PipelineOutput, check_output, convert
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
+from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
+from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.sampling import check_settings
 
 
 class Pipeline:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import whole_file
-from common.pretrained import read_json
+from latent_prior.files import whole_file
+from latent_prior.models import read_json
 
 
 def holds_these(folder: Path, settings_file: str, settings: dict[str, Any]) -> bool:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.images import ImageSet, crop_windows, open_images, to_float, to_uint8
-from common.seeds import generator
-from pipelines import operations
-from pipelines.arguments import given_settings, label_number
-from pipelines.completion import fill_with_mean, one_mask_each
-from pipelines.options import LatentOptions
-from pipelines.pipeline import Pipeline
+from latent_prior.data.images import ImageSet, crop_windows, open_images, to_float, to_uint8
+from latent_prior.pipelines import operations
+from latent_prior.pipelines.arguments import given_settings, label_number
+from latent_prior.pipelines.completion import fill_with_mean, one_mask_each
+from latent_prior.pipelines.options import LatentOptions
+from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.seeds import generator
 
 DEVIATION_IMAGES = 4096  # enough for a channel's deviation to about one per cent
 

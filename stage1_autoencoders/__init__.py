@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stage1_autoencoders.autoencoder import Autoencoder
+    from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 
 # The registry: the name in a preset -> module and class. Beside a class `VAE` its module holds `VAEOptions` and
 # `VAEConfig`. Names only, so that reading it imports no torch.
 MODELS = {
-    "vae": ("stage1_autoencoders.vae", "VAE"),
-    "vqvae": ("stage1_autoencoders.vqvae", "VQVAE"),
-    "vqvae2": ("stage1_autoencoders.vqvae2", "VQVAE2"),
-    "vaegan": ("stage1_autoencoders.vaegan", "VAEGAN"),
-    "vqgan": ("stage1_autoencoders.vqgan", "VQGAN"),
+    "vae": ("latent_prior.stage1_autoencoders.vae", "VAE"),
+    "vqvae": ("latent_prior.stage1_autoencoders.vqvae", "VQVAE"),
+    "vqvae2": ("latent_prior.stage1_autoencoders.vqvae2", "VQVAE2"),
+    "vaegan": ("latent_prior.stage1_autoencoders.vaegan", "VAEGAN"),
+    "vqgan": ("latent_prior.stage1_autoencoders.vqgan", "VQGAN"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a model's module when its class or config is first asked for."""
     if name == "Autoencoder":
-        return importlib.import_module("stage1_autoencoders.autoencoder").Autoencoder
+        return importlib.import_module("latent_prior.stage1_autoencoders.autoencoder").Autoencoder
     for module, model in MODELS.values():
         if name in (model, f"{model}Config"):
             return getattr(importlib.import_module(module), name)
@@ -46,7 +46,7 @@ def load_autoencoder(
     Raises:
         ValueError: no such folder or repository, a damaged folder, or a model that is no autoencoder.
     """
-    from common.pretrained import CONFIG_FILE, local_folder, read_json
+    from latent_prior.models import CONFIG_FILE, local_folder, read_json
 
     folder: Path = local_folder(path_or_hub_id, revision=revision)
     found = read_json(folder / CONFIG_FILE).get("model_type")

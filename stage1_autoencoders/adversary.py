@@ -12,21 +12,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from common.adversarial import (
+from latent_prior.losses.adversarial import (
     LeCam,
     adaptive_weight,
     critic_loss,
     generator_loss,
     gradient_penalty,
 )
-from common.augmentation import augment
-from common.checkpoint import Stateful
-from common.metrics import Figures
-from common.optim import make_optimizer, update
-from common.perceptual import make_perceptual
-from stage1_autoencoders.critic_health import CriticHealth, diagnose
-from stage1_autoencoders.discriminators import CriticOutput, feature_distance, make_critic
-from stage1_autoencoders.options import TrainOptions
+from latent_prior.losses.critic_augmentation import augment
+from latent_prior.losses.perceptual import make_perceptual
+from latent_prior.stage1_autoencoders.critic_health import CriticHealth, diagnose
+from latent_prior.stage1_autoencoders.critics import CriticOutput, feature_distance, make_critic
+from latent_prior.stage1_autoencoders.options import TrainOptions
+from latent_prior.training.checkpoint import Stateful
+from latent_prior.training.metrics import Figures
+from latent_prior.training.optim import make_optimizer, update
 
 
 class Adversary:
@@ -130,7 +130,7 @@ class Adversary:
         return {**terms, "critic": loss}
 
     def update(self, loss: Tensor, step: int) -> dict[str, Tensor]:
-        """The critic's optimizer step; see `common.optim.update`."""
+        """The critic's optimizer step; see `latent_prior.training.optim.update`."""
         updated = update(
             self.accelerator,
             self.optimizer,

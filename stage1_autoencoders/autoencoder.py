@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec, Level, write_spec
-from common.pretrained import ModelConfig, StrictModel
-from stage1_autoencoders.options import ModelOptions
+from latent_prior.data.codes import CodeMaps, CodeSpec, Level, write_spec
+from latent_prior.models import ModelConfig, StrictModel
+from latent_prior.stage1_autoencoders.options import ModelOptions
 
 
 class AutoencoderConfig(ModelConfig):

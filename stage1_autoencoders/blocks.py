@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_autoencoders.options import BackboneOptions
+from latent_prior.stage1_autoencoders.options import BackboneOptions
 
 Upsampling = Literal["nearest", "transposed"]
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from common.adversarial import AdversarialLoss
+from latent_prior.losses.adversarial import AdversarialLoss
 
 _SURE = 0.98  # accuracy
 _GUESSING = 0.02  # distance of the mean accuracy from one half

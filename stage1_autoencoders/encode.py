@@ -5,8 +5,8 @@ accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/m
 
 from __future__ import annotations
 
-from common.cli import dump_config, parse_config, run
-from stage1_autoencoders.options import EncodeOptions
+from latent_prior.cli import dump_config, parse_config, run
+from latent_prior.stage1_autoencoders.options import EncodeOptions
 
 if __name__ == "__main__":
     parse_config(EncodeOptions)  # --help and mistakes are answered before torch is imported
@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint import whole_file, whole_folder
-from common.code_shards import codes_features, join_shards, measure_latents, write_shard
-from common.codes import SPEC_FILE, CodeMaps, fit_images
-from common.images import ImageSet, crop_windows, open_images, random_offsets, to_float
-from common.pretrained import read_json
-from common.processes import start_processes
-from common.seeds import generator
-from common.sources import split_names
-from stage1_autoencoders import load_autoencoder
-from stage1_autoencoders.autoencoder import Autoencoder
-from stage1_autoencoders.vae import VAE
+from latent_prior.data.code_shards import codes_features, join_shards, measure_latents, write_shard
+from latent_prior.data.codes import SPEC_FILE, CodeMaps, fit_images
+from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
+from latent_prior.data.sources import split_names
+from latent_prior.files import whole_file, whole_folder
+from latent_prior.models import read_json
+from latent_prior.options import changeable
+from latent_prior.processes import start_processes
+from latent_prior.seeds import generator
+from latent_prior.stage1_autoencoders import load_autoencoder
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
+from latent_prior.stage1_autoencoders.vae import VAE
 
 SETTINGS_FILE = "encode.json"
 
@@ -125,8 +126,9 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
             f"--output_dir {folder} is not empty and holds no codes; choose another folder"
         )
     before = read_json(folder / SETTINGS_FILE)
+    may_change = changeable(EncodeOptions)
     differing = sorted(
-        key for key in settings if key not in HARMLESS and before.get(key) != settings[key]
+        key for key in settings if key not in may_change and before.get(key) != settings[key]
     )
     if differing:
         key = differing[0]
@@ -135,10 +137,6 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
             "choose another folder or delete that one"
         )
     return True
-
-
-# What does not change a row of the dataset.
-HARMLESS = {"output_dir", "autoencoder", "batch_size", "shard_images", "cpu_threads", "cache_mb"}
 
 
 def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:

@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from common.codes import CodeMaps, CodeSpec
-from common.metrics import Figures
-from stage1_autoencoders.objectives import perplexity, usage
-from stage1_autoencoders.posteriors import PosteriorMeter, diagnose
+from latent_prior.data.codes import CodeMaps, CodeSpec
+from latent_prior.stage1_autoencoders.objectives import perplexity, usage
+from latent_prior.stage1_autoencoders.posteriors import PosteriorMeter, diagnose
+from latent_prior.training.metrics import Figures
 
 
 class Meter(nn.Module):

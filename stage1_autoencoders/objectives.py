@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_autoencoders.autoencoder import DiscreteOutput
+from latent_prior.stage1_autoencoders.autoencoder import DiscreteOutput
 
 Reconstruction = Literal["l1", "l2"]
 

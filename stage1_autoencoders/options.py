@@ -9,18 +9,27 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from common.options import ImageOptions, TrainingImageOptions, check_choices
-from stage1_autoencoders import MODELS
+from latent_prior.options import (
+    ComputeOptions,
+    ImageOptions,
+    Options,
+    ResolutionOptions,
+    TrainingImageOptions,
+    option,
+)
+from latent_prior.stage1_autoencoders import MODELS
 
 DEFAULT_MODEL = "vqvae"
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
+class ModelOptions(Options):
     """Abstract: the options of one family member, chosen by `model.type`.
 
     The class methods make it what draccus takes for a choice type; naming that class would make every model import draccus.
     """
+
+    flag_prefix: ClassVar[str] = "model."
 
     adversarial: ClassVar[bool] = False
     """Whether the member is trained against a critic."""
@@ -60,52 +69,13 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
-class BackboneOptions:
+class BackboneOptions(ResolutionOptions):
     """Shape of the convolutional encoder and decoder."""
 
-    width: int = 32
-    """Channels of the convolutions at full resolution, before the multiplier."""
-    multipliers: list[int] = field(default_factory=lambda: [1, 2, 4])
-    """Channels at each resolution in units of width, full resolution first; every further one halves the image."""
-    blocks: int | list[int] = 1
-    """Residual blocks in the encoder, and again in the decoder: a number for every resolution, or a list of numbers."""
     attention: list[int] = field(default_factory=list)
     """Resolutions, in pixels, at which each residual block is followed by self-attention."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
     """How the decoder doubles the size: repeated pixels and a 3x3 convolution, or a transposed 4x4 convolution."""
-
-    def __post_init__(self) -> None:
-        """Check every number against its range.
-
-        Raises:
-            ValueError: naming the flag.
-        """
-        if self.width < 1:
-            raise ValueError(f"--model.width must be at least 1, not {self.width}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(
-                f"--model.multipliers must be numbers of at least 1, not {self.multipliers}"
-            )
-        if (
-            len(self.blocks_per_resolution) != len(self.multipliers)
-            or min(self.blocks_per_resolution) < 0
-        ):
-            raise ValueError(
-                f"--model.blocks must be one number, or one for each of the multipliers {self.multipliers}, not {self.blocks}"
-            )
-        check_choices(self, {"upsampling": ("nearest", "transposed")})
-
-    @property
-    def blocks_per_resolution(self) -> list[int]:
-        """Residual blocks at each resolution, full resolution first."""
-        return (
-            [self.blocks] * len(self.multipliers) if isinstance(self.blocks, int) else self.blocks
-        )
-
-    @property
-    def downsampling(self) -> int:
-        """Pixels of the image along one side of a code."""
-        return 2 ** (len(self.multipliers) - 1)
 
     def check_image_size(self, image_size: int) -> None:
         """Stop before an image size that the resolutions do not fit.
@@ -113,11 +83,7 @@ class BackboneOptions:
         Raises:
             ValueError: naming the size and what it must be.
         """
-        if image_size < 1 or image_size % self.downsampling:
-            raise ValueError(
-                f"--image_size {image_size} is not divisible by the downsampling {self.downsampling} "
-                f"of the {len(self.multipliers)} multipliers {self.multipliers}"
-            )
+        super().check_image_size(image_size)
         resolutions = [image_size >> level for level in range(len(self.multipliers))]
         if unknown := sorted(set(self.attention) - set(resolutions)):
             raise ValueError(
@@ -126,67 +92,45 @@ class BackboneOptions:
 
 
 @dataclass(kw_only=True)
-class CriticOptions:
+class CriticOptions(Options):
     """The discriminator of VAE-GAN and VQ-VAE-GAN: training state, never part of the saved model."""
+
+    flag_prefix: ClassVar[str] = "critic."
 
     network: Literal["patch", "residual"] = "patch"
     """PatchGAN, which judges overlapping patches, or a residual network, which judges the whole image."""
-    width: int = 32
+    width: int = option(32, at_least=1)
     """Channels of the critic's first layer, doubled at each halving of the image up to eight times."""
-    layers: int = 3
+    layers: int = option(3, at_least=1)
     """Halvings of the image."""
     spectral_norm: bool = False
     """Divide every layer's weight by its largest singular value (Miyato et al., 2018)."""
     loss: Literal["hinge", "non_saturating", "relativistic"] = "hinge"
     """Adversarial loss of both sides."""
-    weight: float = 0.8
+    weight: float = option(0.8, at_least=0)
     """Weight of the adversarial loss in the autoencoder's; with `adaptive`, of the balanced one."""
     adaptive: bool = False
     """Balance the adversarial gradient with the reconstruction's at the decoder's last layer (Esser et al., 2021)."""
-    start_step: int = 0
+    start_step: int = option(0, at_least=0)
     """Step at which the critic's training begins and its loss joins the autoencoder's."""
-    r1: float = 0.0
+    r1: float = option(0.0, at_least=0)
     """Weight gamma of the R1 penalty on the critic's gradient at real images (Mescheder et al., 2018); 0 is none."""
-    r1_every: int = 16
+    r1_every: int = option(16, at_least=1)
     """Steps between R1 penalties, each multiplied by this number."""
-    lecam: float = 0.0
+    lecam: float = option(0.0, at_least=0)
     """Weight of LeCAM's pull on the critic's answers (Tseng et al., 2021); 0 is none."""
-    feature_matching: float = 0.0
+    feature_matching: float = option(0.0, at_least=0)
     """Weight of the distance between original and reconstruction in the critic's features (Larsen et al., 2016)."""
     perceptual: Literal["none", "lpips", "efficientnet_lite0"] = "none"
     """Pretrained network for a perceptual distance; its weights must be on this machine."""
-    perceptual_weight: float = 1.0
+    perceptual_weight: float = option(1.0, at_least=0)
     """Weight of the perceptual distance."""
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
     """Differentiable augmentations of everything the critic sees (Zhao et al., 2020), for small data."""
-    learning_rate: float | None = None
+    learning_rate: float | None = option(None, above=0)
     """Peak learning rate of the critic's AdamW, on the autoencoder's schedule; null takes the autoencoder's."""
-    beta1: float = 0.5
+    beta1: float = option(0.5, at_least=0, below=1)
     """First-moment decay of the critic's AdamW."""
-
-    def __post_init__(self) -> None:
-        """Check every number against its range.
-
-        Raises:
-            ValueError: naming the flag.
-        """
-        for name in ("width", "layers", "r1_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--critic.{name} must be at least 1, not {getattr(self, name)}")
-        for name in (
-            "weight",
-            "start_step",
-            "r1",
-            "lecam",
-            "feature_matching",
-            "perceptual_weight",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--critic.{name} must not be negative, not {getattr(self, name)}")
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise ValueError(f"--critic.learning_rate must be positive, not {self.learning_rate}")
-        if not 0 <= self.beta1 < 1:
-            raise ValueError(f"--critic.beta1 must lie in [0, 1), not {self.beta1}")
 
 
 def _default_model() -> ModelOptions:
@@ -208,7 +152,7 @@ class TrainOptions(TrainingImageOptions):
 
     def __post_init__(self) -> None:
         """Check the numbers, and that image and model fit."""
-        TrainingImageOptions.__post_init__(self)
+        super().__post_init__()
         if self.image_size is not None:
             self.model.check_image_size(self.image_size)
         if not self.model.adversarial and self.critic != CriticOptions():
@@ -217,16 +161,16 @@ class TrainOptions(TrainingImageOptions):
 
 
 @dataclass(kw_only=True)
-class EncodeOptions(ImageOptions):
+class EncodeOptions(ComputeOptions, ImageOptions):
     """Write the codes of a dataset's images as a Hugging Face dataset; repeating the command goes on where it stopped."""
 
-    autoencoder: str
+    autoencoder: str = option(may_change=True)
     """Folder or hub id of a trained autoencoder."""
-    output_dir: str
+    output_dir: str = option(may_change=True)
     """Folder of the codes dataset."""
     split: str | None = None
     """Split to encode; null encodes all of them."""
-    crops: int = 0
+    crops: int = option(0, at_least=0)
     """Randomly moved windows per training image, besides the plain one; see `resize` and `crop_padding`."""
     flip: bool = False
     """Add the mirrored image to every window of a training image."""
@@ -234,24 +178,16 @@ class EncodeOptions(ImageOptions):
     """Of a VAE's posterior: its mean, or one draw per view; discrete members have none."""
     augmented_split: str = "train"
     """The split that gets windows and mirrored images; the others stay plain."""
-    batch_size: int = 256
+    batch_size: int = option(256, at_least=1, may_change=True)
     """Images per forward pass and process."""
-    shard_images: int = 1024
+    shard_images: int = option(1024, at_least=1, may_change=True)
     """Images per unit of work: what a stopped run does again at most, and what one process holds in memory."""
-    seed: int = 0
+    seed: int = option(0, at_least=0)
     """Seed of the windows."""
-    cpu_threads: int | None = None
-    """Threads per process on a CPU; null shares the cores out among the processes of this machine."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        ImageOptions.__post_init__(self)
-        for name in ("batch_size", "shard_images", "cpu_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, not {value}")
-        if self.crops < 0:
-            raise ValueError(f"--crops must not be negative, not {self.crops}")
+        super().__post_init__()
         if self.crops and not self.crop_padding and self.resize is None:
             raise ValueError(
                 "--crops needs room to move the window: set --crop_padding or --resize"

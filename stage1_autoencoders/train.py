@@ -5,8 +5,8 @@ accelerate launch stage1_autoencoders/train.py --config stage1_autoencoders/conf
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from stage1_autoencoders.options import ModelOptions, TrainOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.stage1_autoencoders.options import ModelOptions, TrainOptions
 
 if __name__ == "__main__":
     # Mistakes are answered before torch is imported, unless they are about the model, whose options stand in its own file.
@@ -24,20 +24,26 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from common import training
-from common.adversarial import frozen
-from common.checkpoint import whole_folder
-from common.ema import EMA
-from common.images import ImageSet, grid, open_images, save_png, to_float, to_uint8
-from common.metrics import Figures
-from common.optim import make_optimizer, update
-from common.processes import start_training_processes
-from common.training_images import first_images, open_training_images, plain, training_batches
-from stage1_autoencoders import model_class
-from stage1_autoencoders.adversary import Adversary
-from stage1_autoencoders.autoencoder import Autoencoder
-from stage1_autoencoders.meters import Meter
-from stage1_autoencoders.vae import VAE
+from latent_prior.data.batch_order import Batch, shares
+from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_float, to_uint8
+from latent_prior.data.training_images import (
+    first_images,
+    open_training_images,
+    plain,
+    training_batches,
+)
+from latent_prior.files import whole_folder
+from latent_prior.losses.adversarial import frozen
+from latent_prior.processes import start_training_processes
+from latent_prior.stage1_autoencoders import model_class
+from latent_prior.stage1_autoencoders.adversary import Adversary
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
+from latent_prior.stage1_autoencoders.meters import Meter
+from latent_prior.stage1_autoencoders.vae import VAE
+from latent_prior.training import loop
+from latent_prior.training.ema import EMA
+from latent_prior.training.metrics import Figures
+from latent_prior.training.optim import make_optimizer, update
 
 
 @dataclass
@@ -51,10 +57,10 @@ class Parts:
     optimizer: AcceleratedOptimizer
     ema: EMA
     meter: Meter
-    state: training.TrainState
+    state: loop.TrainState
 
 
-def step(parts: Parts, batch: training.Batch) -> training.Metrics:
+def step(parts: Parts, batch: Batch) -> loop.Metrics:
     """Everything that learns in a VAE, VQ-VAE or VQ-VAE-2."""
     accelerator, at = parts.accelerator, parts.state.step
     pixels = prepare(batch["images"], accelerator)
@@ -72,7 +78,7 @@ def step(parts: Parts, batch: training.Batch) -> training.Metrics:
     return {**losses, **updated}
 
 
-def adversarial_step(parts: Parts, adversary: Adversary, batch: training.Batch) -> training.Metrics:
+def adversarial_step(parts: Parts, adversary: Adversary, batch: Batch) -> loop.Metrics:
     """Everything that learns in a VAE-GAN or VQGAN: the autoencoder against the critic, then the critic."""
     accelerator, at = parts.accelerator, parts.state.step
     pixels = prepare(batch["images"], accelerator)
@@ -115,9 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema = EMA(model, options.ema_decay)
     meter = Meter(model.code_spec).to(accelerator.device)
-    state = training.TrainState(
-        {"model": model, "optimizer": optimizer, "ema": ema, "meter": meter}
-    )
+    state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema, "meter": meter})
     parts = Parts(options, accelerator, model, wrapped, optimizer, ema, meter, state)
     adversary = None
     if options.model.adversarial:
@@ -150,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with whole_folder(Path(options.output_dir, "model")) as folder:
                 model.save_pretrained(folder, state_dict=ema.state_for(model))
 
-    training.train(
+    loop.train(
         accelerator,
         partial(step, parts) if adversary is None else partial(adversarial_step, parts, adversary),
         lambda start: training_batches(start, images, options, accelerator),
@@ -184,7 +188,7 @@ def held_out(parts: Parts, images: ImageSet) -> Figures:
     meter = Meter(parts.model.code_spec).to(parts.accelerator.device)
     count = min(len(images), parts.options.validation_images)
     bound = torch.zeros((), dtype=torch.float64, device=parts.accelerator.device)
-    for indices in training.shares(count, parts.accelerator):
+    for indices in shares(count, parts.accelerator):
         pixels = prepare(plain(images, parts.options, indices), parts.accelerator)
         meter.update(pixels, parts.model(pixels))
         if isinstance(parts.model, VAE):

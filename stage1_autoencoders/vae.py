@@ -9,42 +9,42 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from common.codes import CodeMaps, Level
-from common.options import check_choices
-from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from stage1_autoencoders.blocks import make_decoder, make_encoder
-from stage1_autoencoders.kl import beta_at, capacity_at, kl_loss
-from stage1_autoencoders.likelihoods import make_likelihood
-from stage1_autoencoders.masked_convolutions import AutoregressiveHead
-from stage1_autoencoders.options import BackboneOptions, ModelOptions
-from stage1_autoencoders.posteriors import Gaussian
+from latent_prior.data.codes import CodeMaps, Level
+from latent_prior.options import option
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder
+from latent_prior.stage1_autoencoders.kl import beta_at, capacity_at, kl_loss
+from latent_prior.stage1_autoencoders.likelihoods import make_likelihood
+from latent_prior.stage1_autoencoders.options import BackboneOptions, ModelOptions
+from latent_prior.stage1_autoencoders.pixelcnn import AutoregressiveHead
+from latent_prior.stage1_autoencoders.posteriors import Gaussian
 
 
 @dataclass(kw_only=True)
 class VAEOptions(BackboneOptions, ModelOptions):
     """Shape of a VAE, what it takes the pixels' distribution to be, and what keeps its latent alive."""
 
-    latent_channels: int = 16
+    latent_channels: int = option(16, at_least=1)
     """Channels of the latent grid; of a flat latent, of the feature map that it is computed from."""
-    latent_dim: int | None = 64
+    latent_dim: int | None = option(64, at_least=1)
     """Length of the flat latent vector; null keeps a grid, with latent_channels numbers at every place."""
     likelihood: Literal["gaussian", "laplace", "bernoulli", "logistic"] = "gaussian"
     """Distribution of a pixel around the decoder's output; bernoulli is for black-and-white images."""
-    scale: float | None = None
+    scale: float | None = option(None, above=0)
     """Standard deviation (laplace, logistic: scale) of a pixel in units of [-1, 1]; null learns one per colour."""
-    beta: float = 1.0
+    beta: float = option(1.0, at_least=0)
     """Weight of the KL divergence; with 1 the objective is the evidence lower bound."""
     kl_schedule: Literal["constant", "linear", "cyclical"] = "constant"
     """How beta is reached: at once, in one rise over kl_warmup_steps, or in kl_cycles rises within them."""
-    kl_warmup_steps: int = 0
+    kl_warmup_steps: int = option(0, at_least=0)
     """Steps until the KL divergence has its full weight, or `capacity` its full size."""
-    kl_cycles: int = 4
+    kl_cycles: int = option(4, at_least=1)
     """Rises of a cyclical schedule."""
-    free_bits: float = 0.0
+    free_bits: float = option(0.0, at_least=0)
     """KL divergence of each latent dimension, in nats, that costs nothing (Kingma et al., 2016)."""
-    capacity: float = 0.0
+    capacity: float = option(0.0, at_least=0)
     """KL divergence in nats per image that is aimed at (Burgess et al., 2018); 0 makes it as small as it gets."""
-    autoregressive_layers: int = 0
+    autoregressive_layers: int = option(0, at_least=0)
     """Masked convolutions that let the decoder see the pixels before each pixel: a decoder that may not need the latent."""
 
     def __post_init__(self) -> None:
@@ -54,21 +54,6 @@ class VAEOptions(BackboneOptions, ModelOptions):
             ValueError: naming the flag.
         """
         super().__post_init__()
-        choices = {
-            "likelihood": ("gaussian", "laplace", "bernoulli", "logistic"),
-            "kl_schedule": ("constant", "linear", "cyclical"),
-        }
-        check_choices(self, choices)
-        for name in ("latent_channels", "latent_dim", "kl_cycles"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--model.{name} must be at least 1, not {value}")
-        for name in ("beta", "kl_warmup_steps", "free_bits", "capacity", "autoregressive_layers"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"--model.{name} must not be negative, not {value}")
-        if self.scale is not None and self.scale <= 0:
-            raise ValueError(f"--model.scale must be positive, not {self.scale}")
         if self.scale is not None and self.likelihood == "bernoulli":
             raise ValueError(
                 "--model.scale: --model.likelihood bernoulli has no scale; leave the flag out"

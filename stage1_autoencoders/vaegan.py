@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stage1_autoencoders.vae import VAE, VAEConfig, VAEOptions, VAEOutput
+from latent_prior.options import option
+from latent_prior.stage1_autoencoders.vae import VAE, VAEConfig, VAEOptions, VAEOutput
 
 
 @dataclass(kw_only=True)
 class VAEGANOptions(VAEOptions):
     """Shape of the VAE and its likelihood; the critic's options are `--critic.*`."""
 
-    pixel_weight: float = 1.0
+    pixel_weight: float = option(1.0, at_least=0)
     """Weight of the pixels' likelihood; 0 leaves the reconstruction to `--critic.feature_matching` alone."""
 
     adversarial = True
@@ -30,8 +31,6 @@ class VAEGANOptions(VAEOptions):
             ValueError: naming the flag.
         """
         super().__post_init__()
-        if self.pixel_weight < 0:
-            raise ValueError(f"--model.pixel_weight must not be negative, not {self.pixel_weight}")
         if self.autoregressive_layers:
             raise ValueError(
                 "--model.autoregressive_layers must be 0: a critic would judge images drawn pixel by pixel"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig, VQVAEOptions
+from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig, VQVAEOptions
 
 
 @dataclass(kw_only=True)

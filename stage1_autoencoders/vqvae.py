@@ -8,17 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps, Level
-from common.options import check_choices
-from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig, DiscreteOutput
-from stage1_autoencoders.blocks import make_decoder, make_encoder
-from stage1_autoencoders.objectives import quantized_objective
-from stage1_autoencoders.options import (
+from latent_prior.data.codes import CodeMaps, Level
+from latent_prior.stage1_autoencoders.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    DiscreteOutput,
+)
+from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder
+from latent_prior.stage1_autoencoders.objectives import quantized_objective
+from latent_prior.stage1_autoencoders.options import (
     BackboneOptions,
     ModelOptions,
 )
-from stage1_autoencoders.quantizer_options import QuantizerOptions
-from stage1_autoencoders.quantizers import make_quantizer
+from latent_prior.stage1_autoencoders.quantizers.base import make_quantizer
+from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
 
 
 @dataclass(kw_only=True)
@@ -27,16 +30,6 @@ class VQVAEOptions(QuantizerOptions, BackboneOptions, ModelOptions):
 
     reconstruction: Literal["l1", "l2"] = "l2"
     """Reconstruction error to minimise: mean absolute or mean squared difference."""
-
-    def __post_init__(self) -> None:
-        """Check every number against its range.
-
-        Raises:
-            ValueError: naming the flag.
-        """
-        BackboneOptions.__post_init__(self)
-        QuantizerOptions.__post_init__(self)
-        check_choices(self, {"reconstruction": ("l1", "l2")})
 
 
 class VQVAEConfig(AutoencoderConfig, VQVAEOptions):

@@ -12,33 +12,26 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from common.codes import CodeMaps, Level
-from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig, DiscreteOutput
-from stage1_autoencoders.blocks import make_decoder, make_encoder, upsampling_layer
-from stage1_autoencoders.objectives import quantized_objective
-from stage1_autoencoders.options import BackboneOptions
-from stage1_autoencoders.quantizers import Quantizer, make_quantizer
-from stage1_autoencoders.vqvae import VQVAEOptions
+from latent_prior.data.codes import CodeMaps, Level
+from latent_prior.options import option
+from latent_prior.stage1_autoencoders.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    DiscreteOutput,
+)
+from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder, upsampling_layer
+from latent_prior.stage1_autoencoders.objectives import quantized_objective
+from latent_prior.stage1_autoencoders.options import BackboneOptions
+from latent_prior.stage1_autoencoders.quantizers.base import Quantizer, make_quantizer
+from latent_prior.stage1_autoencoders.vqvae import VQVAEOptions
 
 
 @dataclass(kw_only=True)
 class VQVAE2Options(VQVAEOptions):
     """Shape of a VQ-VAE-2 and how its codebooks learn; `multipliers` lead down to the bottom map."""
 
-    num_levels: int = 2
+    num_levels: int = option(2, at_least=2)
     """Maps of codes, each with its own codebook; every one above the bottom is half the size of the one below."""
-
-    def __post_init__(self) -> None:
-        """Check every number against its range.
-
-        Raises:
-            ValueError: naming the flag.
-        """
-        super().__post_init__()
-        if self.num_levels < 2:
-            raise ValueError(
-                f"--model.num_levels must be at least 2, not {self.num_levels}; one map is --model.type vqvae"
-            )
 
     def check_image_size(self, image_size: int) -> None:
         """Stop before an image size that the levels do not fit.

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stage2_prior.prior import PriorConfig, TransformerPrior
+    from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
 __all__ = ["PriorConfig", "TransformerPrior"]
 
@@ -14,5 +14,5 @@ __all__ = ["PriorConfig", "TransformerPrior"]
 def __getattr__(name: str) -> Any:
     """Import the model's module when its class is first asked for."""
     if name in __all__:
-        return getattr(importlib.import_module("stage2_prior.prior"), name)
+        return getattr(importlib.import_module("latent_prior.stage2_prior.prior"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from stage2_prior import masked, mixtures, raster
-from stage2_prior.sampler import Sampler
-from stage2_prior.sampling import draw_uniforms
+from latent_prior.stage2_prior import masked, mixtures, raster
+from latent_prior.stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.sampling import draw_uniforms
 
 if TYPE_CHECKING:
-    from stage2_prior.prior import TransformerPrior
+    from latent_prior.stage2_prior.prior import TransformerPrior
 
 
 def draw_sequence(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec
-from stage2_prior.tokens import level_spans, sequence_to_maps
+from latent_prior.data.codes import CodeMaps, CodeSpec
+from latent_prior.stage2_prior.tokens import level_spans, sequence_to_maps
 
 
 def codes_from_tokens(tokens: Tensor | Sequence[Sequence[int]], spec: CodeSpec) -> CodeMaps:

@@ -5,8 +5,8 @@ python stage2_prior/export.py --prior runs/mnist/prior/model --output_dir runs/m
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from stage2_prior.export_options import ExportOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.stage2_prior.export_options import ExportOptions
 
 if __name__ == "__main__":
     parse_config(ExportOptions)  # --help and mistakes are answered before torch is imported
@@ -20,11 +20,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from common.checkpoint import whole_folder
-from common.codes import write_spec
-from common.pretrained import CONFIG_FILE, read_json
-from stage2_prior.prior import TransformerPrior
-from stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
+from latent_prior.data.codes import write_spec
+from latent_prior.files import whole_folder
+from latent_prior.models import CONFIG_FILE, read_json
+from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
 
 # Where an export says whose it is; a config without it belongs to somebody else.
 FINGERPRINT_KEY = "prior_fingerprint"

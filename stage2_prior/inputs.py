@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec
-from stage2_prior.tokens import Span, maps_to_sequence
+from latent_prior.data.codes import CodeMaps, CodeSpec
+from latent_prior.stage2_prior.tokens import Span, maps_to_sequence
 
 
 def given_tokens(

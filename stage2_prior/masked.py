@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stage2_prior.raster import scales_of
-from stage2_prior.sampler import Sampler
-from stage2_prior.sampling import apply_guidance, choose, filter_logits
+from latent_prior.stage2_prior.raster import scales_of
+from latent_prior.stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.sampling import apply_guidance, choose, filter_logits
 
 if TYPE_CHECKING:
-    from stage2_prior.prior import TransformerPrior
+    from latent_prior.stage2_prior.prior import TransformerPrior
 
 
 def hide_for_training(batch: int, length: int, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_prior.sampling import choose
+from latent_prior.stage2_prior.sampling import choose
 
 # The latents are stored as float16; below its resolution a density would reward knowing how numbers are rounded.
 SMALLEST_DEVIATION = 1e-3

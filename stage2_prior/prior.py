@@ -13,17 +13,28 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.codes import CodeMaps, CodeSpec
-from common.pretrained import ModelConfig, StrictModel
-from stage2_prior import masked, mixtures, sampling
-from stage2_prior.decoding import Decoder
-from stage2_prior.drawing import draw_sequence
-from stage2_prior.inputs import check_codes, check_labels, given_tokens
-from stage2_prior.options import PriorOptions
-from stage2_prior.sampler import LATENT_SETTINGS, MASKED_SETTINGS, RASTER_SETTINGS, Sampler
-from stage2_prior.tokens import Span, level_spans, maps_to_sequence, places, sequence_to_maps
-from stage2_prior.transformer import Block, normalise, rotations, swiglu_width
-from stage2_prior.vectors import (
+from latent_prior.data.codes import CodeMaps, CodeSpec
+from latent_prior.models import ModelConfig, StrictModel
+from latent_prior.stage2_prior import masked, mixtures, sampling
+from latent_prior.stage2_prior.drawing import draw_sequence
+from latent_prior.stage2_prior.inputs import check_codes, check_labels, given_tokens
+from latent_prior.stage2_prior.kv_cache import Decoder
+from latent_prior.stage2_prior.options import PriorOptions
+from latent_prior.stage2_prior.sampler import (
+    LATENT_SETTINGS,
+    MASKED_SETTINGS,
+    RASTER_SETTINGS,
+    Sampler,
+)
+from latent_prior.stage2_prior.tokens import (
+    Span,
+    level_spans,
+    maps_to_sequence,
+    places,
+    sequence_to_maps,
+)
+from latent_prior.stage2_prior.transformer import Block, normalise, rotations, swiglu_width
+from latent_prior.stage2_prior.vectors import (
     SMALLEST_SCALE,
     chunk_width,
     latent_level,

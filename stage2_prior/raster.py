@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stage2_prior.mixtures import draw, draw_guided, mixture_of
-from stage2_prior.sampler import Sampler
-from stage2_prior.sampling import apply_guidance, choose, filter_logits, guidance_scales
+from latent_prior.stage2_prior.mixtures import draw, draw_guided, mixture_of
+from latent_prior.stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.sampling import (
+    apply_guidance,
+    choose,
+    filter_logits,
+    guidance_scales,
+)
 
 if TYPE_CHECKING:
-    from stage2_prior.prior import TransformerPrior
+    from latent_prior.stage2_prior.prior import TransformerPrior
 
 
 def draw_codes(

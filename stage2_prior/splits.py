@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec, CodesSplit, open_codes
-from common.seeds import generator
-from stage2_prior.options import TrainOptions
+from latent_prior.data.codes import CodeMaps, CodeSpec, CodesSplit, open_codes
+from latent_prior.seeds import generator
+from latent_prior.stage2_prior.options import TrainOptions
 
 
 def open_splits(options: TrainOptions) -> tuple[CodesSplit, CodesSplit, CodeSpec, TrainOptions]:

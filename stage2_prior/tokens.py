@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec
+from latent_prior.data.codes import CodeMaps, CodeSpec
 
 
 @dataclass(frozen=True)

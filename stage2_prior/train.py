@@ -1,12 +1,12 @@
 """Train a Transformer prior on a codes dataset.
 
-accelerate launch stage2_prior/train.py --config stage2_prior/configs/mnist.yaml --codes runs/mnist/codes --output_dir runs/mnist/prior
+accelerate launch stage2_prior/train.py --config stage2_prior/configs/mnist_vqvae.yaml --codes runs/mnist/codes --output_dir runs/mnist/prior
 """
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from stage2_prior.options import TrainOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.stage2_prior.options import TrainOptions
 
 if __name__ == "__main__":
     parse_config(TrainOptions)  # --help and mistakes are answered before torch is imported
@@ -20,17 +20,19 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 
-from common import training
-from common.checkpoint import whole, whole_folder
-from common.ema import EMA
-from common.metrics import Figures
-from common.optim import make_optimizer, update
-from common.processes import start_training_processes
-from stage2_prior.best import Best
-from stage2_prior.pictures import draw_curves, open_decoder, save_samples
-from stage2_prior.prior import PriorConfig, TransformerPrior
-from stage2_prior.splits import codes_and_labels, open_splits
-from stage2_prior.validation import validate
+from latent_prior.data.batch_order import Batch, index_batches
+from latent_prior.files import whole_folder
+from latent_prior.processes import start_training_processes
+from latent_prior.stage2_prior.best import Best
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.stage2_prior.progress import draw_curves, open_decoder, save_samples
+from latent_prior.stage2_prior.splits import codes_and_labels, open_splits
+from latent_prior.stage2_prior.validation import validate
+from latent_prior.training import loop
+from latent_prior.training.checkpoint import whole
+from latent_prior.training.ema import EMA
+from latent_prior.training.metrics import Figures
+from latent_prior.training.optim import make_optimizer, update
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema, best = EMA(model, options.ema_decay), Best()
     parts = {"model": model, "optimizer": optimizer, "ema": ema, "best": best}
-    state = training.TrainState(parts)
+    state = loop.TrainState(parts)
     unit = model.unit
 
-    def step(batch: training.Batch) -> training.Metrics:
+    def step(batch: Batch) -> loop.Metrics:
         """Everything that learns in a prior."""
         codes, labels = codes_and_labels(batch, accelerator.device)
         with accelerator.accumulate(wrapped):
@@ -89,13 +91,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process:
             draw_curves(run_folder, unit)
 
-    def batches(start: int) -> Iterator[training.Batch]:
-        places = training.index_batches(
+    def batches(start: int) -> Iterator[Batch]:
+        places = index_batches(
             start, size=len(train_codes), options=options, accelerator=accelerator
         )
         return (train_codes.batch(indices) for _, indices, _ in places)
 
-    training.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
+    loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
     if accelerator.is_main_process:
         print(f"prior: {run_folder / 'model'}, best on validation: {run_folder / 'best'}")
 

@@ -7,12 +7,12 @@ import math
 import torch
 from accelerate import Accelerator
 
-from common import training
-from common.codes import CodesSplit
-from common.seeds import generator
-from stage2_prior.options import TrainOptions
-from stage2_prior.prior import TransformerPrior
-from stage2_prior.splits import codes_and_labels
+from latent_prior.data.batch_order import shares
+from latent_prior.data.codes import CodesSplit
+from latent_prior.seeds import generator
+from latent_prior.stage2_prior.options import TrainOptions
+from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.splits import codes_and_labels
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def validate(
     # Sums over images: nats of every level, images.
     sums = torch.zeros(len(model.levels) + 1, dtype=torch.float64, device=accelerator.device)
     count = min(len(validation), options.validation_images)
-    for indices in training.shares(count, accelerator):
+    for indices in shares(count, accelerator):
         codes, labels = codes_and_labels(validation.batch(indices), accelerator.device)
         masks = generator(options.seed, "validation masks", int(indices[0]))
         nats = model.nats(codes, labels, generator=masks)

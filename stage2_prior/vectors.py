@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps, CodeSpec, Level
+from latent_prior.data.codes import CodeMaps, CodeSpec, Level
 
 FLAT_CHUNK = 4
 # A channel that never changes would be divided by 0; float16 does not resolve less than this around 1 anyway.

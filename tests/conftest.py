@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.cli import run
+from latent_prior.cli import run
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("apple", "bee", "car")
@@ -40,7 +40,7 @@ import hashlib, importlib, json, sys
 from pathlib import Path
 import torch
 from accelerate.state import PartialState
-from common import training
+from latent_prior.training import loop
 PartialState.destroy_process_group = lambda self, group=None: None
 
 def digest(state):
@@ -57,13 +57,13 @@ def digest(state):
     add("", state)
     return found.hexdigest()
 
-train = training.train
+train = loop.train
 def train_and_tell(accelerator, step, batches, state, options, **others):
     train(accelerator, step, batches, state, options, **others)
     counting = ("meter", "critic_health")  # each process counts its own images
     found = {name: digest(part.state_dict()) for name, part in state.parts.items() if name not in counting}
     Path(options.output_dir, f"state-{accelerator.process_index}.json").write_text(json.dumps(found))
-training.train = train_and_tell
+loop.train = train_and_tell
 
 for module, words in json.loads(sys.argv[1]):
     importlib.import_module(module).main(words)
@@ -136,7 +136,7 @@ def write_images(
 
 def make_vqvae(seed: int = 0, **shape: object) -> torch.nn.Module:
     """An untrained VQ-VAE of 16 x 16 RGB images whose codes visibly change the image."""
-    from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+    from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
     torch.manual_seed(seed)
     options = {name.removeprefix("model."): value for name, value in TINY_VQVAE.items()}
@@ -155,7 +155,7 @@ def make_vqvae(seed: int = 0, **shape: object) -> torch.nn.Module:
 
 def make_autoencoder(name: str, seed: int = 0, **shape: object) -> torch.nn.Module:
     """An untrained family member for 16 x 16 RGB images, its codebooks filled; codes and latents visibly change the image."""
-    from stage1_autoencoders import model_class
+    from latent_prior.stage1_autoencoders import model_class
 
     torch.manual_seed(seed)
     options = {
@@ -177,7 +177,7 @@ def make_prior(autoencoder: torch.nn.Module, classes: Sequence[str] = CLASSES) -
     """An untrained prior over an autoencoder's codes, far enough from its start to have preferences."""
     import dataclasses
 
-    from stage2_prior.prior import PriorConfig, TransformerPrior
+    from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
     torch.manual_seed(1)
     spec = dataclasses.replace(autoencoder.code_spec, class_names=tuple(classes))
@@ -205,8 +205,8 @@ def autoencoder_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory, autoencoder_folder) -> Path:
-    from pipelines import Pipeline, Sampler
-    from stage1_autoencoders import load_autoencoder
+    from latent_prior.pipelines import Pipeline, Sampler
+    from latent_prior.stage1_autoencoders import load_autoencoder
 
     autoencoder = load_autoencoder(autoencoder_folder)
     folder = tmp_path_factory.mktemp("pipeline") / "tiny"
@@ -313,9 +313,9 @@ def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path
     Each holds the runs ema and gradient of a VQ-VAE, those of the other family members, vae_still and vaegan_still, which
     do not learn, codes, latents and prior.
     """
-    from stage1_autoencoders import encode
-    from stage1_autoencoders import train as train_autoencoder
-    from stage2_prior import train as train_prior
+    from latent_prior.stage1_autoencoders import encode
+    from latent_prior.stage1_autoencoders import train as train_autoencoder
+    from latent_prior.stage2_prior import train as train_prior
 
     root = tmp_path_factory.mktemp("processes")
     vqvae = {

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import score
-from pipelines import Pipeline, assemble, generate
-from stage1_autoencoders import MODELS, encode
-from stage1_autoencoders import train as train_autoencoder
-from stage2_prior import train as train_prior
+from latent_prior.evaluation import score
+from latent_prior.pipelines import Pipeline, assemble, generate
+from latent_prior.stage1_autoencoders import MODELS, encode
+from latent_prior.stage1_autoencoders import train as train_autoencoder
+from latent_prior.stage2_prior import train as train_prior
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -201,7 +201,7 @@ def test_every_member_goes_the_whole_way(member, images, parts, call, tmp_path, 
 ON_A_FULL_DISK = """
 import contextlib, importlib, io, json, os, sys, traceback
 from pathlib import Path
-from common.cli import run
+from latent_prior.cli import run
 disk, answers = Path(sys.argv[1]), []
 for module, words, pages in json.loads(sys.argv[2]):
     main = importlib.import_module(module).main

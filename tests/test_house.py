@@ -1,6 +1,8 @@
 """Rules about the house as a whole: who may import whom, what is never called, what an import costs."""
 
 import ast
+import graphlib
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -10,22 +12,49 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("common", "stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
+PACKAGE = ROOT / "src" / "latent_prior"
+ROOMS = ("stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
 SCRIPTS = (
     "train", "encode", "export", "assemble", "describe", "generate", "latents", "score", "likelihood", "sweep",
 )  # fmt: skip
+# From the lowest room to the highest; a file may import what stands in its own room or in one of those listed for it.
+SHARED = {
+    "": set(),
+    "data": {""},
+    "losses": {""},
+    "training": {"", "data"},
+}  # "" is the package's own level
 MAY_IMPORT = {
-    "common": set(),
-    "stage1_autoencoders": {"common"},
-    "stage2_prior": {"common"},
-    "pipelines": {"common", "stage1_autoencoders", "stage2_prior"},
-    "evaluation": {"common", "pipelines"},
+    **SHARED,
+    "stage1_autoencoders": set(SHARED),
+    "stage2_prior": set(SHARED),
+    "pipelines": {*SHARED, "stage1_autoencoders", "stage2_prior"},
+    "evaluation": {*SHARED, "pipelines"},
 }
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+FACE = PACKAGE / "__init__.py"  # names what users import, from every room
+FILES = sorted(
+    [
+        *PACKAGE.glob("*.py"),
+        *(
+            path
+            for room in ("data", "losses", "training")
+            for path in (PACKAGE / room).rglob("*.py")
+        ),
+    ]
+    + [path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")]
+)
 
 
 def name_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
+
+
+def room_of(name: str) -> str:
+    """The room of a module by its full name; "" is the package's own level."""
+    second = (*name.split("."), "")[1]
+    return second if second in MAY_IMPORT else ""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -47,17 +76,43 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_there_are_files_to_look_at():
-    assert len(FILES) > 30
-    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ROOMS)
+    assert len(FILES) > 100
+    assert {room_of(name_of(path)) for path in FILES} == set(MAY_IMPORT)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_rooms_at_the_top_are_the_packages_inside():
+    """The links in src/latent_prior make one package of the shared code and the four rooms."""
+    for room in ROOMS:
+        assert (PACKAGE / room).resolve() == ROOT / room
+    assert (
+        importlib.import_module("pipelines").Pipeline
+        is importlib.import_module("latent_prior").Pipeline
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path != FACE], ids=name_of)
 def test_imports_go_one_way(path):
-    room = path.relative_to(ROOT).parts[0]
+    room = room_of(name_of(path))
     for name in imported(path):
-        target = name.partition(".")[0]
-        if target in ROOMS and target != room:
+        assert name.partition(".")[0] not in ROOMS, f"{path}: say latent_prior.{name}"
+        if name.startswith("latent_prior.") and (target := room_of(name)) != room:
             assert target in MAY_IMPORT[room], f"{path}: {room} imports {name}"
+
+
+def test_no_imports_form_a_circle():
+    """Imports for type checkers only count too: a reader has to follow them as well.
+
+    A package's `__init__` is its face, a table of names that are imported on first use, so it is left out.
+    """
+    modules = {name_of(path): path for path in FILES if path.stem != "__init__"}
+    graph = {name: set(imported(path)) & set(modules) for name, path in modules.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError with the circle
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda p: p.name)
+def test_no_folder_is_a_drawer(folder):
+    modules = [path.name for path in folder.glob("*.py") if path.stem != "__init__"]
+    assert len(modules) <= 17, modules
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -67,11 +122,12 @@ def test_nothing_imports_an_entry_script(path):
 
 
 def test_stage_one_is_opened_by_stage_two_through_its_entry_point_only():
-    """`load_decoder` must find stage 1 without any module of common or stage 2 naming it."""
+    """`load_decoder` must find stage 1 without any shared module or stage 2 naming it."""
     found = importlib.metadata.entry_points(group="latent_prior", name="load_autoencoder")
-    assert {entry.value for entry in found} == {"stage1_autoencoders:load_autoencoder"}
+    assert {entry.value for entry in found} == {"latent_prior.stage1_autoencoders:load_autoencoder"}
+    below = {*SHARED, "stage2_prior"}
     for path in FILES:
-        if path.relative_to(ROOT).parts[0] in ("common", "stage2_prior"):
+        if room_of(name_of(path)) in below and path.parent != PACKAGE:
             assert "stage1_autoencoders" not in path.read_text(), path
 
 
@@ -79,7 +135,7 @@ def test_clean_fid_is_wrapped_in_one_file():
     users = {
         name_of(path) for path in FILES if any(n.startswith("cleanfid") for n in imported(path))
     }
-    assert users == {"evaluation.fid"}
+    assert users == {"latent_prior.evaluation.measures.fid"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -108,8 +164,7 @@ def test_no_module_beside_a_script_shadows_another_one(room):
             path.name for path in script.parent.iterdir() if (path / "__init__.py").is_file()
         }
         beside -= {"__init__"}
-        # The project's own distribution lists the rooms.
-        assert not beside & (others - set(ROOMS)), script
+        assert not beside & others, script
         assert not beside & set(ROOMS), script
 
 
@@ -118,13 +173,13 @@ def test_every_script_answers_help_before_it_imports_torch():
 
     Only the help of stage 1's training describes a model, whose options stand in the model's own file: it comes last here.
     """
-    of_models = "stage1_autoencoders.train"
+    of_models = "latent_prior.stage1_autoencoders.train"
     scripts = [path for path in FILES if path.stem in SCRIPTS]
     scripts.sort(key=lambda path: name_of(path) == of_models)
     assert {name_of(path) for path in scripts} >= {
-        of_models, "stage1_autoencoders.encode", "stage2_prior.train", "stage2_prior.export",
-        "pipelines.assemble", "pipelines.describe", "pipelines.generate", "pipelines.latents", "evaluation.score",
-        "evaluation.likelihood", "evaluation.gan_baseline.train", "evaluation.gan_baseline.generate", "evaluation.sweep",
+        of_models, "latent_prior.stage1_autoencoders.encode", "latent_prior.stage2_prior.train", "latent_prior.stage2_prior.export",
+        "latent_prior.pipelines.assemble", "latent_prior.pipelines.describe", "latent_prior.pipelines.generate", "latent_prior.pipelines.latents", "latent_prior.evaluation.score",
+        "latent_prior.evaluation.likelihood", "latent_prior.evaluation.gan_baseline.train", "latent_prior.evaluation.gan_baseline.generate", "latent_prior.evaluation.sweep",
     }  # fmt: skip
     heavy = "print({'torch', 'transformers', 'datasets', 'accelerate', 'PIL'} & set(sys.modules), file=sys.stderr)"
     answers = [
@@ -145,9 +200,9 @@ def test_every_script_answers_help_before_it_imports_torch():
 def test_the_pipeline_imports_hardly_more_than_transformers_itself():
     done = python(
         "import sys, torch\nfrom transformers import PreTrainedModel\nbefore = set(sys.modules)\n"
-        "from pipelines import Pipeline\n"
+        "from latent_prior import Pipeline\n"
         "added = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "print(sorted(added - {'common', 'stage1_autoencoders', 'stage2_prior', 'pipelines'}))\n"
+        "print(sorted(added - {'latent_prior'}))\n"
         "print(sorted({'cleanfid', 'datasets', 'pyarrow', 'tensorboard', 'wandb', 'trackio'} & set(sys.modules)))"
     )
     added, unwanted = (ast.literal_eval(line) for line in done.stdout.splitlines())

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from common.pretrained import ModelConfig, StrictModel
-from evaluation.gan_baseline.options import GeneratorOptions
+from latent_prior.evaluation.gan_baseline.options import GeneratorOptions
+from latent_prior.models import ModelConfig, StrictModel
 
 _GROUP = 16  # channels normalised together in sngan, convolved together in r3gan
 _EXPANSION = 2  # inner channels of a residual block

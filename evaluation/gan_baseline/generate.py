@@ -5,8 +5,8 @@ accelerate launch evaluation/gan_baseline/generate.py --gan runs/mnist/gan/model
 
 from __future__ import annotations
 
-from common.cli import dump_config, parse_config, run
-from evaluation.gan_baseline.options import GenerateOptions
+from latent_prior.cli import dump_config, parse_config, run
+from latent_prior.evaluation.gan_baseline.options import GenerateOptions
 
 if __name__ == "__main__":
     parse_config(GenerateOptions)  # --help and mistakes are answered before torch is imported
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.images import to_uint8
-from common.processes import start_processes
-from common.seeds import generator
-from evaluation.gan_baseline.gan import Generator
-from pipelines.image_folder import classes_in_turn, fill_folder
+from latent_prior.data.images import to_uint8
+from latent_prior.evaluation.gan_baseline.gan import Generator
+from latent_prior.pipelines.image_folder import classes_in_turn, fill_folder
+from latent_prior.processes import start_processes
+from latent_prior.seeds import generator
 
 
 def main(argv: Sequence[str] | None = None) -> None:

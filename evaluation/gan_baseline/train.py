@@ -1,12 +1,12 @@
 """Train a GAN on images.
 
-accelerate launch evaluation/gan_baseline/train.py --config evaluation/gan_baseline/configs/mnist.yaml --output_dir runs/mnist/gan
+accelerate launch evaluation/gan_baseline/train.py --config evaluation/gan_baseline/configs/mnist_sngan.yaml --output_dir runs/mnist/gan
 """
 
 from __future__ import annotations
 
-from common.cli import parse_config, run
-from evaluation.gan_baseline.options import TrainOptions
+from latent_prior.cli import parse_config, run
+from latent_prior.evaluation.gan_baseline.options import TrainOptions
 
 if __name__ == "__main__":
     parse_config(TrainOptions)  # --help and mistakes are answered before torch is imported
@@ -23,24 +23,25 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from common import training
-from common.adversarial import (
+from latent_prior.data.batch_order import Batch
+from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
+from latent_prior.data.training_images import first_images, open_training_images, training_batches
+from latent_prior.evaluation.gan_baseline.gan import Critic, Generator, GeneratorConfig, make_critic
+from latent_prior.files import whole_folder
+from latent_prior.losses.adversarial import (
     AdversarialLoss,
     critic_loss,
     frozen,
     generator_loss,
     gradient_penalty,
 )
-from common.augmentation import augment
-from common.checkpoint import whole_folder
-from common.ema import EMA
-from common.images import ImageSet, grid, save_png, to_float, to_uint8
-from common.metrics import Figures
-from common.optim import make_optimizer, update
-from common.processes import start_training_processes
-from common.seeds import generator
-from common.training_images import first_images, open_training_images, training_batches
-from evaluation.gan_baseline.gan import Critic, Generator, GeneratorConfig, make_critic
+from latent_prior.losses.critic_augmentation import augment
+from latent_prior.processes import start_training_processes
+from latent_prior.seeds import generator
+from latent_prior.training import loop
+from latent_prior.training.ema import EMA
+from latent_prior.training.metrics import Figures
+from latent_prior.training.optim import make_optimizer, update
 
 LOSSES: dict[str, AdversarialLoss] = {"sngan": "hinge", "r3gan": "relativistic"}
 GRID_ROWS, GRID_COLUMNS = 8, 10
@@ -60,10 +61,10 @@ class Parts:
     wrapped_critic: nn.Module
     critic_optimizer: AcceleratedOptimizer
     ema: EMA
-    state: training.TrainState
+    state: loop.TrainState
 
 
-def step(parts: Parts, batch: training.Batch) -> training.Metrics:
+def step(parts: Parts, batch: Batch) -> loop.Metrics:
     """Everything that learns in a GAN: the generator against the critic, then the critic against the same images."""
     options, accelerator, at = parts.options, parts.accelerator, parts.state.step
     images, labels, noise = prepare(batch, accelerator)
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, make_optimizer(model, options), critic, make_optimizer(critic, critic_options)
     )
     ema = EMA(model, options.ema_decay)
-    state = training.TrainState(
+    state = loop.TrainState(
         {
             "model": model,
             "optimizer": optimizer,
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with whole_folder(Path(options.output_dir, "model")) as folder:
                 model.save_pretrained(folder, state_dict=ema.state_for(model))
 
-    training.train(
+    loop.train(
         accelerator,
         partial(step, parts),
         lambda start: batches_with_noise(start, images, options, accelerator),
@@ -228,7 +229,7 @@ def make_generator(options: TrainOptions, names: list[str]) -> Generator:
 
 def batches_with_noise(
     start: int, images: ImageSet | None, options: TrainOptions, accelerator: Accelerator
-) -> Iterator[training.Batch]:
+) -> Iterator[Batch]:
     """Batches with the noise of their fakes, which is drawn for a step's whole batch, however that is shared out."""
     per_step, rank = options.accumulation_steps, accelerator.process_index
     for number, batch in enumerate(training_batches(start, images, options, accelerator)):
@@ -240,7 +241,7 @@ def batches_with_noise(
         yield {**batch, "noise": noise[begin : begin + share]}
 
 
-def prepare(batch: training.Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor, Tensor]:
     """Originals in [-1, 1], labels (zeros where there are none) and noise, on the device."""
     device = accelerator.device
     images = to_float(batch["images"].to(device, non_blocking=True))

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.classes import asked_classes
-from evaluation.options import Candidate, ScoreOptions
-from evaluation.sets import open_candidate, open_reference
-from pipelines.results import write_labels
+from latent_prior.evaluation.classes import asked_classes
+from latent_prior.evaluation.options import Candidate, ScoreOptions
+from latent_prior.evaluation.sets import open_candidate, open_reference
+from latent_prior.pipelines.results import write_labels
 
 NAMES = ("cat", "dog", "owl")
 

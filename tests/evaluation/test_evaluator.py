@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from common.digits import digits
-from evaluation import fid
-from evaluation.features import load_network
-from evaluation.neighbours import Manifolds, manifolds
+from latent_prior.data.mnist5k import digits
+from latent_prior.evaluation.features.networks import load_network
+from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.measures.precision_recall import Manifolds, manifolds
 
 COUNT = 250
 COLOURS = np.array([[255, 160, 90], [120, 220, 255], [200, 255, 140]]) / 255

@@ -1,4 +1,4 @@
-"""The kernel distance of evaluation/fid.py."""
+"""The kernel distance of evaluation/measures/fid.py."""
 
 import math
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import fid
+from latent_prior.evaluation.measures import fid
 
 
 def gaussian_features(count, dimension, seed, shift=0.0, scale=1.0):

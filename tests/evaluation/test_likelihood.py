@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.images import open_images, to_float
-from common.options import ImageOptions
-from evaluation import likelihood
-from evaluation.likelihood_options import LikelihoodOptions
-from pipelines import Pipeline
-from stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.data.images import open_images, to_float
+from latent_prior.evaluation import likelihood
+from latent_prior.evaluation.likelihood_options import LikelihoodOptions
+from latent_prior.options import ImageOptions
+from latent_prior.pipelines import Pipeline
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from evaluation.options import Candidate, ScoreOptions
+from latent_prior.evaluation.options import Candidate, ScoreOptions
 
 
 def options(**values):
@@ -58,8 +58,6 @@ def test_a_pipeline_needs_no_candidates():
 
 
 def test_options_do_not_import_torch():
-    code = (
-        "import sys, evaluation.options; print('torch' in sys.modules or 'datasets' in sys.modules)"
-    )
+    code = "import sys, latent_prior.evaluation.options; print('torch' in sys.modules or 'datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

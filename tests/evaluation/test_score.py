@@ -11,13 +11,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from common.images import to_float
-from evaluation import score
-from evaluation.options import ScoreOptions
-from evaluation.reconstruction import reconstruct
-from evaluation.sets import open_reference
-from pipelines import Pipeline
-from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+from latent_prior.data.images import to_float
+from latent_prior.evaluation import score
+from latent_prior.evaluation.measures.reconstruction import reconstruct
+from latent_prior.evaluation.options import ScoreOptions
+from latent_prior.evaluation.sets import open_reference
+from latent_prior.pipelines import Pipeline
+from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import classifier, score
+from latent_prior.evaluation import class_accuracy, score
 
 
 def save(folder, count, seed, lightest):
@@ -43,7 +43,7 @@ def arguments(folders, features, output, *candidates, **flags):
 
 
 def test_candidates_with_classes_get_the_column(folders, scripted_features, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "IMAGES_SEEN", 1280)
+    monkeypatch.setattr(class_accuracy, "IMAGES_SEEN", 1280)
     candidates = [f"samples={folders / 'samples'}", f"real={folders / 'data'}[train]", f"no={folders / 'plain'}"]  # fmt: skip
     scores = {}
     for judged in (True, False):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.options import Candidate, ScoreOptions
-from evaluation.sets import choose, image_files, open_candidate, open_reference
+from latent_prior.evaluation.options import Candidate, ScoreOptions
+from latent_prior.evaluation.sets import choose, image_files, open_candidate, open_reference
 
 
 def options(**values):

@@ -8,10 +8,10 @@ import shutil
 import pytest
 from PIL import Image
 
-from common.cli import parse_config
-from evaluation import score, sweep
-from evaluation.options import ScoreOptions
-from pipelines import Pipeline, describe, generate
+from latent_prior.cli import parse_config
+from latent_prior.evaluation import score, sweep
+from latent_prior.evaluation.options import ScoreOptions
+from latent_prior.pipelines import Pipeline, describe, generate
 
 GRID = {"guidance_scale": [1, 2], "temperature": [0.5, 1], "top_k": [0, 3]}
 
@@ -166,7 +166,7 @@ def test_a_stopped_sweep_comes_to_the_same_end(call, flags, folder, tmp_path, mo
 def test_two_processes_find_what_one_finds(two_processes, call, flags, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other")
     two = {**flags, "pipeline": tmp_path / "other", "output_dir": tmp_path / "two", **GRID}
-    two_processes([("evaluation.sweep", two)])
+    two_processes([("latent_prior.evaluation.sweep", two)])
     call(sweep, **flags, **GRID)
     for one, other in zip(read(flags)["rows"], read(two)["rows"], strict=True):
         assert one["settings"] == other["settings"]

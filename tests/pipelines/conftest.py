@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from common.codes import CodeMaps
-from pipelines import Pipeline
+from latent_prior.data.codes import CodeMaps
+from latent_prior.pipelines import Pipeline
 
 # Every family member, and what changes the form of its latents or codes.
 MEMBERS = {

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines import Pipeline, Sampler, assemble
+from latent_prior.pipelines import Pipeline, Sampler, assemble
 
 
 @pytest.fixture

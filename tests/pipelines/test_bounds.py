@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 
-from common.seeds import generator
-from pipelines import Pipeline
-from pipelines.bounds import LEARNED, STANDARD_NORMAL, UNIFORM, Bound, fit_logistic
-from stage1_autoencoders.likelihoods import LogisticLikelihood
-from stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.pipelines import Pipeline
+from latent_prior.pipelines.bounds import LEARNED, STANDARD_NORMAL, UNIFORM, Bound, fit_logistic
+from latent_prior.seeds import generator
+from latent_prior.stage1_autoencoders.likelihoods import LogisticLikelihood
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
 
 def levels(count, seed, size=16):

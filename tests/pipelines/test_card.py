@@ -7,15 +7,15 @@ import shutil
 import pytest
 import yaml
 
-from common.cli import dump_config, parse_config
-from evaluation.options import ScoreOptions
-from pipelines import Pipeline, Sampler, card, describe, generate
-from pipelines.options import AssembleOptions, GenerateOptions
-from stage1_autoencoders import load_autoencoder
-from stage1_autoencoders.options import EncodeOptions
-from stage1_autoencoders.options import TrainOptions as AutoencoderOptions
-from stage2_prior.options import TrainOptions as PriorTrainOptions
-from stage2_prior.prior import TransformerPrior
+from latent_prior.cli import dump_config, parse_config
+from latent_prior.evaluation.options import ScoreOptions
+from latent_prior.pipelines import Pipeline, Sampler, card, describe, generate
+from latent_prior.pipelines.options import AssembleOptions, GenerateOptions
+from latent_prior.stage1_autoencoders import load_autoencoder
+from latent_prior.stage1_autoencoders.options import EncodeOptions
+from latent_prior.stage1_autoencoders.options import TrainOptions as AutoencoderOptions
+from latent_prior.stage2_prior.options import TrainOptions as PriorTrainOptions
+from latent_prior.stage2_prior.prior import TransformerPrior
 
 TRAINING = {"steps": 1200, "images_seen": 76_800, "seconds": 61.5, "cpu_seconds": 118.2, "device": "cpu"}  # fmt: skip
 OPTIONS = {

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.codes import Level
-from pipelines import Pipeline
-from pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
+from latent_prior.data.codes import Level
+from latent_prior.pipelines import Pipeline
+from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
 
 
 def seeded(seed=5):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pipelines import directions
-from pipelines.directions import attribute_direction, channel_deviations, class_means
+from latent_prior.pipelines import directions
+from latent_prior.pipelines.directions import attribute_direction, channel_deviations, class_means
 
 
 def normal(*shape, seed=0):

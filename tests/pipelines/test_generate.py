@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import Pipeline, generate, image_folder
+from latent_prior.pipelines import Pipeline, generate, image_folder
 
 NUMBERS = [f"{number:06d}.png" for number in range(10)]
 

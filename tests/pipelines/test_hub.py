@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PUSH = """
 import sys
-from pipelines import Pipeline
+from latent_prior.pipelines import Pipeline
 pipe = Pipeline.from_pretrained(sys.argv[1])
 for name in ("new", "licensed", "written"):
     print(pipe.push_to_hub(f"tester/{name}"))
@@ -18,7 +18,7 @@ pipe.push_to_hub("tester/new")
 
 
 def test_a_push_brings_the_card_and_leaves_what_somebody_wrote(parts, tmp_path):
-    from pipelines import Pipeline
+    from latent_prior.pipelines import Pipeline
 
     Pipeline(parts["vqvae"]()).save_pretrained(tmp_path / "pipeline")
     (tmp_path / "pipeline" / "card").mkdir()

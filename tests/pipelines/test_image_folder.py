@@ -6,7 +6,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipelines.image_folder import ABOUT_FILE, classes_in_turn, describe, fill_folder, image_path
+from latent_prior.pipelines.image_folder import (
+    ABOUT_FILE,
+    classes_in_turn,
+    describe,
+    fill_folder,
+    image_path,
+)
 
 BUDGET = {"steps": 5, "images_seen": 40, "seconds": 2.0, "cpu_seconds": 1.5, "device": "cpu", "num_processes": 1}  # fmt: skip
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from common.images import open_images, to_uint8
-from common.options import ImageOptions
-from evaluation.sets import image_files
-from pipelines import Pipeline, latents, operations, sheets
-from pipelines.options import LatentOptions
+from latent_prior.data.images import open_images, to_uint8
+from latent_prior.evaluation.sets import image_files
+from latent_prior.options import ImageOptions
+from latent_prior.pipelines import Pipeline, latents, operations, sheets
+from latent_prior.pipelines.options import LatentOptions
 
 # Each operation with the file names that it makes of the images in rows 4 and 9 (arithmetic: and 12).
 STEPS = [f"step{step:03d}" for step in range(4)]
@@ -394,7 +394,7 @@ def test_two_processes_write_what_one_writes(
     two = {name: tmp_path / "two" / name for name in one}
     two_processes(
         [
-            ("pipelines.latents", {**given, "operation": name, "output_dir": folder})
+            ("latent_prior.pipelines.latents", {**given, "operation": name, "output_dir": folder})
             for name, folder in two.items()
         ]
     )

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.operations import arithmetic, interpolate, linear, move, spherical, traverse
+from latent_prior.pipelines.operations import (
+    arithmetic,
+    interpolate,
+    linear,
+    move,
+    spherical,
+    traverse,
+)
 
 
 def unit(*shape, seed=0, dtype=torch.float64):

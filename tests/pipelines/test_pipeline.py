@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.images import to_uint8
-from pipelines import Pipeline, Sampler
-from stage1_autoencoders import load_autoencoder
-from stage2_prior import TransformerPrior
+from latent_prior.data.images import to_uint8
+from latent_prior.pipelines import Pipeline, Sampler
+from latent_prior.stage1_autoencoders import load_autoencoder
+from latent_prior.stage2_prior import TransformerPrior
 
 
 @pytest.fixture(scope="module")

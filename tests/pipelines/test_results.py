@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines.results import holds_these, write_labels
+from latent_prior.pipelines.results import holds_these, write_labels
 
 
 def test_a_folder_holds_these_images_none_or_others(tmp_path):

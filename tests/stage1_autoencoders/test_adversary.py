@@ -9,16 +9,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from common.adversarial import critic_loss, generator_loss
-from common.ema import EMA
-from common.optim import make_optimizer
-from common.processes import start_training_processes
-from common.training import TrainState
-from stage1_autoencoders import train
-from stage1_autoencoders.adversary import Adversary
-from stage1_autoencoders.discriminators import feature_distance
-from stage1_autoencoders.meters import Meter
-from stage1_autoencoders.options import CriticOptions, ModelOptions, TrainOptions
+from latent_prior.losses.adversarial import critic_loss, generator_loss
+from latent_prior.processes import start_training_processes
+from latent_prior.stage1_autoencoders import train
+from latent_prior.stage1_autoencoders.adversary import Adversary
+from latent_prior.stage1_autoencoders.critics import feature_distance
+from latent_prior.stage1_autoencoders.meters import Meter
+from latent_prior.stage1_autoencoders.options import CriticOptions, ModelOptions, TrainOptions
+from latent_prior.training.ema import EMA
+from latent_prior.training.loop import TrainState
+from latent_prior.training.optim import make_optimizer
 
 SHAPE = {"width": 8, "multipliers": [1, 2], "blocks": [0, 1]}
 
@@ -273,7 +273,7 @@ def test_a_relativistic_critic_compares_each_sample_with_an_original():
 
 
 def test_what_the_critic_sees_is_augmented_in_both_halves(monkeypatch):
-    from stage1_autoencoders import adversary
+    from latent_prior.stage1_autoencoders import adversary
 
     asked = []
     augment = adversary.augment

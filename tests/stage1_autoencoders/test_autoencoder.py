@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from common.codes import CodeSpec
-from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+from latent_prior.data.codes import CodeSpec
+from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 
 def small(**options) -> VQVAE:

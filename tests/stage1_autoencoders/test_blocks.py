@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stage1_autoencoders.blocks import (
+from latent_prior.stage1_autoencoders.blocks import (
     AttentionBlock,
     Decoder,
     Encoder,

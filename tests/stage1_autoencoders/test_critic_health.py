@@ -3,7 +3,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stage1_autoencoders.critic_health import CriticHealth, diagnose
+from latent_prior.stage1_autoencoders.critic_health import CriticHealth, diagnose
 
 
 @pytest.fixture(scope="module")

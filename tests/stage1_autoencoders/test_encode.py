@@ -7,11 +7,11 @@ import torch
 from datasets import ClassLabel, load_from_disk
 from PIL import Image
 
-from common.codes import open_codes
-from common.images import crop_windows, open_images, to_float
-from common.options import ImageOptions
-from pipelines import Pipeline
-from stage1_autoencoders import encode, load_autoencoder
+from latent_prior.data.codes import open_codes
+from latent_prior.data.images import crop_windows, open_images, to_float
+from latent_prior.options import ImageOptions
+from latent_prior.pipelines import Pipeline
+from latent_prior.stage1_autoencoders import encode, load_autoencoder
 
 NAMES = ["apple", "bee", "car"]
 

@@ -11,11 +11,11 @@ from datasets import load_from_disk
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from common.codes import CodeSpec, open_codes
-from common.images import open_images, to_float
-from common.options import ImageOptions
-from pipelines import Pipeline
-from stage1_autoencoders import MODELS, encode, load_autoencoder, model_class, train
+from latent_prior.data.codes import CodeSpec, open_codes
+from latent_prior.data.images import open_images, to_float
+from latent_prior.options import ImageOptions
+from latent_prior.pipelines import Pipeline
+from latent_prior.stage1_autoencoders import MODELS, encode, load_autoencoder, model_class, train
 
 GAUSSIAN = ("vae", "vaegan")
 DISCRETE = tuple(name for name in MODELS if name not in GAUSSIAN)
@@ -392,11 +392,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from common.codes import Level
-from stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig, DiscreteOutput
-from stage1_autoencoders.objectives import quantized_objective
-from stage1_autoencoders.options import ModelOptions
-from stage1_autoencoders.quantizers import straight_through
+from latent_prior.data.codes import Level
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig, DiscreteOutput
+from latent_prior.stage1_autoencoders.objectives import quantized_objective
+from latent_prior.stage1_autoencoders.options import ModelOptions
+from latent_prior.stage1_autoencoders.quantizers.base import straight_through
 
 
 @dataclass(kw_only=True)

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stage1_autoencoders.kl import beta_at, capacity_at, kl_loss
-from stage1_autoencoders.posteriors import Gaussian
+from latent_prior.stage1_autoencoders.kl import beta_at, capacity_at, kl_loss
+from latent_prior.stage1_autoencoders.posteriors import Gaussian
 
 SETTINGS = [
     {"free_bits": 0.0, "capacity": None},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_autoencoders.likelihoods import LEVEL, Likelihood, make_likelihood
+from latent_prior.stage1_autoencoders.likelihoods import LEVEL, Likelihood, make_likelihood
 
 KINDS = ["gaussian", "laplace", "logistic", "bernoulli"]
 SCALED = KINDS[:3]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from common.codes import CodeSpec, Level
-from stage1_autoencoders.autoencoder import DiscreteOutput
-from stage1_autoencoders.meters import Meter
-from stage1_autoencoders.posteriors import Gaussian
-from stage1_autoencoders.vae import VAEOutput
+from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.stage1_autoencoders.autoencoder import DiscreteOutput
+from latent_prior.stage1_autoencoders.meters import Meter
+from latent_prior.stage1_autoencoders.posteriors import Gaussian
+from latent_prior.stage1_autoencoders.vae import VAEOutput
 
 
 @pytest.fixture(scope="module")

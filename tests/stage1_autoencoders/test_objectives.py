@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from stage1_autoencoders.autoencoder import DiscreteOutput
-from stage1_autoencoders.objectives import perplexity, quantized_objective, usage
+from latent_prior.stage1_autoencoders.autoencoder import DiscreteOutput
+from latent_prior.stage1_autoencoders.objectives import perplexity, quantized_objective, usage
 
 
 def pair(count=6):

@@ -2,15 +2,15 @@
 
 import pytest
 
-from stage1_autoencoders import MODELS, model_class
-from stage1_autoencoders.options import (
+from latent_prior.stage1_autoencoders import MODELS, model_class
+from latent_prior.stage1_autoencoders.options import (
     DEFAULT_MODEL,
     CriticOptions,
     EncodeOptions,
     ModelOptions,
     TrainOptions,
 )
-from stage1_autoencoders.vqvae import VQVAEConfig, VQVAEOptions
+from latent_prior.stage1_autoencoders.vqvae import VQVAEConfig, VQVAEOptions
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from stage1_autoencoders.posteriors import LOG_VARIANCE_RANGE, Gaussian, PosteriorMeter, diagnose
+from latent_prior.stage1_autoencoders.posteriors import (
+    LOG_VARIANCE_RANGE,
+    Gaussian,
+    PosteriorMeter,
+    diagnose,
+)
 
 DIMS = 12
 

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from stage1_autoencoders import load_autoencoder, train
+from latent_prior.stage1_autoencoders import load_autoencoder, train
 
 
 @pytest.fixture(scope="session")

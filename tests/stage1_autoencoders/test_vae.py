@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stage1_autoencoders import load_autoencoder, train
-from stage1_autoencoders.vae import VAE, VAEConfig, VAEOptions, VAEOutput
+from latent_prior.stage1_autoencoders import load_autoencoder, train
+from latent_prior.stage1_autoencoders.vae import VAE, VAEConfig, VAEOptions, VAEOutput
 
 LIKELIHOODS = ["gaussian", "laplace", "bernoulli", "logistic"]
 

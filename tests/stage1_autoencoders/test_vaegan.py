@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stage1_autoencoders.vae import VAE, VAEConfig
-from stage1_autoencoders.vaegan import VAEGAN, VAEGANConfig, VAEGANOptions
+from latent_prior.stage1_autoencoders.vae import VAE, VAEConfig
+from latent_prior.stage1_autoencoders.vaegan import VAEGAN, VAEGANConfig, VAEGANOptions
 
 SHAPE = {"width": 8, "multipliers": [1, 2], "latent_channels": 3, "latent_dim": 5, "image_size": 8}
 

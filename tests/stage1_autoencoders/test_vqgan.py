@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from stage1_autoencoders.options import TrainOptions
-from stage1_autoencoders.vqgan import VQGAN, VQGANConfig, VQGANOptions
-from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig, VQVAEOptions
+from latent_prior.stage1_autoencoders.options import TrainOptions
+from latent_prior.stage1_autoencoders.vqgan import VQGAN, VQGANConfig, VQGANOptions
+from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig, VQVAEOptions
 
 SHAPE = {"width": 8, "multipliers": [1, 2], "codebook_size": 16, "code_dim": 4, "image_size": 8}
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 SETTINGS = {
     "width": 8,

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from common.codes import CodeSpec, Level
-from stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
 MakePrior = Callable[..., TransformerPrior]
 

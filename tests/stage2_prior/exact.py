@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from stage2_prior.prior import TransformerPrior
-from stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.sampler import Sampler
 from tests.stage2_prior.samples import all_sequences
 
 

@@ -5,8 +5,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from common.codes import CodeMaps
-from stage2_prior.prior import TransformerPrior
+from latent_prior.data.codes import CodeMaps
+from latent_prior.stage2_prior.prior import TransformerPrior
 
 RASTER = {
     "one map": (((3, 4, 11),), {}),

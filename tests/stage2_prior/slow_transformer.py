@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.prior import TransformerPrior
 
 
 @torch.no_grad()

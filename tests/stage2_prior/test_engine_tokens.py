@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 
-from common.codes import Level
-from stage2_prior.engine_tokens import codes_from_tokens
-from stage2_prior.tokens import maps_to_sequence
+from latent_prior.data.codes import Level
+from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
+from latent_prior.stage2_prior.tokens import maps_to_sequence
 
 
 @pytest.mark.parametrize("levels", [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))])

@@ -6,11 +6,11 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaForCausalLM
 
-from common.codes import CodeSpec, Level
-from stage2_prior import export
-from stage2_prior.engine_tokens import codes_from_tokens
-from stage2_prior.export import pairs_to_halves, to_llama
-from stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.stage2_prior import export
+from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
+from latent_prior.stage2_prior.export import pairs_to_halves, to_llama
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
 
 @pytest.fixture

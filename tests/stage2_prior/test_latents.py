@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from stage2_prior.mixtures import mixture_of, numbers_per_draw
-from stage2_prior.prior import PriorConfig, TransformerPrior
-from stage2_prior.raster import draw_latents
-from stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.mixtures import mixture_of, numbers_per_draw
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.stage2_prior.raster import draw_latents
+from latent_prior.stage2_prior.sampler import Sampler
 from tests.stage2_prior.samples import LATENTS, chance_of, random_maps, start_tokens
 from tests.stage2_prior.slow_transformer import slow_outputs
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stage2_prior.tokens import sequence_to_maps
+from latent_prior.stage2_prior.tokens import sequence_to_maps
 from tests.stage2_prior.samples import all_sequences, random_maps
 
 

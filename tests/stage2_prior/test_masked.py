@@ -4,14 +4,14 @@ import math
 import pytest
 import torch
 
-from stage2_prior.masked import (
+from latent_prior.stage2_prior.masked import (
     draw_masked,
     hide_for_bound,
     hide_for_training,
     numbers_per_image,
 )
-from stage2_prior.sampler import Sampler
-from stage2_prior.tokens import sequence_to_maps
+from latent_prior.stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.tokens import sequence_to_maps
 from tests.stage2_prior.exact import masked_distribution
 from tests.stage2_prior.samples import (
     MASKED,
@@ -135,7 +135,7 @@ def test_forward_predicts_the_hidden_codes_from_the_rest_alone(make_prior, monke
     sequence = prior._sequence(maps)
     hidden = torch.rand(3, prior.length, generator=torch.Generator().manual_seed(1)) < 0.5
     hidden[:, 0], hidden[:, -1] = True, False
-    monkeypatch.setattr("stage2_prior.masked.hide_for_training", lambda *_: hidden)
+    monkeypatch.setattr("latent_prior.stage2_prior.masked.hide_for_training", lambda *_: hidden)
     with torch.no_grad():
         output = prior(maps, labels)
         shown = torch.where(hidden, prior.mask_token, sequence)
@@ -321,7 +321,7 @@ def test_the_bound_is_the_mean_over_all_orders(make_prior, monkeypatch, levels):
                 hidden = torch.zeros(1, 3, dtype=torch.bool)
                 hidden[0, list(places)] = True
                 drawn = hidden, torch.tensor([[3 / count]])
-                monkeypatch.setattr("stage2_prior.masked.hide_for_bound", lambda _, drawn=drawn: drawn)  # fmt: skip
+                monkeypatch.setattr("latent_prior.stage2_prior.masked.hide_for_bound", lambda _, drawn=drawn: drawn)  # fmt: skip
                 total = sum(float(nats) for nats in prior.nats(maps, labels).values())
                 mean += total / 3 / len(sets)
         monkeypatch.undo()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from stage2_prior.mixtures import (
+from latent_prior.stage2_prior.mixtures import (
     CANDIDATES,
     SMALLEST_DEVIATION,
     Mixture,

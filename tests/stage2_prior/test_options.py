@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from stage2_prior.options import PriorOptions
+from latent_prior.stage2_prior.options import PriorOptions
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common.codes import CodeSpec
-from stage2_prior.decoding import Decoder
-from stage2_prior.prior import PriorConfig, TransformerPrior
-from stage2_prior.tokens import maps_to_sequence
-from stage2_prior.transformer import swiglu_width
+from latent_prior.data.codes import CodeSpec
+from latent_prior.stage2_prior.kv_cache import Decoder
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.stage2_prior.tokens import maps_to_sequence
+from latent_prior.stage2_prior.transformer import swiglu_width
 from tests.stage2_prior.samples import LATENTS, MASKED, RASTER, random_maps
 from tests.stage2_prior.slow_transformer import slow_outputs
 
@@ -171,7 +171,7 @@ def test_the_doubled_batch_is_computed_only_where_guidance_acts(make_prior, monk
             rows.append(count)
             super().__init__(prior, count)
 
-    monkeypatch.setattr("stage2_prior.prior.Decoder", Counting)
+    monkeypatch.setattr("latent_prior.stage2_prior.prior.Decoder", Counting)
     prior = make_prior()
     prior.sample(4, [0, 1, 2, 0])
     prior.sample(4, guidance_scale=2.0)

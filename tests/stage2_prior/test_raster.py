@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from stage2_prior.raster import draw_codes, rows_for, scales_of
-from stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.raster import draw_codes, rows_for, scales_of
+from latent_prior.stage2_prior.sampler import Sampler
 from tests.stage2_prior.exact import raster_distribution
 from tests.stage2_prior.samples import all_sequences, chance_of, counts_of
 

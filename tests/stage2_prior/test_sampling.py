@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from stage2_prior import sampling
+from latent_prior.stage2_prior import sampling
 
 K = 13
 

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from common.codes import CodeSpec, Level
-from stage2_prior.tokens import Span, level_spans, maps_to_sequence, places, sequence_to_maps
+from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.stage2_prior.tokens import (
+    Span,
+    level_spans,
+    maps_to_sequence,
+    places,
+    sequence_to_maps,
+)
 
 SHAPES = [((3, 4, 11),), ((2, 2, 5), (4, 3, 7)), ((1, 1, 300), (2, 2, 2), (4, 4, 9))]
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from common.codes import open_codes
-from stage1_autoencoders import encode
-from stage2_prior import TransformerPrior, train
-from stage2_prior.options import TrainOptions
-from stage2_prior.splits import choose_splits
+from latent_prior.data.codes import open_codes
+from latent_prior.stage1_autoencoders import encode
+from latent_prior.stage2_prior import TransformerPrior, train
+from latent_prior.stage2_prior.options import TrainOptions
+from latent_prior.stage2_prior.splits import choose_splits
 
 
 @pytest.fixture(scope="module")

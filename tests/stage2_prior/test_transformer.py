@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stage2_prior.transformer import Block, normalise, rotate, rotations, swiglu, swiglu_width
+from latent_prior.stage2_prior.transformer import (
+    Block,
+    normalise,
+    rotate,
+    rotations,
+    swiglu,
+    swiglu_width,
+)
 
 
 def test_normalise_is_rms_norm_with_its_gradient():

@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from common.codes import Level
-from stage2_prior.vectors import (
+from latent_prior.data.codes import Level
+from latent_prior.stage2_prior.vectors import (
     SMALLEST_SCALE,
     chunk_width,
     latent_level,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from evaluation.gan_baseline.gan import Generator, GeneratorConfig
+from latent_prior.evaluation.gan_baseline.gan import Generator, GeneratorConfig
 
 TINY = {"latent_dim": 8, "width": 8, "multipliers": [1, 2], "blocks": 1}
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.adversarial import gradient_penalty
-from evaluation.gan_baseline.gan import (
+from latent_prior.evaluation.gan_baseline.gan import (
     Bounded,
     Generator,
     Resampled,
     ResidualBlock,
     make_critic,
 )
+from latent_prior.losses.adversarial import gradient_penalty
 
 
 def inputs(generator, count=6, seed=1):

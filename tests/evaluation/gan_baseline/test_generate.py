@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.gan_baseline import generate
+from latent_prior.evaluation.gan_baseline import generate
 
 
 @pytest.fixture

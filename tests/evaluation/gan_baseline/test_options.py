@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.cli import parse_config
-from evaluation.gan_baseline.options import (
+from latent_prior.cli import parse_config
+from latent_prior.evaluation.gan_baseline.options import (
     CriticOptions,
     GenerateOptions,
     GeneratorOptions,

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from common.checkpoint import checkpoints
-from evaluation.gan_baseline import train
-from evaluation.gan_baseline.gan import Generator
+from latent_prior.evaluation.gan_baseline import train
+from latent_prior.evaluation.gan_baseline.gan import Generator
+from latent_prior.training.checkpoint import checkpoints
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_two_processes_make_what_one_makes(fit, flags, two_processes, tmp_path):
     two_processes(
         [
             (
-                "evaluation.gan_baseline.train",
+                "latent_prior.evaluation.gan_baseline.train",
                 {**own, **kinds[name], "output_dir": tmp_path / f"{name}2"},
             )
             for name in kinds

@@ -1,0 +1,1 @@
+"""Images to feature vectors, and the statistics of a reference."""

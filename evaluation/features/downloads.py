@@ -1,0 +1,67 @@
+"""What is fetched from the network, and the user's cache folder where it stays."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from latent_prior.files import whole_file
+
+
+def cache_folder() -> Path:
+    """Where downloads and statistics are kept; $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move it."""
+    own = os.environ.get("LATENT_PRIOR_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latent-prior"
+
+
+def download(url: str, target: Path, otherwise: str) -> None:
+    """Fetch a zip archive (TorchScript files and .npz files are zip archives) to `target`, complete or not at all.
+
+    Args:
+        url: of the file.
+        target: where it goes.
+        otherwise: what a user without a network can do, beside putting the file there by hand.
+
+    Raises:
+        FileNotFoundError: the server has no such file.
+        ValueError: no network, or the transfer broke off, or what arrived is not the file.
+    """
+    way_out = f"connect to the network, put the file at {target}, or {otherwise}"
+    with whole_file(target) as temporary:
+        with temporary.open("wb") as file:
+            for chunk in _chunks(url, way_out):
+                file.write(chunk)
+        if not zipfile.is_zipfile(temporary):
+            raise ValueError(f"what {url} sent is not the file that belongs there: {way_out}")
+
+
+def _chunks(url: str, way_out: str) -> Iterator[bytes]:
+    """The body of `url`; errors of the network only, so that those of the disk keep their own message."""
+    received = 0
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            expected = response.headers.get("Content-Length")
+            while chunk := response.read(1 << 20):
+                received += len(chunk)
+                yield chunk
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        TimeoutError,
+        ConnectionError,
+    ) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.NOT_FOUND:
+            raise FileNotFoundError(url) from error
+        reason = getattr(error, "reason", error)
+        raise ValueError(f"{url} could not be downloaded ({reason}): {way_out}") from error
+    if expected is not None and received != int(expected):
+        raise ValueError(
+            f"the download of {url} broke off after {received} of {expected} bytes: {way_out}"
+        )

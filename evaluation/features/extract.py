@@ -1,0 +1,153 @@
+"""Features and reconstructions of whole sets, streamed in batches and shared out among the processes.
+
+Batches are the same however many processes there are, each process takes a run of them, and the results are put
+back in the order of the images: so two processes give the numbers of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from latent_prior.data.batch_order import prefetch
+from latent_prior.evaluation.features.networks import FeatureNetwork
+from latent_prior.evaluation.measures.reconstruction import (
+    SSIM_WINDOW,
+    Reconstructing,
+    lpips,
+    psnr,
+    reconstruct,
+    ssim,
+)
+from latent_prior.evaluation.sets import ScoredSet
+from latent_prior.losses.perceptual import PerceptualDistance
+
+
+class Reconstructions(NamedTuple):
+    """What is kept of reconstructed images."""
+
+    features: NDArray[np.float32]  # (N, D)
+    psnr: NDArray[np.float32]  # (N,) in dB
+    ssim: NDArray[np.float32] | None  # (N,); None for images smaller than SSIM's window
+    lpips: NDArray[np.float32] | None  # (N,); None without its network
+
+
+def extract(
+    network: FeatureNetwork, scored: ScoredSet, batch_size: int, accelerator: Accelerator
+) -> NDArray[np.float32]:
+    """Features (N, D) of a set in the order of its images, the same in every process.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    features = [np.empty((0, network.dimension), np.float32)]
+    batches = share(len(scored), batch_size, accelerator.process_index, accelerator.num_processes)
+    features += stream(network, scored, batches, accelerator)
+    return gather_in_order(np.concatenate(features), accelerator)
+
+
+def stream(
+    network: FeatureNetwork,
+    scored: ScoredSet,
+    batches: Sequence[range],
+    accelerator: Accelerator,
+) -> Iterator[NDArray[np.float32]]:
+    """Features of one batch after the other; meanwhile the next ones are read and resized.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    prepared = prefetch(network.prepare(scored.arrays(batch)) for batch in batches)
+    with closing(prepared):
+        yield from tqdm(
+            map(network.features, prepared),
+            desc=scored.name,
+            unit="batch",
+            total=len(batches),
+            disable=not accelerator.is_main_process,
+        )
+
+
+def extract_reconstructions(
+    network: FeatureNetwork,
+    pipeline: Reconstructing,
+    scored: ScoredSet,
+    perceptual: PerceptualDistance | None,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> Reconstructions:
+    """Features, PSNR, SSIM and LPIPS of the reconstructions of a set, the same in every process.
+
+    Args:
+        network: the feature network.
+        pipeline: the autoencoder.
+        scored: the originals at the size and channels that the autoencoder takes.
+        perceptual: the network of LPIPS, if it is asked for.
+        batch_size: images per forward pass.
+        accelerator: the processes.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    features = [np.empty((0, network.dimension), np.float32)]
+    fidelity = [np.empty((0, 3), np.float32)]
+    for batch in _own_batches(scored, batch_size, accelerator):
+        images = as_batch(scored, batch)
+        given_back = reconstruct(pipeline, images, accelerator.device)
+        features.append(network(given_back))
+        unknown = torch.full((len(images),), torch.nan)
+        fits = min(images.shape[2:]) >= SSIM_WINDOW
+        measured = (
+            psnr(images, given_back),
+            ssim(images, given_back) if fits else unknown,
+            unknown if perceptual is None else lpips(perceptual, images, given_back),
+        )
+        fidelity.append(torch.stack([values.float() for values in measured], 1).numpy())
+    gathered = gather_in_order(np.concatenate(fidelity), accelerator)
+    similarities, distances = (
+        None if np.isnan(values).any() else values for values in gathered.T[1:]
+    )
+    return Reconstructions(
+        gather_in_order(np.concatenate(features), accelerator),
+        gathered[:, 0],
+        similarities,
+        distances,
+    )
+
+
+def as_batch(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:
+    """Images of one size as uint8 (B, C, H, W)."""
+    return torch.from_numpy(np.stack(scored.arrays(positions))).permute(0, 3, 1, 2)
+
+
+def share(count: int, batch_size: int, rank: int, num_processes: int) -> list[range]:
+    """The batches of process `rank`: consecutive ranges; those of all processes together are 0 .. count - 1."""
+    starts = range(0, count, batch_size)
+    first, last = (len(starts) * r // num_processes for r in (rank, rank + 1))
+    return [range(start, min(start + batch_size, count)) for start in starts[first:last]]
+
+
+def gather_in_order(values: NDArray[np.float32], accelerator: Accelerator) -> NDArray[np.float32]:
+    """Rows (n, D) of every process, one after the other, in every process; the n may differ."""
+    if accelerator.num_processes == 1:
+        return values
+    count = torch.tensor([len(values)], device=accelerator.device)
+    counts: list[int] = accelerator.gather(count).tolist()
+    padded = torch.zeros((max(counts), *values.shape[1:]), device=accelerator.device)
+    padded[: len(values)] = torch.from_numpy(values)
+    gathered: Tensor = accelerator.gather(padded)
+    parts = [part[:n] for part, n in zip(gathered.split(max(counts)), counts, strict=True)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _own_batches(scored: ScoredSet, batch_size: int, accelerator: Accelerator) -> tqdm[range]:
+    batches = share(len(scored), batch_size, accelerator.process_index, accelerator.num_processes)
+    return tqdm(batches, desc=scored.name, unit="batch", disable=not accelerator.is_main_process)

@@ -1,0 +1,235 @@
+"""Feature networks: images of any size -> one vector each.
+
+Every network gets its images through clean-fid's resizer and sees grey images as RGB with equal channels, so two
+scores differ only where the images do. Only features of clean-fid's Inception give a number that may be called
+FID; each other network has a column name of its own. Weights that have to be downloaded go into the user's cache
+folder (`latent_prior.evaluation.features.downloads`) and appear there only when they are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from latent_prior.evaluation.features.downloads import cache_folder, download
+from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
+from latent_prior.evaluation.measures import fid
+from latent_prior.losses.efficientnet import WEIGHTS_SHA256, load_efficientnet_lite0
+
+CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's CLIP features
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+OFFLINE = "choose --features efficientnet_lite0"
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A network in evaluation mode behind clean-fid's resizer.
+
+    Attributes:
+        name: as given to `--features`.
+        column: key of its distance in scores.json.
+        title: heading of that column.
+        size: height and width in pixels that images are resized to.
+        dimension: length of a feature vector.
+        weights: where the weights come from, as recorded in the protocol.
+        digest: sha256 of the weights.
+        forward: float32 (N, 3, size, size) in [0, 255] -> (N, dimension), on `device`.
+        device: where the network is.
+        resizer: the resizing, in words, as recorded in the protocol.
+        resize: N uint8 arrays (H, W, C) and `size` -> float32 (N, 3, size, size) in [0, 255].
+        probabilities: features (N, dimension) -> float32 (N, K), how likely the network finds each of its K classes;
+            None where it knows no classes.
+    """
+
+    name: str
+    column: str
+    title: str
+    size: int
+    dimension: int
+    weights: str
+    digest: str
+    forward: Callable[[Tensor], Tensor]
+    device: torch.device
+    resizer: str
+    resize: Callable[[Sequence[NDArray[np.uint8]], int], NDArray[np.float32]]
+    probabilities: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]] | Tensor) -> NDArray[np.float32]:
+        """Features (N, dimension) of N images.
+
+        Args:
+            images: uint8 arrays (H, W, C) of any size with C 1 or 3, or one uint8 tensor (N, C, H, W).
+        """
+        if isinstance(images, Tensor):
+            images = list(images.permute(0, 2, 3, 1).cpu().numpy())
+        return self.features(self.prepare(images))
+
+    def prepare(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """What `features` takes, float32 (N, 3, size, size) in [0, 255] on the CPU; can run beside it in a thread."""
+        return torch.from_numpy(self.resize(images, self.size))
+
+    def features(self, batch: Tensor) -> NDArray[np.float32]:
+        """Features (N, dimension) of N resized images."""
+        with torch.inference_mode():
+            return self.forward(batch.to(self.device)).float().cpu().numpy()
+
+
+def load_network(features: str, device: torch.device | str = "cpu") -> FeatureNetwork:
+    """The network that `--features` names.
+
+    Args:
+        features: `inception`, `clip`, `efficientnet_lite0`, or the path of a TorchScript file. A scripted module
+            is called like clean-fid's Inception: float32 (N, 3, 299, 299) in [0, 255] -> (N, D).
+        device: where it computes.
+
+    Raises:
+        ValueError: one sentence on what is missing (network, package, file) and what to do.
+    """
+    device = torch.device(device)
+    if features == "inception":
+        return _inception(device)
+    if features == "clip":
+        return _clip(device)
+    if features == "efficientnet_lite0":
+        return _efficientnet_lite0(device)
+    return _torchscript(Path(features), device)
+
+
+def _inception(device: torch.device) -> FeatureNetwork:
+    path, url = cache_folder() / fid.INCEPTION_FILE, fid.inception_url()
+    if not path.exists():
+        try:
+            download(url, path, OFFLINE)
+        except FileNotFoundError as error:
+            raise ValueError(f"{url} is gone: put the file at {path}, or {OFFLINE}") from error
+    try:
+        network = fid.inception(path.parent).to(device).eval()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} is no readable Inception: delete it, it will be downloaded again"
+        ) from error
+    found = _probed("inception", "fid", "FID", 299, url, _digest(path), network, device)
+    last = getattr(network.base, "output", None)
+    if last is None:
+        return found
+
+    def probabilities(features: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Without the bias, as the Inception Score was first computed and has been since.
+        with torch.inference_mode():
+            logits = functional.linear(torch.from_numpy(features).to(device), last.weight)
+            return logits.softmax(1).cpu().numpy()
+
+    return replace(found, probabilities=probabilities)
+
+
+def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNetwork:
+    """CLIP's image embeddings before normalisation, of images resized as clean-fid does for CLIP."""
+    from transformers import CLIPVisionModelWithProjection
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the text half of the checkpoint is unused, on purpose
+    try:
+        loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
+            repository, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(
+            f"the CLIP weights {repository} could not be loaded from the Hugging Face hub: connect to the network "
+            "once, or choose --features efficientnet_lite0"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    network, report = loaded
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{repository} lacks weights of CLIP's image encoder: {sorted(report['missing_keys'])[:3]}"
+        )
+    digest = _digest_of_state(network)
+    network = network.to(device).eval()
+    mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1)
+
+    def forward(images: Tensor) -> Tensor:
+        return network(pixel_values=(images / 255 - mean) / std).image_embeds
+
+    size = network.config.image_size
+    found = _probed("clip", "fd_clip", "FD-CLIP", size, repository, digest, forward, device)
+    words = f"clean-fid CLIP: PIL bicubic, antialiased, uint8, shorter side {size}, centre"
+    return replace(found, resizer=words, resize=resize_for_clip)
+
+
+def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
+    """Weights come with their package; 64 pixels keep scoring small images quick on a CPU."""
+    network, weights = load_efficientnet_lite0("--features")
+    network.to(device, memory_format=torch.channels_last)
+
+    def forward(images: Tensor) -> Tensor:
+        pixels = ((images - 127) / 128).contiguous(memory_format=torch.channels_last)
+        return network.extract_features(pixels).mean((2, 3))
+
+    names = "efficientnet_lite0", "fd_effnet_lite0", "FD-EffNet-Lite0"
+    return _probed(*names, 64, weights, WEIGHTS_SHA256, forward, device)
+
+
+def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
+    try:
+        with warnings.catch_warnings():
+            # torch 2.14 calls TorchScript deprecated; it is still the one format that carries its own code.
+            warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+            network = torch.jit.load(path, map_location=device).eval()
+        digest = _digest(path)
+        weights = f"{path.name} sha256:{digest}"
+        return _probed(path.name, "fd_custom", "FD-custom", 299, weights, digest, network, device)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(
+            f"--features {path} is not a TorchScript module (N, 3, 299, 299) -> (N, D): {reason}"
+        ) from error
+
+
+def _probed(
+    name: str,
+    column: str,
+    title: str,
+    size: int,
+    weights: str,
+    digest: str,
+    forward: Callable[[Tensor], Tensor] | nn.Module,
+    device: torch.device,
+) -> FeatureNetwork:
+    """Complete a network with its dimension, measured on a grey image."""
+    with torch.inference_mode():
+        features = forward(torch.full((1, 3, size, size), 127.0, device=device))
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 1:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"one image gave {shape} instead of (1, D)")
+    resizer = f"clean-fid clean: PIL bicubic, antialiased, float32, {size} x {size}"
+    return FeatureNetwork(
+        name, column, title, size, features.shape[1], weights, digest, forward, device, resizer, resize_clean
+    )  # fmt: skip
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_state(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

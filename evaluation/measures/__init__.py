@@ -1,0 +1,1 @@
+"""The measures: features or images to numbers."""

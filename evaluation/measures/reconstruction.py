@@ -1,0 +1,109 @@
+"""How well an autoencoder gives images back: PSNR, SSIM and LPIPS, all on the uint8 images that would be saved."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from latent_prior.data.images import to_float, to_uint8
+from latent_prior.losses.perceptual import PerceptualDistance
+
+SSIM_WINDOW = 11  # pixels
+SSIM_SIGMA = 1.5  # pixels
+PSNR_CAP = 100.0  # dB: keeps one image given back without any error from making the mean infinite
+
+
+class Reconstructing(Protocol):
+    """The part of a pipeline that is needed here."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1] through the autoencoder and back."""
+        ...
+
+
+def reconstruct(pipeline: Reconstructing, images: Tensor, device: torch.device) -> Tensor:
+    """uint8 images (N, C, H, W) through the pipeline's autoencoder and back to uint8."""
+    with torch.inference_mode():
+        return to_uint8(pipeline.reconstruct(to_float(images).to(device))).cpu()
+
+
+def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, float64 (N,); infinite for equal images.
+
+    Args:
+        images: uint8 (N, C, H, W); the peak is 255.
+        reconstructions: same shape and type.
+    """
+    _check_pair(images, reconstructions)
+    squared_error = (images.double() - reconstructions.double()).square().mean((1, 2, 3))
+    return 10 * torch.log10(255**2 / squared_error)
+
+
+def mean_psnr(values: NDArray[np.floating]) -> float:
+    """Mean of `psnr` over images, each counted with at most `PSNR_CAP`."""
+    return float(values.clip(max=PSNR_CAP).mean(dtype=np.float64))
+
+
+def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Structural similarity of each image, float64 (N,) in [-1, 1] (Wang et al., 2004, Eq. 13 with section III-B).
+
+    Local statistics under a Gaussian window of 11 x 11 pixels and sigma 1.5, only where the window lies wholly
+    inside; K1 = 0.01, K2 = 0.03; the mean over positions and channels.
+
+    Args:
+        images: uint8 (N, C, H, W) with H and W at least 11.
+        reconstructions: same shape and type.
+    """
+    _check_pair(images, reconstructions)
+    assert min(images.shape[2:]) >= SSIM_WINDOW, (
+        "the window of 11 pixels does not fit into the image"
+    )
+    x, y = images.double(), reconstructions.double()
+    mean_x, mean_y = _blur(x), _blur(y)
+    variance_x = _blur(x * x) - mean_x * mean_x
+    variance_y = _blur(y * y) - mean_y * mean_y
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x * mean_x + mean_y * mean_y + c1) * (variance_x + variance_y + c2)
+    )
+    return similarity.mean((1, 2, 3))
+
+
+def lpips(network: PerceptualDistance, images: Tensor, reconstructions: Tensor) -> Tensor:
+    """LPIPS of each image, float32 (N,) on the CPU (Zhang et al., 2018, Eq. 1).
+
+    Args:
+        network: on the device where it is computed.
+        images: uint8 (N, C, H, W).
+        reconstructions: same shape and type.
+    """
+    _check_pair(images, reconstructions)
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        pairs = (to_float(one.to(device)) for one in (images, reconstructions))
+        return network.each(*pairs).float().cpu()
+
+
+def _blur(images: Tensor) -> Tensor:
+    """Gaussian mean at every position where the window fits: (N, C, H, W) -> (N, C, H - 10, W - 10)."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=images.dtype) - SSIM_WINDOW // 2
+    weights = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    weights = weights / weights.sum()
+    height, width = images.shape[2:]
+    flat = images.reshape(-1, 1, height, width)  # channels are independent
+    rows = F.conv2d(flat, weights.view(1, 1, -1, 1))
+    blurred = F.conv2d(rows, weights.view(1, 1, 1, -1))
+    return blurred.view(*images.shape[:2], *blurred.shape[2:])
+
+
+def _check_pair(images: Tensor, reconstructions: Tensor) -> None:
+    assert images.dtype == reconstructions.dtype == torch.uint8, (
+        "reconstructions are measured as uint8 images"
+    )
+    assert images.shape == reconstructions.shape, "images and reconstructions differ in shape"

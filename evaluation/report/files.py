@@ -1,0 +1,179 @@
+"""Scores as files: scores.json for programs, scores.md for a README, report.html for eyes.
+
+All three appear together and complete: each is written to a temporary name and then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from latent_prior.data.images import grid, to_pil
+from latent_prior.evaluation.measures.table import MEASURES, Row, table
+from latent_prior.evaluation.report.html import Grid, page
+from latent_prior.files import whole_file
+
+JSON_FILE = "scores.json"
+MARKDOWN_FILE = "scores.md"
+HTML_FILE = "report.html"
+
+# What two runs may differ in and still share a table: what was scored, and with which programs.
+NOT_COMPARED = (
+    "candidates",
+    "pipeline",
+    "autoencoder_fingerprint",
+    "versions",
+    "compared",
+    "fingerprint",
+)
+
+
+def write_report(
+    folder: Path,
+    protocol: dict[str, Any],
+    rows: Sequence[Row],
+    column: str,
+    title: str,
+    grids: Sequence[Grid],
+    nearest: Sequence[Grid] = (),
+) -> None:
+    """Write the three files into `folder`.
+
+    Args:
+        folder: exists.
+        protocol: JSON-ready values that say how the numbers came about; its fingerprint is added.
+        rows: the scores, in the order of the table.
+        column: key of the feature distance in scores.json, as `fid`.
+        title: its heading in the tables, as `FID`.
+        grids: pictures for report.html, the reference first.
+        nearest: generated images beside their nearest training images.
+
+    Raises:
+        ValueError: rows of different numbers of images.
+    """
+    check_sizes([(row.name, row.num_images) for row in rows])
+    protocol = protocol | {"fingerprint": fingerprint(protocol)}
+    scores = {
+        "protocol": protocol,
+        "distance": {"key": column, "title": title},
+        "rows": [row.to_json() for row in rows],
+    }
+    text = page(protocol, describe(protocol), rows, column, title, grids, nearest)
+    _write_together(
+        folder,
+        {
+            JSON_FILE: json.dumps(scores, indent=2, allow_nan=False) + "\n",
+            MARKDOWN_FILE: markdown(protocol, rows, column, title),
+            HTML_FILE: text,
+        },
+    )
+
+
+def check_sizes(sizes: Sequence[tuple[str, int]]) -> None:
+    """Refuse sets of different sizes, given as (name, number of images): distances fall as sets grow.
+
+    Raises:
+        ValueError: naming two of them.
+    """
+    for (name1, size1), (name2, size2) in itertools.pairwise(sizes):
+        if size1 != size2:
+            raise ValueError(
+                f"{name1} has {size1:,} images and {name2} {size2:,}, and distances fall as sets grow: "
+                f"score equally many of each by --num_images {min(size for _, size in sizes)}"
+            )
+
+
+def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
+    """The entries that must be equal for two numbers to stand in one column; absent and null are the same.
+
+    Where the reference's content is known by its `reference_sha256`, it does not matter where it lay. Of a classifier
+    of images counts how it was trained: what it then reaches moves a little from one processor to the next.
+    """
+    left_out = set(NOT_COMPARED)
+    if protocol.get("reference_sha256") is not None:
+        left_out |= {"reference", "reference_split"}
+    kept = {k: v for k, v in protocol.items() if k not in left_out and v is not None}
+    if "classifier" in kept:
+        classifier = kept["classifier"].items()
+        kept["classifier"] = {k: v for k, v in classifier if k != "reference_accuracy"}
+    return kept
+
+
+def fingerprint(protocol: dict[str, Any]) -> str:
+    """sha256 over the comparable entries, equal exactly where two reports may be merged."""
+    text = json.dumps(comparable(protocol), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def markdown(protocol: dict[str, Any], rows: Sequence[Row], column: str, title: str) -> str:
+    """A Markdown table, the best values in bold, its notes, and the sentences that make its numbers comparable."""
+    shown = table(rows, column, title)
+    lines = [
+        "| " + " | ".join(shown.headings) + " |",
+        "|" + "|".join([" --- "] + [" ---: "] * (len(shown.headings) - 1)) + "|",
+    ]
+    for cells, wins, marks in zip(shown.cells, shown.best, shown.marks, strict=True):
+        texts = [_in_table(cell, win) for cell, win in zip(cells, wins, strict=True)]
+        texts[0] += "".join(f" [{mark}]" for mark in marks)
+        lines.append("| " + " | ".join(texts) + " |")
+    notes = "".join(f"\n[{mark}] {note}\n" for mark, note in enumerate(shown.notes, 1))
+    return "\n".join(lines) + f"\n{notes}\n{describe(protocol)}\n"
+
+
+def describe(protocol: dict[str, Any]) -> str:
+    """The protocol in a few sentences."""
+    split, size = protocol.get("reference_split"), protocol.get("num_images")
+    reference = protocol["reference"] + (f", split {split}" if split else "")
+    sentences = (
+        f"Reference: {reference} ({'published statistics' if size is None else f'{size:,} images'}). "
+        f"Features: {protocol['features']} ({protocol['resizer']}). Distances fall as sets grow: compare rows of "
+        f"equal size, and only numbers of one protocol, this one's fingerprint being {fingerprint(protocol)[:12]}."
+    )
+    classifier = protocol.get("classifier")
+    if classifier is not None:
+        seen = " it was trained on" if classifier["split"] == split else ""
+        reached = MEASURES["class_accuracy"].text(classifier["reference_accuracy"])
+        sentences += (
+            f" Class accuracy is judged by a network trained on split {classifier['split']}; "
+            f"on the reference{seen} it reaches {reached}."
+        )
+    return sentences
+
+
+def picture(
+    name: str, caption: str, images: Sequence[NDArray[np.uint8]], columns: int = 10
+) -> Grid:
+    """Lay out uint8 images (H, W, C) of any sizes; those larger than 128 pixels are shown smaller."""
+    side = min(128, max(max(image.shape[:2]) for image in images))
+    cells = []
+    for image in images:
+        cell = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
+        cells.append(
+            np.asarray(ImageOps.pad(cell, (side, side)) if cell.size != (side, side) else cell)
+        )
+    sheet = to_pil(grid(torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2), columns))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "png")
+    return Grid(name, caption, buffer.getvalue(), sheet.width)
+
+
+def _in_table(cell: str, win: bool) -> str:
+    text = cell.replace("|", "\\|")
+    return f"**{text}**" if win else text
+
+
+def _write_together(folder: Path, texts: dict[str, str]) -> None:
+    with ExitStack() as files:
+        for name, text in texts.items():
+            files.enter_context(whole_file(folder / name)).write_text(text, encoding="utf-8")

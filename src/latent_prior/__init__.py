@@ -1,0 +1,48 @@
+"""Two-stage image generation: an autoencoder, a Transformer prior over its codes, and both as one pipeline.
+
+from latent_prior import Pipeline
+pipe = Pipeline.from_pretrained("runs/demo/pipeline")
+pipe(num_images=16).images[0].save("image.png")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latent_prior.data.codes import open_codes
+    from latent_prior.pipelines.outputs import PipelineOutput
+    from latent_prior.pipelines.pipeline import Pipeline
+    from latent_prior.stage1_autoencoders import load_autoencoder
+    from latent_prior.stage2_prior.prior import TransformerPrior
+    from latent_prior.stage2_prior.sampler import Sampler
+
+__all__ = [
+    "Pipeline",
+    "PipelineOutput",
+    "Sampler",
+    "TransformerPrior",
+    "load_autoencoder",
+    "open_codes",
+]
+
+_MODULES = {
+    "Pipeline": "latent_prior.pipelines.pipeline",
+    "PipelineOutput": "latent_prior.pipelines.outputs",
+    "Sampler": "latent_prior.stage2_prior.sampler",
+    "TransformerPrior": "latent_prior.stage2_prior.prior",
+    "load_autoencoder": "latent_prior.stage1_autoencoders",
+    "open_codes": "latent_prior.data.codes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class or function on first use, so that `import latent_prior` needs no torch."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,303 @@
+"""Images in, pictures out.
+
+The value contract of the whole project stands here, once:
+
+- on disk and in this module: uint8, HWC in files and arrays, NCHW in tensors, grey images with one channel;
+- inside every model: float32 NCHW in [-1, 1] (`to_float`, `to_uint8`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latent_prior.data.image_files import UNREADABLE, decode_image, resize_and_crop
+from latent_prior.data.sources import ImageTable, open_table
+from latent_prior.files import whole_file
+from latent_prior.machine import in_threads, is_main_process, thread_pool
+from latent_prior.options import ImageOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Uint8 (B, C, H, W) -> float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float (B, C, H, W) -> uint8, rounded; values outside [-1, 1] are clamped. Inverse of `to_float`."""
+    return images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """Uint8 (N, C, H, W) -> one picture (C, H', W'), row by row, with a thin grey line between the images."""
+    from torchvision.utils import make_grid  # three seconds of import that only pictures need
+
+    picture: Tensor = make_grid(images, nrow=columns, padding=1, pad_value=128)
+    return picture[: images.shape[1]]
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Uint8 (C, H, W) -> a PIL image of mode L or RGB."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Uint8 (C, H, W) -> PNG file, whole or not at all."""
+    with whole_file(path) as temporary:
+        to_pil(image).save(temporary)
+
+
+@dataclass
+class ImageSet:
+    """Images by index, decoded, converted and, where `image_size` is set, resized.
+
+    Attributes:
+        table: where the encoded images and labels lie.
+        options: what shape they take.
+        channels: 1 or 3.
+        source_index: int64 (N,), row of every image in its source; rows left out as corrupt are missing here.
+        skipped: how many rows were left out.
+        cached: uint8 (N, C, R, R) when the decoded images fit into `cache_mb`; R is `resize` or `image_size`.
+    """
+
+    table: ImageTable
+    options: ImageOptions
+    channels: Literal[1, 3]
+    source_index: NDArray[np.int64]
+    skipped: int = 0
+    cached: Tensor | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        """Number of readable images."""
+        return len(self.source_index)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels in the order of their numbers; empty without labels."""
+        return self.table.class_names
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 (N,) or None."""
+        if self.table.labels is None:
+            return None
+        return torch.from_numpy(self.table.labels[self.source_index])
+
+    def array(self, index: int) -> NDArray[np.uint8]:
+        """One image as uint8 (H, W, C).
+
+        Raises:
+            ValueError: naming an image that cannot be read.
+        """
+        return self.decode_row(int(self.source_index[index]))
+
+    def decode_row(self, row: int) -> NDArray[np.uint8]:
+        """The image of a row of the source; see `array`."""
+        return _decode_row(self.table, row, self.options, self.channels)
+
+    def read(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Images as uint8 (B, C, R, R), R = `resize` or `image_size`.
+
+        Raises:
+            ValueError: naming an image that cannot be read, or whose size differs while `image_size` is not set.
+        """
+        rows = torch.as_tensor(indices)
+        if self.cached is not None:
+            return self.cached[rows]
+        arrays = list(thread_pool().map(self.array, rows.tolist()))
+        for array, index in zip(arrays, rows.tolist(), strict=True):
+            if array.shape != arrays[0].shape:
+                name = self.table.name_of(int(self.source_index[index]))
+                raise ValueError(
+                    f"{name} has shape {array.shape}, others {arrays[0].shape}: set --image_size to bring them to one"
+                )
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def open_images(options: ImageOptions, split: str) -> ImageSet:
+    """Open one split of a dataset.
+
+    Raises:
+        ValueError: no such dataset, split or column, no images, or an image that cannot be read.
+    """
+    table = open_table(options, split)
+    if len(table) == 0:
+        raise ValueError(f"--dataset {options.dataset}: split {split!r} holds no images")
+    channels = options.channels or (1 if _first_readable(table, options).shape[-1] == 1 else 3)
+    images = ImageSet(table, options, channels, np.arange(len(table)))
+    side = options.resize or options.image_size
+    fits = side is not None and len(table) * images.channels * side**2 <= options.cache_mb * 2**20
+    if fits or options.on_corrupt == "skip":
+        _decode_all(images, side if fits else None)
+    return images
+
+
+def crop_windows(images: Tensor, size: int, padding: int, offsets: Tensor | None) -> Tensor:
+    """Cut a (size, size) window out of every image, the edges repeated `padding` pixels outwards.
+
+    Args:
+        images: uint8 (B, C, R, R).
+        size: side of the window.
+        padding: pixels of repeated edge on each side.
+        offsets: int64 (B, 2), top and left corner in [0, R + 2 padding - size]; None takes the centre.
+
+    Returns:
+        uint8 (B, C, size, size).
+    """
+    side = images.shape[-1]
+    if offsets is None:
+        top = (side - size) // 2
+        return images[..., top : top + size, top : top + size]
+    window = torch.arange(size)
+    # Reading outside the image reads its edge, which is what padding by repetition means.
+    rows = (offsets[:, :1] + window - padding).clamp_(0, side - 1)  # (B, size)
+    columns = (offsets[:, 1:] + window - padding).clamp_(0, side - 1)
+    batch = torch.arange(len(images))[:, None, None]
+    # Channels stand last after this indexing: (B, size, size, C).
+    return images[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_offsets(count: int, options: ImageOptions, generator: torch.Generator) -> Tensor:
+    """Corners for `crop_windows`, int64 (count, 2), uniform over all windows."""
+    assert options.image_size is not None
+    side = options.resize or options.image_size
+    return torch.randint(
+        side + 2 * options.crop_padding - options.image_size + 1, (count, 2), generator=generator
+    )
+
+
+def square_size(images: ImageSet) -> int:
+    """The side of all images, for options that leave `image_size` open.
+
+    Raises:
+        ValueError: they are not square, or not of one size.
+    """
+    height, width = images.array(0).shape[:2]
+    if height != width:
+        raise ValueError(
+            f"the images are {height} x {width}: set --image_size to crop them to squares"
+        )
+
+    def check(index: int) -> None:
+        row = int(images.source_index[index])
+        try:
+            with Image.open(io.BytesIO(images.table.read(row))) as opened:  # reads the header only
+                size = opened.size
+        except UNREADABLE as error:
+            raise _unreadable(images.table.name_of(row), error) from error
+        if size != (height, width):
+            raise ValueError(
+                f"{images.table.name_of(row)} has {size[0]} x {size[1]} pixels, others {width} x {height}: "
+                "set --image_size to bring them to one"
+            )
+
+    in_threads(check, len(images))
+    return height
+
+
+def stream_images(
+    options: ImageOptions, split: str, *, start: int = 0, shuffle_seed: int | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
+    """The images of a dataset one after the other, without an index: (row, uint8 (R, R, C), label or -1).
+
+    Args:
+        options: `image_size` and `channels` must be set.
+        split: which split.
+        start: rows to pass over.
+        shuffle_seed: shuffles within a buffer of 10,000 rows; None keeps the order.
+
+    Raises:
+        ValueError: no such dataset or column, or an image that cannot be read.
+    """
+    from latent_prior.data.sources import open_stream
+
+    assert options.image_size is not None
+    rows = open_stream(options, split, shuffle_seed=shuffle_seed)
+    for number, (read, name, label) in enumerate(rows):
+        if number < start:
+            continue
+        try:
+            array = decode_image(read(), options.channels)
+        except UNREADABLE as error:
+            if options.on_corrupt == "skip":
+                continue
+            raise _unreadable(name, error) from error
+        yield number, resize_and_crop(array, options.resize or options.image_size), label
+
+
+def _decode_row(
+    table: ImageTable, row: int, options: ImageOptions, channels: Literal[1, 3] | None
+) -> NDArray[np.uint8]:
+    """One image as uint8 (H, W, C), resized and cropped where the options say so.
+
+    Raises:
+        ValueError: naming an image that cannot be read.
+    """
+    try:
+        array = decode_image(table.read(row), channels)
+    except UNREADABLE as error:
+        raise _unreadable(table.name_of(row), error) from error
+    size = options.resize or options.image_size
+    return array if size is None else resize_and_crop(array, size)
+
+
+def _unreadable(name: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"{name} cannot be read as an image ({error}); "
+        "mend or remove it, or leave such images out with --on_corrupt skip"
+    )
+
+
+def _first_readable(table: ImageTable, options: ImageOptions) -> NDArray[np.uint8]:
+    """The first image; with `--on_corrupt skip` the first that can be read."""
+    for row in range(len(table)):
+        try:
+            return _decode_row(table, row, options, None)
+        except ValueError:
+            if options.on_corrupt == "error":
+                raise
+    raise ValueError(f"--dataset {options.dataset}: not one image can be read")
+
+
+def _decode_all(images: ImageSet, side: int | None) -> None:
+    """Decode every row once: fill the cache (side given), find the rows to leave out (`--on_corrupt skip`)."""
+    count, skip = len(images), images.options.on_corrupt == "skip"
+    cached = torch.empty(
+        (count if side else 0, images.channels, side or 0, side or 0), dtype=torch.uint8
+    )
+    readable = np.ones(count, dtype=bool)
+
+    def decode(row: int) -> None:
+        try:
+            array = images.decode_row(row)
+        except ValueError:
+            if not skip:
+                raise
+            readable[row] = False
+        else:
+            if side:
+                cached[row] = torch.from_numpy(array.copy()).permute(2, 0, 1)
+
+    in_threads(decode, count)
+    images.source_index = np.flatnonzero(readable)
+    images.skipped = int(count - readable.sum())
+    if len(images) == 0:
+        raise ValueError(f"--dataset {images.options.dataset}: not one image can be read")
+    if images.skipped and is_main_process():
+        print(
+            f"{images.options.dataset}: left out {images.skipped} of {count} images that cannot be read"
+        )
+    if side:
+        images.cached = cached if images.skipped == 0 else cached[torch.from_numpy(readable)]

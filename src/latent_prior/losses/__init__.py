@@ -1,0 +1,1 @@
+"""Losses that compare images: adversarial, perceptual, and what a critic sees."""

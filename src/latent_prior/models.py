@@ -1,0 +1,279 @@
+"""The base of every saved model: a transformers model whose loading is strict.
+
+transformers lets most damage pass: missing weights are left at random values, a folder without a config gives the
+default model, unknown config keys become attributes. Here each of these is an error that says what was expected
+and what is there, and a fingerprint over the weights notices a file that was exchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TypedDict
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# What transformers itself adds to a config.json.
+_TRANSFORMERS_KEYS = {"architectures", "dtype", "model_type", "transformers_version"}
+
+
+class Budget(TypedDict):
+    """What a training has cost: optimizer steps, images, seconds of steps by the clock and of one process's processor."""
+
+    steps: int
+    images_seen: int
+    seconds: float
+    cpu_seconds: float
+    device: str
+    num_processes: int
+
+
+class ModelConfig(PretrainedConfig):
+    """A config whose fields are all declared; an options dataclass beside it in the bases brings its checks along."""
+
+    weights_sha256: str | None = None
+    """Fingerprint of the weights, written by `save_pretrained`."""
+    training: Budget | None = None
+    """What the weights have cost; None where nobody trained them."""
+
+    def __post_init__(self, **undeclared: Any) -> None:
+        """Run transformers' own set-up, then the checks of the options dataclass.
+
+        Raises:
+            ValueError: for a value out of its range.
+        """
+        super().__post_init__(**undeclared)
+        # PretrainedConfig does not pass the call on to the classes behind it.
+        check_options = getattr(super(PretrainedConfig, self), "__post_init__", None)
+        if check_options is not None:
+            check_options()
+
+
+class StrictModel(PreTrainedModel):
+    """Abstract: a model that loads exactly what was saved, or says why it cannot."""
+
+    config_class = ModelConfig
+    config: ModelConfig
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Keep what `__init__` set: transformers' default of N(0, 0.02) is wrong for convolutions."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the weights as they were saved, or, before any saving, as they are."""
+        return self.config.weights_sha256 or fingerprint(self.state_dict().items())
+
+    def save_pretrained(  # type: ignore[override]  # the rest of transformers' options is for other formats
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: dict[str, Tensor] | None = None,
+        max_shard_size: int | str = "50GB",
+    ) -> None:
+        """Write `config.json` and `model.safetensors` and record the weights' fingerprint.
+
+        Args:
+            save_directory: folder, made if missing.
+            state_dict: weights to write in place of the model's own, under the same names.
+            max_shard_size: above it the weights are split over several files.
+        """
+        # A copy: transformers empties the dictionary it is given.
+        weights = dict(self.state_dict() if state_dict is None else state_dict)
+        self.config.weights_sha256 = fingerprint(weights.items())
+        with _quiet():
+            super().save_pretrained(
+                save_directory, state_dict=weights, max_shard_size=max_shard_size
+            )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # strict: none of transformers' lenient options
+        cls,
+        path_or_hub_id: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        config: ModelConfig | None = None,
+    ) -> Self:
+        """Load a model from a local folder or the Hugging Face hub, in evaluation mode.
+
+        Args:
+            path_or_hub_id: folder written by `save_pretrained`, or `user/name` on the hub.
+            revision: branch, tag or commit on the hub.
+            dtype: type the weights are converted to.
+            config: as transformers' Auto classes pass it; the folder's own config is read in any case.
+
+        Raises:
+            ValueError: missing folder or file, another model type, unknown or missing config keys, a truncated or
+                exchanged weights file, weights that are missing, unexpected or of another shape.
+        """
+        folder = local_folder(path_or_hub_id, revision=revision)
+        values = cls._read_config(folder)
+        found = fingerprint(_stored_weights(folder))
+        if found != values["weights_sha256"]:
+            raise ValueError(
+                f"{folder}: the weights have fingerprint {found[:12]}, config.json expects "
+                f"{str(values['weights_sha256'])[:12]}: one of the two files was exchanged; restore the folder"
+            )
+        try:
+            with _quiet():
+                loaded: Any = super().from_pretrained(
+                    folder,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported below, more clearly
+                    use_safetensors=True,
+                )
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} does not describe a model: {error}"
+            ) from error
+        model, report = loaded
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                raise ValueError(
+                    f"{folder}: the weights do not fit the config: {problem.replace('_', ' ')}: "
+                    f"{', '.join(map(str, sorted(report[problem])[:3]))}"
+                )
+        model.eval()
+        strict: Self = model
+        return strict
+
+    @classmethod
+    def _read_config(cls, folder: Path) -> dict[str, Any]:
+        """Check config.json against the class.
+
+        Raises:
+            ValueError: naming the key at fault.
+        """
+        values = read_json(folder / CONFIG_FILE)
+        expected = cls.config_class.model_type
+        if values.get("model_type") != expected:
+            raise ValueError(
+                f"{folder} holds a model of type {values.get('model_type')!r}, expected {expected!r}"
+            )
+        known = {field.name for field in dataclasses.fields(cls.config_class)}
+        if unknown := sorted(set(values) - known - _TRANSFORMERS_KEYS):
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: unknown key {unknown[0]!r}; {expected} does not have it"
+            )
+        own = known - {field.name for field in dataclasses.fields(PretrainedConfig)} - {"training"}
+        if missing := sorted(own - set(values)):
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: {missing[0]} is missing; save the model with save_pretrained"
+            )
+        return values
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and reports: what matters in them is raised."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, types, shapes and bytes of the weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """The folder itself, or a copy of the hub repository in the hub's cache.
+
+    A name that exists, starts with a dot or slash, or does not look like `user/name` is a path.
+
+    Raises:
+        ValueError: no such folder, no such repository, or no network.
+    """
+    text = os.fspath(path_or_hub_id)
+    path = Path(text)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ValueError(f"{text} is a file; expected the folder that holds it")
+    if text.startswith((".", "/", "~")) or text.count("/") != 1 or text.endswith("/"):
+        raise ValueError(f"there is no folder {text}")
+    try:
+        return Path(snapshot_download(text, revision=revision))
+    except HFValidationError as error:
+        raise ValueError(f"there is no folder {text}, and it is no hub id: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"there is no folder {text}, and the hub cannot be reached: check the path or the network"
+        ) from error
+    except HfHubHTTPError as error:
+        raise ValueError(
+            f"there is no folder {text}, and the hub has no such repository or revision for you: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: missing file, or not a JSON object.
+    """
+    if not path.is_file():
+        there = (
+            ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:8])
+            if path.parent.is_dir()
+            else ""
+        )
+        raise ValueError(f"{path} is missing; the folder holds: {there or 'nothing'}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return values
+
+
+def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor of the folder's safetensors files.
+
+    Raises:
+        ValueError: missing or damaged file.
+    """
+    files = [WEIGHTS_FILE]  # which transformers prefers where it finds both
+    if (folder / INDEX_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
+        files = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
+    for name in files:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; the folder holds no weights")
+        try:
+            with safe_open(folder / name, framework="pt") as weights:
+                yield from [(key, weights.get_tensor(key)) for key in weights.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / name} is damaged ({error}); restore it or train again"
+            ) from error

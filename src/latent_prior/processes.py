@@ -1,0 +1,127 @@
+"""Processes and threads: one call at the start of every entry script that computes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, set_seed
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.utils import logging as transformers_logging
+
+from latent_prior.machine import available_cores
+from latent_prior.options import RunOptions
+
+
+def start_processes(
+    *,
+    mixed_precision: str = "no",
+    accumulation_steps: int = 1,
+    cpu_threads: int | None = None,
+    seed: int = 0,
+) -> Accelerator:
+    """Join the process group that the launcher describes, seed it, and give a CPU process its share of the cores.
+
+    `accelerate launch` sets one thread on a CPU machine, which would leave the other cores idle.
+
+    Args:
+        mixed_precision: `no`, `fp16` or `bf16` autocast.
+        accumulation_steps: micro-batches per optimizer step.
+        cpu_threads: threads of this process; None divides the machine's cores by its processes.
+        seed: seed of every random generator, the same in all processes.
+
+    Raises:
+        ValueError: several processes were started, but not in a way that lets them find each other; or by DeepSpeed;
+            or an autocast type that the device computes wrongly.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        # Its engine steps before the learning rate is set and loads its checkpoints by unpickling.
+        raise ValueError(
+            "DeepSpeed is not supported; FSDP shards as much: take docs/accelerate/fsdp.yaml as the Accelerate config"
+        )
+    # accelerate passes this argument on in every case; torch calls its name deprecated since 2.14.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+    # Codebook statistics are all-reduced by the quantizer; DDP's broadcast would overwrite them with rank 0's.
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=accumulation_steps,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        step_scheduler_with_optimizer=False,
+    )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and accelerator.num_processes == 1:
+        raise ValueError(
+            "several processes were started, but each stands alone and would overwrite the others' files; on a CPU "
+            "start them with: ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 SCRIPT ..."
+        )
+    if accelerator.device.type == "cpu":
+        if mixed_precision == "fp16":
+            raise ValueError("--mixed_precision fp16 is not computed on a CPU; use no")
+        if mixed_precision == "bf16":
+            accelerator.print(
+                "--mixed_precision bf16: most CPUs are many times slower with it than with no"
+            )
+        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(cpu_threads or max(1, available_cores() // on_this_machine))
+    transformers_logging.disable_progress_bar()
+    set_seed(seed)
+    return accelerator
+
+
+def start_training_processes(options: RunOptions, *, sharding: bool = False) -> Accelerator:
+    """`start_processes` with what a training run's options say.
+
+    Args:
+        options: of the run.
+        sharding: this training can share out its weights among the processes, if the Accelerate config asks for it.
+
+    Raises:
+        ValueError: as `start_processes`; or the Accelerate config asks for a sharding that there is not.
+    """
+    accelerator = start_processes(
+        mixed_precision=options.mixed_precision,
+        accumulation_steps=options.accumulation_steps,
+        cpu_threads=options.cpu_threads,
+        seed=options.seed,
+    )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _check_sharding(accelerator, sharding)
+    return accelerator
+
+
+def _check_sharding(accelerator: Accelerator, sharding: bool) -> None:
+    """Take over the sharding of the Accelerate config.
+
+    Raises:
+        ValueError: there is none like it.
+    """
+    if not sharding:
+        raise ValueError(
+            "this training does not shard its weights: leave FSDP out of the Accelerate config"
+        )
+    plugin = accelerator.state.fsdp_plugin
+    refused = {
+        "fsdp_version 1 (take 2)": plugin.fsdp_version == 1,
+        "--mixed_precision fp16 (take bf16)": accelerator.mixed_precision == "fp16",
+        # It renames the parameters.
+        "fsdp_activation_checkpointing (take --model.gradient_checkpointing)": plugin.activation_checkpointing,
+        # It expects every tensor of the model to be sharded.
+        "fsdp_cpu_ram_efficient_loading (leave it out)": plugin.cpu_ram_efficient_loading,
+    }
+    for setting, chosen in refused.items():
+        if chosen:
+            raise ValueError(f"sharded weights do not go with {setting}")
+    # torch warns of outputs that are views, for whoever writes into them; nobody does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    # Accelerate would cast the weights and what comes out, losses included; autocast knows better.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def share(count: int, size: int, accelerator: Accelerator) -> list[range]:
+    """This process's batches of the numbers 0 .. count - 1.
+
+    The cut into batches of `size` is the same for any number of processes, and so is what is computed from each.
+    """
+    starts = range(0, count, size)[accelerator.process_index :: accelerator.num_processes]
+    return [range(start, min(start + size, count)) for start in starts]

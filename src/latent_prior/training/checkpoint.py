@@ -1,0 +1,111 @@
+"""The checkpoints of a run.
+
+What is sharded over processes (FSDP) is stored whole, so that any number of processes can go on with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from latent_prior.files import whole_folder
+
+
+class Stateful(Protocol):
+    """A model, an optimizer, an average or a meter."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors, numbers and text only, so that it can be read with `weights_only=True`."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """The inverse of `state_dict`."""
+
+
+def save_checkpoint(
+    run: Path, step: int, parts: Mapping[str, Stateful], *, keep: int, writes: bool = True
+) -> None:
+    """Write `checkpoints/step-*/NAME.pt` for every part, then delete all but the newest `keep` checkpoints.
+
+    Where parts are sharded all processes call it, and one `writes`; elsewhere that one alone need call it.
+    """
+    final = run / "checkpoints" / f"step-{step:09d}"
+    with whole_folder(final) if writes else nullcontext() as folder:
+        for name, part in parts.items():
+            state = whole(part.state_dict(), keep=writes)
+            if folder is not None:
+                # Given a file, torch passes on what the system said (a full disk, say); given a path it does not.
+                with (folder / f"{name}.pt").open("wb") as file:
+                    torch.save(state, file)
+    if not writes:
+        return
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
+    """Restore every part from a checkpoint.
+
+    Raises:
+        ValueError: a part is missing, damaged, or of another shape.
+    """
+    for name, part in parts.items():
+        path = folder / f"{name}.pt"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            _share_out(state, _layout(part))
+            part.load_state_dict(state)
+        except Exception as error:  # whatever a damaged file provokes
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{path} cannot be resumed from ({reason}); delete {folder} to resume earlier"
+            ) from error
+
+
+def whole(state: Any, *, keep: bool = True) -> Any:
+    """A state whose shards are put together, on the CPU; itself where nothing in it is sharded.
+
+    All processes that share it call this; one that does not `keep` the result gets None in place of each tensor.
+    """
+    if isinstance(state, DTensor):
+        tensor = state.full_tensor()
+        return tensor.cpu() if keep else None
+    if isinstance(state, Mapping):
+        parts = {name: whole(value, keep=keep) for name, value in state.items()}
+        return state if all(parts[name] is state[name] for name in parts) else parts
+    return state
+
+
+def _share_out(state: dict[Any, Any], layout: Mapping[Any, Any]) -> None:
+    """Leave this process's shard of every tensor that is sharded in `layout`, which has the names of `state`.
+
+    One parameter can be the layout of a whole dictionary, an optimizer's figures for it.
+    """
+    for name, like in layout.items():
+        value = state.get(name)
+        if isinstance(value, dict):
+            _share_out(value, like if isinstance(like, Mapping) else dict.fromkeys(value, like))
+        elif isinstance(like, DTensor) and value is not None and value.shape == like.shape:
+            # Every process has read the whole tensor, so there is nothing to send.
+            state[name] = distribute_tensor(
+                value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+            )
+
+
+def _layout(part: Stateful) -> Mapping[str, Any]:
+    """Where a part's tensors lie; a new optimizer has none yet, but each will lie where its parameter does."""
+    if isinstance(part, torch.optim.Optimizer):
+        parameters = itertools.chain.from_iterable(group["params"] for group in part.param_groups)
+        return {"state": dict(enumerate(parameters))}
+    return part.state_dict()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))

@@ -1,0 +1,193 @@
+"""The one training loop: it owns *when*; the script that calls it owns *what*, in its visible `step`.
+
+Data order, learning rate, augmentation and dropout are pure functions of (seed, step), so resuming is running the
+same command again: the run continues from its newest checkpoint and, on a CPU, gives the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from tqdm import tqdm
+
+from latent_prior.cli import dotted, dump_config
+from latent_prior.data.batch_order import Batch, prefetch
+from latent_prior.files import whole_file
+from latent_prior.models import Budget
+from latent_prior.options import RunOptions, changeable
+from latent_prior.seeds import derive_seed
+from latent_prior.training.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint
+from latent_prior.training.metrics import Figures, Metrics, MetricsLog, Window, check_finite
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds: the counter, the time spent, and every part that learns or counts.
+
+    Attributes:
+        parts: what has a `state_dict`, by name.
+        step: completed optimizer steps.
+        seconds: spent on steps by the clock; evaluation and checkpoints are not training.
+        cpu_seconds: processor time of the same, over the threads of this process.
+    """
+
+    parts: dict[str, Stateful]
+    step: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters; the parts are stored beside them."""
+        return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.cpu_seconds = state["cpu_seconds"]
+
+    def budget(self, options: RunOptions, accelerator: Accelerator) -> Budget:
+        """What the training has cost so far, for the config of the model it exports."""
+        gpu = accelerator.device.type == "cuda"
+        return Budget(
+            steps=self.step,
+            images_seen=self.step * options.batch_size,
+            seconds=round(self.seconds, 1),
+            cpu_seconds=round(self.cpu_seconds, 1),
+            device=torch.cuda.get_device_name(accelerator.device)
+            if gpu
+            else accelerator.device.type,
+            num_processes=accelerator.num_processes,
+        )
+
+
+def train(
+    accelerator: Accelerator,
+    step: Callable[[Batch], Metrics],
+    batches: Callable[[int], Iterator[Batch]],
+    state: TrainState,
+    options: RunOptions,
+    *,
+    evaluate: Callable[[], Figures] | None = None,
+    export: Callable[[], None] | None = None,
+) -> None:
+    """Train from the run's newest checkpoint, or from the start, to `options.max_steps`.
+
+    Args:
+        accelerator: from `latent_prior.processes.start_processes`.
+        step: forward, losses, backward and optimizer step on one micro-batch; returns scalar tensors.
+        batches: micro-batches from a given step on, `options.accumulation_steps` of them per step.
+        state: the parts to save and restore.
+        options: `evaluate_every` must be a number here.
+        evaluate: called every `evaluate_every` steps and at the end; returns metrics. All processes call it.
+        export: called after every checkpoint. All processes call it.
+
+    Raises:
+        ValueError: the folder holds a run with other options, or a metric is not finite; the weights are then those
+            before the bad step.
+    """
+    assert options.evaluate_every is not None
+    run = Path(options.output_dir)
+    resume(accelerator, run, state, options)
+    log = MetricsLog(accelerator, run, options, start=state.step)
+    start, finished = state.step, _out_of_time(accelerator, state, options)
+    window = Window()
+    # A CPU's cores are all busy with the step: a second thread of tensor work would only fight for them.
+    stream = prefetch(batches(start), depth=0 if accelerator.device.type == "cpu" else 2)
+    hidden = not accelerator.is_main_process
+    with (
+        contextlib.closing(stream),
+        tqdm(total=options.max_steps, initial=start, unit="step", disable=hidden) as bar,
+    ):
+        while state.step < options.max_steps and not finished:
+            started, cpu_started = time.monotonic(), time.process_time()
+            for micro in range(options.accumulation_steps):
+                torch.manual_seed(
+                    derive_seed(options.seed, state.step, micro, accelerator.process_index)
+                )
+                window.add(step(next(stream)))
+            state.step += 1
+            bar.update()
+            # A CPU has nothing to wait for, so a bad step is noticed at once; elsewhere when the log is written.
+            logging = state.step % options.log_every == 0 or state.step == options.max_steps
+            if logging or accelerator.device.type == "cpu":
+                check_finite(window.sums, state.step)
+            state.seconds += time.monotonic() - started
+            state.cpu_seconds += time.process_time() - cpu_started
+            if logging:
+                log.write(state.step, state.seconds, window.means(accelerator))
+                window = Window()
+            if logging or accelerator.num_processes == 1:
+                finished = _out_of_time(accelerator, state, options)
+            finished = finished or state.step == options.max_steps
+            if evaluate is not None and (finished or state.step % options.evaluate_every == 0):
+                log.write(state.step, state.seconds, evaluate())
+            if finished or state.step % options.checkpoint_every == 0:
+                check_finite(window.sums, state.step)
+                save(accelerator, run, state, options, export)
+    if state.step == start and export is not None:
+        export()  # the run may have been stopped between its last checkpoint and the export
+        accelerator.wait_for_everyone()
+    log.close()
+
+
+def save(
+    accelerator: Accelerator,
+    run: Path,
+    state: TrainState,
+    options: RunOptions,
+    export: Callable[[], None] | None,
+) -> None:
+    """Checkpoint and export; every process waits until both are on disk."""
+    main = accelerator.is_main_process
+    if main or accelerator.distributed_type == DistributedType.FSDP:
+        parts = {"state": state, **state.parts}
+        save_checkpoint(run, state.step, parts, keep=options.checkpoints_to_keep, writes=main)
+    if export is not None:
+        export()
+    accelerator.wait_for_everyone()
+
+
+def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunOptions) -> None:
+    """Check that the folder belongs to this run, restore its newest checkpoint, and write `config.yaml`.
+
+    Raises:
+        ValueError: the folder holds a run with other options, or its checkpoint is damaged.
+    """
+    config = run / "config.yaml"
+    resolved = dump_config(options)
+    found = checkpoints(run)
+    if found:
+        before = dict(dotted(yaml.safe_load(config.read_text()))) if config.is_file() else {}
+        for name, value in dotted(resolved):
+            if name not in changeable(options) and before.get(name) != value:
+                raise ValueError(
+                    f"{run} holds a run with {name} = {before.get(name)!r}, this command says {value!r}: "
+                    "choose another --output_dir, or the same options to resume"
+                )
+        load_checkpoint(found[-1], {"state": state, **state.parts})
+        if accelerator.is_main_process:
+            print(f"resuming {run} at step {state.step}")
+    if accelerator.is_main_process:
+        with whole_file(config) as path:
+            path.write_text(yaml.safe_dump(resolved, sort_keys=False))
+    accelerator.wait_for_everyone()
+
+
+def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOptions) -> bool:
+    """The main process' clocks decide for all."""
+    limits = ((state.seconds, options.max_seconds), (state.cpu_seconds, options.max_cpu_seconds))
+    if all(limit is None for _, limit in limits):
+        return False
+    decision = [any(limit is not None and spent >= limit for spent, limit in limits)]
+    return (
+        bool(broadcast_object_list(decision)[0]) if accelerator.num_processes > 1 else decision[0]
+    )

@@ -1,0 +1,132 @@
+"""What a run reports: means since the last line, `metrics.jsonl`, and a tracker if asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from latent_prior.cli import dotted, dump_config
+from latent_prior.files import whole_file
+from latent_prior.options import RunOptions
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Metrics = dict[str, Tensor]
+"""Scalars of one step, still on their device."""
+
+Figures = dict[str, float | list[float] | str]
+"""Entries of a line in `metrics.jsonl`; trackers get the single numbers of it."""
+
+
+@dataclass
+class Window:
+    """Sums of the metrics since the last line of the log; tensors stay on their device."""
+
+    sums: Metrics = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, metrics: Metrics) -> None:
+        """Add one step's metrics."""
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the window and all processes; the one place that waits for the device."""
+        means = [
+            value.to(accelerator.device) / self.counts[name] for name, value in self.sums.items()
+        ]
+        return dict(
+            zip(self.sums, accelerator.reduce(torch.stack(means), "mean").tolist(), strict=True)
+        )
+
+
+class MetricsLog:
+    """`metrics.jsonl` and, if asked for, a tracker; only the main process writes."""
+
+    def __init__(
+        self, accelerator: Accelerator, run: Path, options: RunOptions, *, start: int
+    ) -> None:
+        if options.report_to is not None:
+            accelerator.log_with = [options.report_to]
+            accelerator.project_configuration.set_directories(str(run))
+            accelerator.init_trackers("latent-prior", config=_texts(options))
+        self._accelerator, self._batch_size = accelerator, options.batch_size
+        self._path = run / "metrics.jsonl"
+        if accelerator.is_main_process and self._path.exists():
+            # Lines later than the checkpoint will be written again.
+            with whole_file(self._path) as path:
+                kept = [
+                    line for line in self._path.read_text().splitlines() if _step_of(line) <= start
+                ]
+                path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(
+        self, step: int, seconds: float, metrics: Mapping[str, float | list[float] | str]
+    ) -> None:
+        """Append one line.
+
+        Args:
+            step: completed optimizer steps.
+            seconds: training time so far.
+            metrics: further entries of the line; a sentence among them is printed, too.
+        """
+        if self._accelerator.is_main_process:
+            for entry in metrics.values():
+                if isinstance(entry, str):
+                    tqdm.write(f"step {step}: {entry}", file=sys.stderr)
+            images = step * self._batch_size
+            line = {
+                "step": step,
+                "images_seen": images,
+                "seconds": round(seconds, 3),
+                **metrics,
+            }
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
+        self._accelerator.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Flush the tracker."""
+        self._accelerator.end_training()
+
+
+def check_finite(sums: Metrics, step: int) -> None:
+    """Stop a run that has gone wrong.
+
+    Raises:
+        ValueError: naming the first metric that is not a finite number.
+    """
+    for name, value in sums.items():
+        if not math.isfinite(float(value)):
+            raise ValueError(
+                f"step {step}: {name} is {float(value)}; stopped before the weights took it up: resume from the last "
+                "checkpoint with a lower --learning_rate, or look at the images of this step"
+            )
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl; a line cut off by a kill counts as later than any."""
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
+
+
+def _texts(options: RunOptions) -> dict[str, Any]:
+    """Options under dotted names, in the types that every tracker takes."""
+    return {
+        k: v if isinstance(v, int | float | str) else str(v)
+        for k, v in dotted(dump_config(options))
+    }

@@ -1,0 +1,266 @@
+"""Codebooks: tables of vectors, learned as moving averages or by gradients.
+
+The codebook loss and the moving averages are those of van den Oord et al. (2017), https://arxiv.org/abs/1711.00937.
+All processes of a run hold the same codebook.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latent_prior.stage1_autoencoders.quantizers.base import (
+    Quantizer,
+    QuantizerOutput,
+    straight_through,
+)
+from latent_prior.stage1_autoencoders.quantizers.clustering import (
+    KMEANS_STEPS,
+    cluster_statistics,
+    kmeans,
+    nearest_codes,
+    sample_rows,
+)
+from latent_prior.stage1_autoencoders.quantizers.entropy import codebook_entropy
+from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
+
+
+class Codebook(Quantizer):
+    """Abstract: a table of vectors, filled from the first training batch, whose unused rows are restarted.
+
+    With the distance `cosine`, inputs and codes are scaled to length 1 before anything else.
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    initialised: Tensor
+
+    def __init__(self, options: QuantizerOptions) -> None:
+        super().__init__()
+        self.dim = options.code_dim
+        self.vocabulary = options.codebook_size
+        self.cosine = options.distance == "cosine"
+        self.estimator = options.estimator
+        self.kmeans_steps = KMEANS_STEPS if options.initialisation == "kmeans" else 0
+        self.weights = options.loss_weights
+        self.decay = options.codebook_decay
+        self.restart_below = options.restart_below
+        self.register_buffer("counts", torch.ones(self.vocabulary))
+        self.register_buffer("initialised", torch.tensor(False))
+        self._create(torch.randn(self.vocabulary, self.dim))
+        # What the host knows of the state on the device; not part of the state.
+        self._filled = False
+        self._dead_found: Tensor | None = None
+        self._dead_copied: torch.cuda.Event | None = None
+
+    def forward(self, inputs: Tensor) -> QuantizerOutput:
+        """Quantize (B, D, H, W), and in training mode let the codebook learn from it."""
+        B, _, H, W = inputs.shape
+        with torch.autocast(inputs.device.type, enabled=False):
+            vectors = self._scaled(rows_of(inputs))  # (N, D)
+            quantized, codes, loss = self.quantize(vectors)
+            carried = carry_gradient(vectors, quantized, self.estimator)
+        return QuantizerOutput(
+            maps_of(carried, B, H, W).to(self.codebook.dtype), codes.view(B, 1, H, W), loss
+        )
+
+    def vectors_to_codes(self, vectors: Tensor) -> Tensor:
+        """(B, D, H, W) to int64 (B, 1, H, W); learns nothing."""
+        B, _, H, W = vectors.shape
+        with torch.autocast(vectors.device.type, enabled=False):
+            rows = self._scaled(rows_of(vectors)).detach()
+            return nearest_codes(rows, self.entries().detach()).view(B, 1, H, W)
+
+    def codes_to_vectors(self, codes: Tensor) -> Tensor:
+        """Int64 (B, 1, H, W) to (B, D, H, W), in the type of the weights: float32 unless they were loaded as half."""
+        B, _, H, W = codes.shape
+        with torch.autocast(codes.device.type, enabled=False):
+            rows = F.embedding(codes.flatten(), self.entries())
+            return maps_of(rows, B, H, W).to(self.codebook.dtype)
+
+    def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize rows, and in training mode let the codebook learn from them.
+
+        Args:
+            vectors: float32 (N, D), of length 1 where the distance is cosine.
+
+        Returns:
+            The code vectors (N, D), their codes int64 (N,) and the scalar loss.
+        """
+        if self.training:
+            self._prepare(vectors.detach())
+        entries = self.entries()
+        codes = nearest_codes(vectors.detach(), entries.detach())
+        quantized = F.embedding(codes, entries)
+        loss = self._loss(vectors, quantized)
+        if self.weights.entropy_weight:
+            loss = loss + self.weights.entropy_weight * codebook_entropy(
+                vectors, entries, self.weights.entropy_temperature, joint=self.training
+            )
+        if self.training:
+            self._learn(vectors.detach(), codes)
+            self._announce_dead()
+        return quantized, codes, loss
+
+    def entries(self) -> Tensor:
+        """The code vectors as they are compared and returned, float32 (K, D)."""
+        return self._scaled(self.codebook.float())
+
+    @abstractmethod
+    def _create(self, vectors: Tensor) -> None:
+        """Hold the code vectors (K, D), as parameter or buffer, and what their learning needs besides."""
+
+    @abstractmethod
+    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+        """Scalar loss of vectors (N, D) and their codes (N, D), both with gradient."""
+
+    @abstractmethod
+    def _learn(self, vectors: Tensor, codes: Tensor) -> None:
+        """Update the moving averages from a training batch."""
+
+    @abstractmethod
+    def _set(self, chosen: Tensor, vectors: Tensor, counts: Tensor) -> None:
+        """Give the chosen codes (K,) new vectors (K, D) and usage counts (K,)."""
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        return F.normalize(rows, dim=1) if self.cosine else rows
+
+    @torch.no_grad()
+    def _prepare(self, vectors: Tensor) -> None:
+        """Fill the codebook from the first batch; afterwards restart the codes that are hardly used."""
+        if not self._filled:
+            self._filled = bool(self.initialised)  # waits for the device, at the first step only
+        if not self._filled:
+            centres, counts = kmeans(
+                vectors, len(self.counts), normalise=self.cosine, steps=self.kmeans_steps
+            )
+            self._set(torch.ones_like(counts, dtype=torch.bool), centres, counts)
+            self.initialised.fill_(True)
+            self._filled = True
+            return
+        if self._any_dead():
+            even = self.counts.mean()
+            dead = self._dead()
+            live = self.entries()[~dead]
+            errors = (vectors - live[nearest_codes(vectors, live)]).square().sum(1)
+            self._set(dead, sample_rows(vectors, errors, len(dead)), even.expand_as(self.counts))
+
+    def _dead(self) -> Tensor:
+        """Which codes are hardly used, bool (K,)."""
+        return self.counts < self.restart_below * self.counts.mean()
+
+    def _announce_dead(self) -> None:
+        """Start copying to the host whether any code is dead, as the counts stand after this step."""
+        if self.counts.is_cuda:
+            self._dead_found = self._dead().any().to("cpu", non_blocking=True)
+            self._dead_copied = torch.cuda.current_stream().record_event()
+
+    def _any_dead(self) -> bool:
+        """Whether any code is dead.
+
+        On a GPU this waits for the previous step's copy, long done, and not for the work queued since.
+        """
+        if self._dead_found is None or self._dead_copied is None:
+            return bool(self._dead().any())
+        self._dead_copied.synchronize()
+        return bool(self._dead_found)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Forget what the host knew of the old state."""
+        super()._load_from_state_dict(*arguments)
+        self._filled, self._dead_found, self._dead_copied = False, None, None
+
+
+class EMACodebook(Codebook):
+    """Codes are moving averages of the vectors assigned to them (van den Oord et al., 2017, appendix A.1)."""
+
+    sums: Tensor
+
+    def _create(self, vectors: Tensor) -> None:
+        self.register_buffer("codebook", vectors)
+        self.register_buffer("sums", vectors.clone())
+
+    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+        return self.weights.commitment * F.mse_loss(vectors, quantized.detach())
+
+    @torch.no_grad()
+    def _learn(self, vectors: Tensor, codes: Tensor) -> None:
+        """Eqs. 6-8 of the paper, with the counts smoothed so that an unused code is not divided by zero."""
+        counts, sums = cluster_statistics(vectors, codes, len(self.counts))
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        total, smoothing = self.counts.sum(), 1e-5
+        smoothed = (self.counts + smoothing) * (total / (total + len(counts) * smoothing))
+        means = self.sums / smoothed[:, None]
+        self.codebook.copy_(F.normalize(means, dim=1) if self.cosine else means)
+
+    @torch.no_grad()
+    def _set(self, chosen: Tensor, vectors: Tensor, counts: Tensor) -> None:
+        self.codebook.copy_(torch.where(chosen[:, None], vectors, self.codebook))
+        self.counts.copy_(torch.where(chosen, counts, self.counts))
+        self.sums.copy_(torch.where(chosen[:, None], vectors * counts[:, None], self.sums))
+
+
+class GradientCodebook(Codebook):
+    """Codes are parameters that the codebook loss pulls to their vectors (van den Oord et al., 2017, Eq. 3)."""
+
+    def _create(self, vectors: Tensor) -> None:
+        self.codebook = nn.Parameter(vectors)
+
+    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
+        """|sg[z] - e|^2 + beta |z - sg[e]|^2: beta weighs the encoder's side, not the codebook's."""
+        codebook_loss = F.mse_loss(quantized, vectors.detach())
+        return codebook_loss + self.weights.commitment * F.mse_loss(vectors, quantized.detach())
+
+    @torch.no_grad()
+    def _learn(self, vectors: Tensor, codes: Tensor) -> None:
+        counts, _ = cluster_statistics(vectors, codes, len(self.counts))
+        self.counts.lerp_(counts, 1 - self.decay)
+
+    @torch.no_grad()
+    def _set(self, chosen: Tensor, vectors: Tensor, counts: Tensor) -> None:
+        self.codebook.copy_(torch.where(chosen[:, None], vectors, self.codebook))
+        self.counts.copy_(torch.where(chosen, counts, self.counts))
+
+
+def rows_of(maps: Tensor) -> Tensor:
+    """(B, D, H, W) to float32 (B * H * W, D)."""
+    return maps.float().permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
+
+
+def maps_of(rows: Tensor, B: int, H: int, W: int) -> Tensor:
+    """(B * H * W, D) to (B, D, H, W)."""
+    return rows.view(B, H, W, -1).permute(0, 3, 1, 2)
+
+
+def carry_gradient(
+    vectors: Tensor, quantized: Tensor, estimator: Literal["straight_through", "rotation"]
+) -> Tensor:
+    """Exactly the quantized rows (N, D), with a gradient to the vectors (N, D) only."""
+    carrier = vectors if estimator == "straight_through" else rotate(vectors, quantized.detach())
+    return straight_through(quantized, carrier)
+
+
+def rotate(vectors: Tensor, quantized: Tensor) -> Tensor:
+    """Turn and scale each vector z onto its code q by a matrix that counts as constant.
+
+    q = (|q| / |z|) R z with R = I - 2 r r^T + 2 q' z'^T, where z' and q' have length 1 and r is z' + q' scaled to
+    length 1 (Fifty et al., 2024, https://arxiv.org/abs/2410.06424, Sec. 4.2): two reflections, in O(D) for each vector.
+
+    Args:
+        vectors: (N, D), with gradient.
+        quantized: (N, D), without.
+    """
+    source = vectors.detach()
+    z, q = F.normalize(source, dim=1), F.normalize(quantized, dim=1)
+    r = F.normalize(z + q, dim=1)
+    stretch = quantized.norm(dim=1, keepdim=True) / source.norm(dim=1, keepdim=True).clamp_min(1e-6)
+
+    def along(axis: Tensor) -> Tensor:
+        return (vectors * axis).sum(1, keepdim=True)
+
+    return stretch * (vectors - 2 * along(r) * r + 2 * along(z) * q)

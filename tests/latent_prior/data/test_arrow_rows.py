@@ -1,0 +1,193 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+
+from latent_prior.data import arrow_rows
+from latent_prior.data.arrow_rows import MappedTable
+
+COLUMNS = {
+    "map": np.dtype((np.uint16, (2, 3))),
+    "latents": np.dtype((np.float16, (2, 1, 2))),
+    "place": np.dtype(np.int64),
+}
+
+
+def made(count: int, start: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(start)
+    return {
+        "map": random.integers(0, 60000, (count, 2, 3)).astype(np.uint16),
+        "latents": random.normal(size=(count, 2, 1, 2)).astype(np.float16),
+        "place": np.arange(start, start + count),
+    }
+
+
+def nested(values: np.ndarray) -> pyarrow.Array:
+    found = pyarrow.array(values.reshape(-1))
+    for size in values.shape[:0:-1]:
+        count = len(found) // size
+        found = pyarrow.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * size, found)
+    return found
+
+
+def write(path: Path, *parts: dict[str, np.ndarray | pyarrow.Array], **options: str) -> Path:
+    """An Arrow stream with a record batch for every part."""
+    batches = [
+        pyarrow.record_batch(
+            {
+                name: nested(values) if isinstance(values, np.ndarray) else values
+                for name, values in part.items()
+            }
+        )
+        for part in parts
+    ]
+    how = pyarrow.ipc.IpcWriteOptions(**options)
+    with pyarrow.ipc.new_stream(str(path), batches[0].schema, options=how) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    """13 rows in three files and five chunks of uneven sizes, one of them empty."""
+    parts = [made(3), made(1, 3), made(0, 4), made(5, 4), made(4, 9)]
+    paths = [
+        write(tmp_path / "a", *parts[:2]), write(tmp_path / "b", parts[2]), write(tmp_path / "c", *parts[3:]),
+    ]  # fmt: skip
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    return MappedTable(paths, COLUMNS), whole
+
+
+def test_rows_are_found_in_any_order_over_chunks_and_files(table):
+    found, whole = table
+    assert len(found) == 13
+    random = np.random.default_rng(0)
+    for indices in (np.arange(13), random.integers(0, 13, 40), np.array([12]), np.arange(0)):
+        rows = found.rows(indices, list(COLUMNS))
+        for name, kind in COLUMNS.items():
+            assert rows[name].dtype == kind.base
+            np.testing.assert_array_equal(rows[name], whole[name][indices])
+
+
+def test_many_rows_are_read_in_parts(table, monkeypatch):
+    found, whole = table
+    monkeypatch.setattr(arrow_rows, "_RESIDENT", 3 * arrow_rows._AROUND)
+    indices = np.random.default_rng(0).integers(0, 13, 50)
+    np.testing.assert_array_equal(found.rows(indices, ["map"])["map"], whole["map"][indices])
+
+
+@pytest.mark.parametrize("limit", [2**24, 24])
+def test_columns_and_pieces_keep_the_order(table, monkeypatch, limit):
+    found, whole = table
+    monkeypatch.setattr(arrow_rows, "_RESIDENT", limit)
+    for name in COLUMNS:
+        np.testing.assert_array_equal(found.column(name), whole[name])
+        pieces = list(found.pieces(name))
+        np.testing.assert_array_equal(np.concatenate(pieces), whole[name])
+        assert max(piece.nbytes for piece in pieces) <= limit
+
+
+def test_pieces_lie_in_the_file_and_cannot_be_written(table):
+    found, _ = table
+    for piece in found.pieces("map"):
+        assert not piece.flags.owndata
+        assert not piece.flags.writeable
+
+
+def test_files_without_rows(tmp_path):
+    path = write(tmp_path / "a", made(0))
+    wide = {"map": COLUMNS["map"]}
+    for paths in ([path], []):
+        found = MappedTable(paths, wide)
+        assert len(found) == 0
+        assert found.column("map").shape == (0, 2, 3)
+        assert found.rows(np.arange(0), ["map"])["map"].shape == (0, 2, 3)
+        assert list(found.pieces("map")) == []
+
+
+@pytest.mark.parametrize("place", [-1, 13])
+def test_there_are_no_other_rows(table, place):
+    with pytest.raises(AssertionError):
+        table[0].rows(np.array([0, place]), ["map"])
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").exists(), reason="only Linux says what is resident"
+)
+@pytest.mark.parametrize("way", ["rows", "column", "open"])
+def test_what_was_read_does_not_stay_resident(tmp_path, monkeypatch, way):
+    """Half of a file of 16 MB would be mapped by 128 readers of 64 KB."""
+    count = 2**13
+    values = np.random.default_rng(0).integers(0, 60000, (count, 32, 32)).astype(np.uint16)
+    parts = [{"map": values[begin : begin + 16]} for begin in range(0, count, 16)]
+    path = write(tmp_path / "large", *parts)
+    monkeypatch.setattr(arrow_rows, "_RESIDENT", 2**20)
+    found = MappedTable([path], {"map": np.dtype((np.uint16, (32, 32)))})
+    if way == "rows":
+        chosen = np.random.default_rng(1).permutation(count)[: count // 4]
+        np.testing.assert_array_equal(found.rows(chosen, ["map"])["map"], values[chosen])
+    elif way == "column":
+        np.testing.assert_array_equal(found.column("map"), values)
+    assert resident(path) < 2 * 2**20
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that count as this process's memory."""
+    sizes, ours = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key = line.split()[0]
+        if "-" in key:
+            ours = line.endswith(str(path))
+        elif ours and key == "Rss:":
+            sizes.append(int(line.split()[1]) * 2**10)
+    assert sizes
+    return sum(sizes)
+
+
+def lists(*rows: list | None) -> pyarrow.Array:
+    return pyarrow.array(rows, pyarrow.list_(pyarrow.list_(pyarrow.uint16())))
+
+
+ROW = [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (lists(ROW, [[1, 2], [3, 4], [5, 6]]), "another shape"),
+        (lists(ROW, None), "another shape"),
+        (lists(ROW, [[1, 2, 3], None]), "another shape"),
+        (lists(ROW, [[1, 2, 3], [4, 5, None]]), "zero_copy"),
+        (nested(np.zeros((2, 6), np.uint16)), "another shape"),
+        (nested(np.zeros((2, 2), np.uint16)), "holds uint16 instead of lists"),
+        (nested(np.zeros((2, 2, 3), np.int64)), "holds int64 instead of uint16"),
+        (nested(np.zeros((2, 2, 3, 1), np.uint16)), "instead of uint16"),
+        (pyarrow.array(["a", "b"]), "holds string instead of lists"),
+    ],
+)
+def test_other_columns_are_told(tmp_path, column, said):
+    path = write(tmp_path / "a", {"map": column})
+    with pytest.raises(ValueError, match=said):
+        MappedTable([path], {"map": COLUMNS["map"]})
+
+
+def test_a_missing_column_is_told(tmp_path):
+    path = write(tmp_path / "a", {"map": made(2)["map"]})
+    with pytest.raises(ValueError, match="a has no column latents, place"):
+        MappedTable([path], COLUMNS)
+
+
+def test_a_compressed_file_is_told(tmp_path):
+    path = write(tmp_path / "a", {"map": np.zeros((5000, 2, 3), np.uint16)}, compression="zstd")
+    with pytest.raises(ValueError, match="column map of a is compressed"):
+        MappedTable([path], {"map": COLUMNS["map"]})
+
+
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_file_cut_short_is_told(tmp_path, kept):
+    path = write(tmp_path / "a", made(50))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises((OSError, ValueError)):
+        MappedTable([path], COLUMNS)

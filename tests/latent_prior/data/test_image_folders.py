@@ -1,0 +1,86 @@
+import pytest
+
+from latent_prior.data.image_folders import files_below, image_splits
+from tests.latent_prior.samples import encoded, pixels, write
+
+
+def splits(root, *names):
+    for number, name in enumerate(names):
+        write(root / name, encoded(pixels(number)))
+    return {
+        split: (
+            [str(cell["path"]).removeprefix(f"{root}/") for cell in rows["image"]],
+            rows["label"] if "label" in rows.column_names else None,
+        )
+        for split, rows in image_splits(root, files_below(root)).items()
+    }
+
+
+def test_a_flat_folder_is_one_split_without_labels(tmp_path):
+    assert splits(tmp_path, "b.png", "a.png") == {"train": (["a.png", "b.png"], None)}
+
+
+def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
+    found = splits(tmp_path, "b/0.png", "a/1.png", "b/2.png")
+    paths, labels = found["train"]
+    assert paths == ["a/1.png", "b/0.png", "b/2.png"]
+    assert list(labels) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "TESTING")])
+def test_folders_named_after_splits_are_splits(tmp_path, names):
+    found = splits(tmp_path, *(f"{n}/{c}/0.png" for n in names for c in "ab"))
+    assert list(found) == ["train", "test"]
+    assert all(list(labels) == [0, 1] for _, labels in found.values())
+
+
+def test_a_class_missing_in_one_split_keeps_its_number(tmp_path):
+    found = splits(tmp_path, "train/a/0.png", "train/b/0.png", "val/b/0.png")
+    assert list(found["validation"][1]) == [1]
+
+
+def test_a_word_in_a_path_is_no_split(tmp_path):
+    """`datasets.load_dataset("imagefolder")` would take the one file as the split `test` and drop all others."""
+    import datasets
+
+    names = ["img_0.png", "img_test_1.png", "img_2.png"]
+    assert splits(tmp_path / "ours", *names) == {
+        "train": (names[:1] + names[2:] + names[1:2], None)
+    }
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "ours"))
+    assert {name: len(rows) for name, rows in theirs.items()} == {"test": 1}
+
+
+def test_a_class_named_like_a_split_is_a_class(tmp_path):
+    found = splits(tmp_path, "cat/0.png", "test/1.png")
+    assert list(found["train"][1]) == [0, 1]
+
+
+def test_nested_folders_are_classes_by_their_last_name(tmp_path):
+    paths, labels = splits(tmp_path, "x/b/0.png", "y/a/1.png", "y/b/2.png")["train"]
+    assert dict(zip(paths, labels, strict=True)) == {"x/b/0.png": 1, "y/a/1.png": 0, "y/b/2.png": 1}
+
+
+@pytest.mark.parametrize("names", [("a.png", "x/b.png"), ("x/a.png",), ("x/a.png", "x/y/b.png")])
+def test_unclear_folders_give_no_labels(tmp_path, names):
+    assert splits(tmp_path, *names)["train"][1] is None
+
+
+def test_endings_may_be_upper_case_and_other_files_are_passed_over(tmp_path):
+    write(tmp_path / "notes.txt", b"x")
+    write(tmp_path / ".0.png.12.partial.png", b"x")
+    write(tmp_path / ".cache" / "0.png", b"x")
+    names = ["0.PNG", "1.JPEG", "2.Jpg", "3.BMP", "4.webp", "5.TIF"]
+    assert splits(tmp_path, *names)["train"][0] == names
+
+
+def test_brackets_stars_and_umlauts_in_names_are_plain_characters(tmp_path):
+    root = tmp_path / "a[1] *ü"
+    assert splits(root, "b ?.png")["train"][0] == ["b ?.png"]
+
+
+def test_linked_folders_are_followed(tmp_path):
+    write(tmp_path / "elsewhere" / "0.png", b"")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a").symlink_to(tmp_path / "elsewhere")
+    assert len(files_below(tmp_path / "here")) == 1

@@ -1,0 +1,199 @@
+import io
+import shutil
+from itertools import islice
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from latent_prior.data.sources import open_stream, open_table, split_names
+from latent_prior.options import ImageOptions
+from tests.latent_prior.samples import CLASSES, encoded, pixels, write
+
+
+def rows(count: int = 12, start: int = 0) -> dict[str, list]:
+    numbers = range(start, start + count)
+    return {
+        "image": [{"bytes": encoded(pixels(n)), "path": f"{n}.png"} for n in numbers],
+        "label": [n % 3 for n in numbers],
+    }
+
+
+def numbers(table) -> list[int]:
+    """Which images a table holds, told by their first pixel."""
+    return [
+        int(np.asarray(Image.open(io.BytesIO(table.read(row))))[0, 0, 0])
+        for row in range(len(table))
+    ]
+
+
+def with_names(columns: dict[str, list]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(columns).cast_column(
+        "label", datasets.ClassLabel(names=list(CLASSES))
+    )
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A folder of parquet files with two splits."""
+
+    def make(train: dict[str, list], test: dict[str, list], cast=with_names):
+        (tmp_path / "parquet").mkdir()
+        for split, columns in (("train", train), ("test", test)):
+            cast(datasets.Dataset.from_dict(columns) if cast is not with_names else columns
+                 ).to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")  # fmt: skip
+        return tmp_path / "parquet"
+
+    return make
+
+
+def plain(dataset: datasets.Dataset) -> datasets.Dataset:
+    return dataset
+
+
+def test_an_image_folder(folder, options):
+    table = open_table(options(folder), "train")
+    assert split_names(options(folder)) == ["train"]
+    assert numbers(table) == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    assert table.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert table.class_names == CLASSES
+    assert table.name_of(4) == str(folder / "bee" / "01.png")
+
+
+def test_a_relative_folder_names_its_files(folder, options, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert open_table(options("images"), "train").name_of(0) == "images/ant/00.png"
+
+
+def test_a_parquet_folder(parquet, options):
+    path = parquet(rows(12), rows(3, 12))
+    assert split_names(options(path)) == ["train", "test"]
+    test = open_table(options(path), "test")
+    assert numbers(test) == [12, 13, 14]
+    assert test.class_names == CLASSES
+    assert test.name_of(1) == f"row 1 of split test of {path}"
+
+
+def test_a_parquet_folder_with_brackets_in_its_name(parquet, options, tmp_path):
+    path = shutil.move(parquet(rows(3), rows(3)), tmp_path / "a[1]")
+    assert len(open_table(options(path), "train")) == 3
+
+
+@pytest.mark.parametrize("with_splits", [True, False])
+def test_a_folder_of_save_to_disk(tmp_path, options, with_splits):
+    saved = with_names(rows())
+    (datasets.DatasetDict({"train": saved}) if with_splits else saved).save_to_disk(tmp_path / "d")
+    table = open_table(options(tmp_path / "d"), "train")
+    assert numbers(table) == list(range(12))
+    assert table.labels.tolist() == [n % 3 for n in range(12)]
+
+
+def test_text_labels_have_the_same_numbers_in_every_split(parquet, options):
+    """Numbering each split by itself would call `cow` 2 in one and 0 in the other."""
+    train = {"image": rows(3)["image"], "label": list(CLASSES)}
+    test = {"image": rows(2)["image"], "label": ["cow", "bee"]}
+    path = parquet(train, test, plain)
+    for split, labels in (("train", [0, 1, 2]), ("test", [2, 1])):
+        table = open_table(options(path), split)
+        assert table.labels.tolist() == labels
+        assert table.class_names == CLASSES
+
+
+def test_other_columns_can_serve(parquet, options):
+    columns = {"picture": rows(3)["image"], "year": [1999, 2024, 1999]}
+    path = parquet(columns, columns, plain)
+    table = open_table(options(path, image_column="picture", label_column="year"), "train")
+    assert table.labels.tolist() == [0, 1, 0]
+    assert table.class_names == ("1999", "2024")
+
+
+def test_unknown_labels_are_minus_one(tmp_path, options):
+    saved = with_names({**rows(3), "label": [0, None, -1]})
+    saved.save_to_disk(tmp_path / "d")
+    assert open_table(options(tmp_path / "d"), "train").labels.tolist() == [0, -1, -1]
+
+
+def test_a_column_that_only_happens_to_be_called_label_is_no_label(parquet, options):
+    columns = {"image": rows(2)["image"], "label": [0.25, 0.5]}
+    path = parquet(columns, columns, plain)
+    assert open_table(options(path), "train").labels is None
+    with pytest.raises(ValueError, match="--label_column label: some labels are missing, or"):
+        open_table(options(path, label_column="label"), "train")
+
+
+def test_mnist5k_is_embedded(options):
+    table = open_table(ImageOptions(), "test")
+    assert split_names(ImageOptions()) == ["train", "test"]
+    assert len(table) == 1000
+    assert table.labels.tolist() == [n % 10 for n in range(1000)]
+    assert table.name_of(3) == "mnist5k test 3"
+
+
+def test_wrong_names_are_told(folder, tmp_path, options, parquet):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "file.txt", b"")
+    path = parquet(rows(3), rows(3))
+    for settings, split, message in (
+        ((tmp_path / "nowhere",), "train", "there is no folder"),
+        (("a/b/c",), "train", "there is no folder a/b/c"),
+        ((tmp_path / "empty",), "train", "the folder holds no images and no parquet or arrow"),
+        ((tmp_path / "file.txt",), "train", "is a file; expected a folder"),
+        ((folder,), "test", "has no split 'test'; it has: train"),
+        ((path,), "validation", "has no split 'validation'; it has: train, test"),
+        (("mnist5k",), "validation", "has no split 'validation'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_table(options(*settings), split)
+    for flag in ("image_column", "label_column"):
+        with pytest.raises(ValueError, match=f"--{flag} nope: there is no such column; .* image, "):
+            open_table(options(path, **{flag: "nope"}), "train")
+    with pytest.raises(ValueError, match="--image_column label: the column does not hold images"):
+        open_table(options(path, image_column="label"), "train")
+
+
+def test_damaged_tables_are_told(tmp_path, options, capfd):
+    write(tmp_path / "p" / "x.parquet", b"garbage")
+    with pytest.raises(ValueError, match="its parquet files cannot be read"):
+        open_table(options(tmp_path / "p"), "train")
+    with_names(rows()).save_to_disk(tmp_path / "d")
+    arrow = tmp_path / "d" / "data-00000-of-00001.arrow"
+    arrow.write_bytes(arrow.read_bytes()[:300])
+    with pytest.raises(ValueError, match="its arrow files cannot be read"):
+        open_table(options(tmp_path / "d"), "train")
+
+
+@pytest.mark.parametrize("name", ["somebody/something", "something"])
+def test_without_a_network_a_hub_name_is_one_sentence(options, name):
+    """The tests run with HF_HUB_OFFLINE=1; test_hub.py looks at a hub that cannot be reached."""
+    with pytest.raises(ValueError, match=f"--dataset {name}: no such folder here") as refused:
+        open_table(options(name), "train")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "saved", "mnist5k"])
+def test_a_stream_holds_what_the_table_holds(kind, folder, parquet, tmp_path, options):
+    split = "train"
+    if kind == "saved":
+        with_names(rows()).save_to_disk(tmp_path / "saved")
+    path = {"folder": folder, "saved": tmp_path / "saved", "mnist5k": "mnist5k"}.get(kind)
+    chosen = options(path or parquet(rows(12), rows(3)))
+    if kind == "mnist5k":
+        chosen, split = ImageOptions(), "test"
+    table = open_table(chosen, split)
+    streamed = list(islice(open_stream(chosen, split, shuffle_seed=None), 50))
+    assert [read() for read, _, _ in streamed] == [
+        table.read(n) for n in range(min(50, len(table)))
+    ]
+    assert [label for _, _, label in streamed] == table.labels[:50].tolist()
+    shuffled = [list(open_stream(chosen, split, shuffle_seed=seed)) for seed in (1, 1, 2)]
+    orders = [[read() for read, _, _ in each] for each in shuffled]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(map(table.read, range(len(table))))
+
+
+def test_a_stream_refuses_missing_columns_and_splits(folder, options):
+    with pytest.raises(ValueError, match="--image_column nope"):
+        next(open_stream(options(folder, image_column="nope"), "train", shuffle_seed=None))
+    with pytest.raises(ValueError, match="has no split 'test'"):
+        next(open_stream(options(folder), "test", shuffle_seed=None))

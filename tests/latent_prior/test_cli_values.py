@@ -1,0 +1,60 @@
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from latent_prior.cli_values import check_kind, is_list, read_value, read_yaml
+
+
+def test_lists_are_recognised():
+    assert is_list(list[int])
+    assert is_list(list[str] | None)
+    assert not is_list(int | None)
+    assert not is_list(Literal["list"])
+
+
+def test_yaml_is_read_without_the_surprises_of_its_version_1_1():
+    text = "{a: no, b: 1e-4, c: 010, d: 12:30, e: 2024-01-01, f: true, g: ~, h: -3, i: '5', j: 0}"
+    assert read_yaml(text) == {
+        "a": "no", "b": 1e-4, "c": 10.0, "d": "12:30", "e": "2024-01-01", "f": True, "g": None, "h": -3, "i": "5",
+        "j": 0,
+    }  # fmt: skip
+
+
+def test_yaml_makes_no_objects():
+    for text in ("!!python/object/apply:os.getcwd []", "!!python/name:os.system"):
+        with pytest.raises(yaml.YAMLError):
+            read_yaml(text)
+
+
+def test_a_word_is_read_by_the_type_of_its_flag():
+    assert read_value("5", str) == "5"
+    assert read_value("5", list[str]) == "5"
+    assert read_value("5", list[int]) == 5
+    assert read_value("no", Literal["no", "yes"]) == "no"
+    assert read_value("3", Literal[1, 3] | None) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (1, int), (1, float), (0.5, float), (True, bool), ("a", str), (2024, str), (None, int | None), (2, int | None),
+        ([], list[int]), ([1], list[int]), ("a", Literal["a", "b"]), (3, Literal[1, 3]), ([1], list[int] | None),
+        (1, int | list[int]), ([1, 2], int | list[int]), ("a", Any), ([1, "b"], Any), (None, Any),
+    ],
+)  # fmt: skip
+def test_fitting_values_pass(value, kind):
+    check_kind("x", value, kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (True, int), (1.0, int), ("1", int), (None, int), (True, float), (float("nan"), float), (float("inf"), float),
+        (1, bool), ("no", bool), (True, str), (None, str), (1, list[int]), ([1.5], list[int]), ([None], list[int]),
+        (True, Literal[1, 3]), ("3", Literal[1, 3]), ("c", Literal["a", "b"]),
+    ],
+)  # fmt: skip
+def test_other_values_are_named(value, kind):
+    with pytest.raises(ValueError, match=r"^--some\.flag takes .+, not "):
+        check_kind("some.flag", value, kind)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from latent_prior.machine import available_cores
+from latent_prior.options import RunOptions
+from latent_prior.processes import start_processes, start_training_processes
+
+
+@pytest.fixture(autouse=True)
+def restore_threads(fresh_processes):
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_cpu_process_takes_its_share_of_the_cores(monkeypatch):
+    """`accelerate launch` exports OMP_NUM_THREADS=1, which would leave the other cores idle."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    start_processes()
+    assert torch.get_num_threads() == available_cores()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    start_processes()
+    assert torch.get_num_threads() == max(1, available_cores() // 2)
+    start_processes(cpu_threads=3)
+    assert torch.get_num_threads() == 3
+
+
+def test_a_lone_process_that_was_to_have_company_refuses(monkeypatch, fresh_processes):
+    start_processes(
+        cpu_threads=1
+    )  # alone, as without ACCELERATE_USE_CPU on a machine that has no GPU
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="ACCELERATE_USE_CPU=true torchrun --standalone"):
+        start_processes(cpu_threads=1)
+
+
+def test_half_precision_that_a_cpu_does_not_compute_is_refused():
+    with pytest.raises(ValueError, match="--mixed_precision fp16"):
+        start_processes(mixed_precision="fp16", cpu_threads=1)
+
+
+def test_the_same_seed_gives_the_same_weights(fresh_processes):
+    drawn = []
+    for seed in (3, 3, 4):
+        fresh_processes()
+        options = RunOptions(output_dir="x", seed=seed, accumulation_steps=2, cpu_threads=1)
+        accelerator = start_training_processes(options)
+        assert accelerator.gradient_accumulation_steps == 2
+        drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -1,0 +1,185 @@
+import errno
+
+import pytest
+import torch
+
+from latent_prior.cli import run
+from latent_prior.files import whole_file, whole_folder
+from latent_prior.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+
+
+def names(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+    with whole_folder(tmp_path / "new" / "model") as folder:
+        (folder / "a").write_text("1")
+        assert not (tmp_path / "new" / "model").exists()
+    assert names(tmp_path) == ["new/model/a"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there(tmp_path, error):
+    for path in (tmp_path / "old", tmp_path / "fresh"):
+        if path.name == "old":
+            path.mkdir()
+            (path / "a").write_text("1")
+
+        def fail(path=path):
+            with whole_folder(path) as folder:
+                (folder / "b").write_text("2")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+    assert names(tmp_path) == ["old/a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for content in "ab":
+        with whole_folder(tmp_path / "model") as folder:
+            (folder / content).write_text(content)
+    assert names(tmp_path) == ["model/b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    for stale in (".model.partial", ".model.replaced"):
+        (tmp_path / stale).mkdir()
+        (tmp_path / stale / "junk").write_text("x")
+    for _ in range(2):
+        with whole_folder(tmp_path / "model") as folder:
+            (folder / "a").write_text("1")
+    assert names(tmp_path) == ["model/a"]
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    final = tmp_path / "sub" / "a.txt"
+    with whole_file(final) as path:
+        assert path.suffix == ".txt"
+        path.write_text("1")
+        assert not final.exists()
+
+    def fail():
+        with whole_file(final) as path:
+            path.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names(tmp_path) == ["sub/a.txt"]
+    assert final.read_text() == "1"
+
+
+class Part:
+    def __init__(self, value: float = 0.0):
+        self.value = torch.full((3,), value)
+
+    def state_dict(self):
+        return {"value": self.value, "count": 3, "name": "x"}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+def test_a_checkpoint_restores_every_part(tmp_path):
+    save_checkpoint(tmp_path, 7, {"a": Part(1.0), "b": Part(2.0)}, keep=1)
+    parts = {"a": Part(), "b": Part()}
+    load_checkpoint(checkpoints(tmp_path)[-1], parts)
+    assert parts["a"].value.tolist() == [1.0] * 3
+    assert parts["b"].value.tolist() == [2.0] * 3
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    assert checkpoints(tmp_path) == []
+    for step in (1, 20, 100, 3000):
+        save_checkpoint(tmp_path, step, {"a": Part(step)}, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000100", "step-000003000"]
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path):
+    save_checkpoint(tmp_path, 1, {"a": Part(1.0)}, keep=2)
+    partial = tmp_path / "checkpoints" / ".step-000000002.partial"
+    partial.mkdir()
+    (partial / "a.pt").write_bytes(b"half")
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000001"]
+    save_checkpoint(tmp_path, 2, {"a": Part(2.0)}, keep=2)
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "garbage", "half"])
+def test_a_damaged_checkpoint_is_told(tmp_path, damage):
+    save_checkpoint(tmp_path, 1, {"a": Part(1.0)}, keep=1)
+    path = checkpoints(tmp_path)[0] / "a.pt"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(
+            {"empty": b"", "garbage": b"x" * 500, "half": whole[: len(whole) // 2]}[damage]
+        )
+    with pytest.raises(
+        ValueError, match=r"a\.pt cannot be resumed from .*; delete .*step-000000001"
+    ):
+        load_checkpoint(checkpoints(tmp_path)[0], {"a": Part()})
+
+
+def test_a_checkpoint_of_another_model_is_told(tmp_path):
+    save_checkpoint(tmp_path, 1, {"model": torch.nn.Linear(2, 2)}, keep=1)
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        load_checkpoint(checkpoints(tmp_path)[0], {"model": torch.nn.Linear(3, 2)})
+
+
+class Attack:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, capsys):
+    folder = tmp_path / "checkpoints" / "step-000000001"
+    folder.mkdir(parents=True)
+    torch.save({"value": Attack()}, folder / "a.pt")
+    with pytest.raises(ValueError, match="cannot be resumed from"):
+        load_checkpoint(folder, {"a": Part()})
+    assert "executed" not in capsys.readouterr().out
+
+
+class FullDisk:
+    """A file whose disk has room for 100 bytes."""
+
+    def __init__(self, file):
+        self.file, self.room = file, 100
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    save_checkpoint(tmp_path, 1, {"a": Part(1.0)}, keep=1)
+    opened = type(tmp_path).open
+
+    def full(path, mode="r", *args, **kwargs):
+        file = opened(path, mode, *args, **kwargs)
+        return FullDisk(file) if mode == "wb" else file
+
+    monkeypatch.setattr(type(tmp_path), "open", full)
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: save_checkpoint(tmp_path, 2, {"a": Part(2.0)}, keep=1))
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert said.count("\n") == 1
+    assert names(tmp_path) == ["checkpoints/step-000000001/a.pt"]

@@ -1,0 +1,439 @@
+"""The training loop on a small real model: a convolution with dropout, random shifts, an average, on one CPU process."""
+
+import itertools
+import json
+import math
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from latent_prior.data.batch_order import index_batches, prefetch, shares
+from latent_prior.options import RunOptions, TrainingImageOptions, changeable
+from latent_prior.processes import start_training_processes
+from latent_prior.seeds import generator
+from latent_prior.training.checkpoint import checkpoints
+from latent_prior.training.ema import EMA
+from latent_prior.training.loop import TrainState, resume, save, train
+from latent_prior.training.optim import make_optimizer, update
+
+SIZE = 21
+
+
+class Meter(nn.Module):
+    """Counts over a run, as stage 1's epoch meter does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+
+class Run:
+    """One training script in small: its step, its batches and what it wrote."""
+
+    def __init__(self, folder, *, poison=None, dropout=0.5, **settings):
+        defaults = {
+            "output_dir": str(folder), "batch_size": 8, "max_steps": 6, "learning_rate": 0.05, "warmup_steps": 2,
+            "schedule": "cosine", "log_every": 2, "checkpoint_every": 3, "evaluate_every": 4, "seed": 5, "cpu_threads": 1,
+            "ema_decay": 0.9, "weight_decay": 0.1,
+        }  # fmt: skip
+        self.options = RunOptions(**{**defaults, **settings})
+        self.folder, self.poison = folder, poison
+        self.evaluated, self.exported, self.seen = [], [], []
+        self.accelerator = start_training_processes(self.options)
+        self.model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.Dropout(dropout), nn.Flatten(), nn.Linear(36, 1)
+        )
+        optimizer = make_optimizer(self.model, self.options)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.ema, self.meter = EMA(self.model, self.options.ema_decay), Meter()
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "ema": self.ema,
+            "meter": self.meter,
+        }
+        self.state = TrainState(parts)
+        self.images = torch.randn(SIZE, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+
+    def step(self, batch):
+        with self.accelerator.accumulate(self.wrapped):
+            loss = self.wrapped(batch["images"]).square().mean()
+            if self.poison == self.state.step:
+                loss = loss * math.nan
+            self.accelerator.backward(loss)
+            updated = update(
+                self.accelerator, self.optimizer, self.wrapped, loss=loss, step=self.state.step, options=self.options
+            )  # fmt: skip
+        if self.accelerator.sync_gradients:
+            self.ema.update(self.model)
+        self.meter.seen += len(batch["images"])
+        return {"loss": loss, **updated}
+
+    def batches(self, start):
+        places = index_batches(start, size=SIZE, options=self.options, accelerator=self.accelerator)
+        for step, indices, place in places:
+            self.seen.append((step, indices.tolist()))
+            noise = torch.randn(
+                self.options.batch_size, 1, 5, 5, generator=generator(5, "noise", step)
+            )
+            yield {"images": self.images[indices] + 0.1 * noise[place]}
+
+    def evaluate(self):
+        self.evaluated.append(self.state.step)
+        return {"held_out": float(self.state.step)}
+
+    def export(self):
+        self.exported.append(self.state.step)
+
+    def train(self):
+        train(
+            self.accelerator, self.step, self.batches, self.state, self.options, evaluate=self.evaluate,
+            export=self.export,
+        )  # fmt: skip
+        return self
+
+    def everything(self):
+        """All that a checkpoint holds, flat."""
+        parts = {
+            **{f"model.{k}": v for k, v in self.model.state_dict().items()},
+            **{f"ema.{k}": v for k, v in self.ema.weights.items()},
+            "seen": self.meter.seen,
+        }
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            parts |= {f"optimizer.{number}.{k}": v for k, v in moments.items()}
+        return {name: value.clone() for name, value in parts.items()}
+
+
+@pytest.fixture
+def start(tmp_path, fresh_processes):
+    def make(name: str = "run", **settings) -> Run:
+        fresh_processes()
+        return Run(tmp_path / name, **settings)
+
+    return make
+
+
+def equal(first: dict, second: dict) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def lines(run: Run) -> list[dict]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_three_and_three_steps_give_the_bits_of_six(start, accumulation_steps):
+    settings = {"accumulation_steps": accumulation_steps}
+    straight = start("straight", **settings).train()
+    start("resumed", max_steps=3, schedule="constant", **settings).train()
+    with pytest.raises(ValueError, match="schedule"):
+        start("resumed", **settings).train()
+    whole = start("whole", schedule="constant", **settings).train()
+    resumed = start("resumed", schedule="constant", **settings).train()
+    assert equal(whole.everything(), resumed.everything())
+    assert not equal(whole.everything(), straight.everything())
+    assert resumed.seen[0][0] == 3
+    assert whole.state.step == resumed.state.step == 6
+
+
+def test_a_kill_between_checkpoints_costs_nothing_but_time(start):
+    """The cosine schedule, dropout and noise go on as if nothing had happened, mid-epoch (21 images, batches of 8)."""
+
+    class Killed(BaseException):
+        pass
+
+    whole = start("whole", max_steps=9).train()
+    for stop in (4, 5, 8):
+        run = start("killed", max_steps=9)
+        original = run.step
+
+        def step(batch, run=run, original=original, stop=stop):
+            if run.state.step == stop:
+                raise Killed
+            return original(batch)
+
+        run.step = step
+        with pytest.raises(Killed):
+            run.train()
+    partial = run.folder / "checkpoints" / ".step-000000009.partial"
+    partial.mkdir()
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "los')
+    resumed = start("killed", max_steps=9).train()
+    assert equal(whole.everything(), resumed.everything())
+    assert [line["step"] for line in lines(resumed)] == [line["step"] for line in lines(whole)]
+    strip = [
+        {k: v for k, v in line.items() if k != "seconds"}
+        for line in lines(whole)
+        if "held_out" in line
+    ]
+    assert strip == [
+        {k: v for k, v in line.items() if k != "seconds"}
+        for line in lines(resumed)
+        if "held_out" in line
+    ]
+
+
+def test_restarting_the_epoch_or_the_seed_on_resume_would_be_another_run(start):
+    """Several peers begin the epoch anew, or reseed from the start, when they resume."""
+    whole = start("whole").train()
+    start("peer", max_steps=3).train()
+    peer = start("peer")
+    batches = peer.batches
+    peer.batches = lambda begin: batches(0)
+    assert not equal(whole.everything(), peer.train().everything())
+
+
+def test_one_batch_of_8_equals_two_of_4(start):
+    whole = start("whole", dropout=0.0).train()
+    halves = start("halves", dropout=0.0, accumulation_steps=2).train()
+    assert [len(indices) for _, indices in halves.seen[:4]] == [4] * 4
+    for name, value in whole.everything().items():
+        torch.testing.assert_close(halves.everything()[name], value, rtol=1e-4, atol=1e-6)
+    # 12 micro-batches are 6 optimizer steps: a loop that counts micro-batches (diffusers' vqgan) would stop at 3.
+    assert halves.state.step == 6
+    assert halves.ema.updates == 6
+
+
+def test_what_happens_when(start):
+    run = start(max_steps=7, checkpoints_to_keep=2).train()
+    assert run.evaluated == [4, 7]
+    assert run.exported == [3, 6, 7]
+    assert [path.name for path in checkpoints(run.folder)] == ["step-000000006", "step-000000007"]
+    assert [line["step"] for line in lines(run)] == [2, 4, 4, 6, 7, 7]
+    first = lines(run)[0]
+    assert {"step", "images_seen", "seconds", "loss", "gradient_norm", "learning_rate"} == set(
+        first
+    )
+    assert first["images_seen"] == 16
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["max_steps"] == 7
+
+
+def test_a_finished_run_does_nothing_but_export(start):
+    """Killed between its last checkpoint and the export, a run would otherwise never get its model folder."""
+    done = start().train()
+    again = start().train()
+    assert again.seen == again.evaluated == []
+    assert again.exported == [6]
+    assert equal(done.everything(), again.everything())
+    assert lines(again) == lines(done)
+
+
+def test_no_steps_at_all(start):
+    assert start(max_steps=0).train().exported == [0]
+
+
+def test_a_run_can_be_prolonged_but_not_changed(start):
+    start(max_steps=3).train()
+    with pytest.raises(
+        ValueError, match=r"holds a run with learning_rate = 0\.05, this command says 0\.1"
+    ):
+        start(max_steps=6, learning_rate=0.1).train()
+    changed = start(max_steps=4, log_every=1, checkpoint_every=1, accumulation_steps=2).train()
+    assert changed.state.step == 4
+
+
+def test_a_checkpoint_whose_config_is_gone_is_refused(start):
+    run = start(max_steps=3).train()
+    (run.folder / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="holds a run with"):
+        start().train()
+
+
+def test_a_damaged_checkpoint_is_told(start):
+    run = start(max_steps=3).train()
+    (checkpoints(run.folder)[-1] / "optimizer.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"optimizer\.pt cannot be resumed from"):
+        start().train()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(start):
+    good = start("good", max_steps=4, schedule="constant").train()
+    bad = start("bad", poison=4, schedule="constant")
+    with pytest.raises(
+        ValueError, match=r"step 5: (loss|gradient_norm) is nan; stopped before the weights"
+    ):
+        bad.train()
+    for name, value in good.model.state_dict().items():
+        assert torch.equal(bad.model.state_dict()[name], value)
+    assert [path.name for path in checkpoints(bad.folder)] == ["step-000000003"]
+
+
+@pytest.mark.parametrize("limit", ["max_seconds", "max_cpu_seconds"])
+def test_time_can_end_a_run_and_counts_over_its_parts(start, limit):
+    run = start(max_steps=1000, **{limit: 1e-9}).train()
+    assert run.state.step == 1
+    assert run.exported == [1]
+    again = start(max_steps=1000, **{limit: 1e-9}).train()
+    assert again.state.step == 1
+    assert again.exported == [1]
+    seconds, cpu_seconds = again.state.seconds, again.state.cpu_seconds
+    prolonged = start(max_steps=2).train()
+    assert prolonged.state.seconds > seconds > 0
+    assert prolonged.state.cpu_seconds > cpu_seconds > 0
+
+
+def test_waiting_costs_no_processor_time(start):
+    """Else a machine's other programs would eat into the budget, as they do into that of the clock."""
+    run = start(max_steps=3)
+    step = run.step
+    run.step = lambda batch: (time.sleep(0.2), step(batch))[1]
+    run.train()
+    assert run.state.seconds > 0.6 > run.state.cpu_seconds
+
+
+def test_the_budget_says_what_a_training_has_cost(start):
+    run = start(max_steps=3).train()
+    budget = run.state.budget(run.options, run.accelerator)
+    assert (budget["steps"], budget["images_seen"]) == (3, 3 * run.options.batch_size)
+    assert (budget["device"], budget["num_processes"]) == ("cpu", 1)
+    assert budget["seconds"] == pytest.approx(run.state.seconds, abs=0.06)
+    assert budget["cpu_seconds"] == pytest.approx(run.state.cpu_seconds, abs=0.06)
+
+
+def test_save_and_resume_restore_the_counters(start):
+    run = start()
+    run.state.step, run.state.seconds, run.state.cpu_seconds = 3, 12.5, 20.5
+    resume(run.accelerator, run.folder, run.state, run.options)
+    save(run.accelerator, run.folder, run.state, run.options, None)
+    other = start()
+    resume(other.accelerator, other.folder, other.state, other.options)
+    assert (other.state.step, other.state.seconds, other.state.cpu_seconds) == (3, 12.5, 20.5)
+
+
+def process(index: int, count: int) -> SimpleNamespace:
+    """As much of an Accelerator as the order of the images needs."""
+    return SimpleNamespace(process_index=index, num_processes=count)
+
+
+def whole_batches(steps: int, *, start=0, size=SIZE, processes=1, **settings):
+    """{step: indices of the whole batch}, put together from every process' places."""
+    options = RunOptions(output_dir="x", **{"batch_size": 8, **settings})
+    found: dict[int, torch.Tensor] = {}
+    for index in range(processes):
+        stream = index_batches(
+            start, size=size, options=options, accelerator=process(index, processes)
+        )
+        for step, indices, place in stream:
+            if step >= start + steps:
+                break
+            batch = found.setdefault(step, torch.full((options.batch_size,), -1))
+            assert (batch[place] == -1).all()
+            batch[place] = indices
+    return found
+
+
+@pytest.mark.parametrize("size", [21, 8, 5, 64])
+def test_every_image_is_seen_once_an_epoch(size):
+    order = torch.cat(list(whole_batches(size, size=size).values()))  # 8 epochs
+    assert len(order) == 8 * size
+    epochs = order.split(size)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(size))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 8
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_the_batch_of_a_step_depends_on_neither_processes_nor_micro_batches(
+    processes, accumulation_steps
+):
+    """An unsharded loader (diffusers' vqgan example) would give every process the same images."""
+    expected = whole_batches(9)
+    found = whole_batches(9, processes=processes, accumulation_steps=accumulation_steps)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[step], found[step]) for step in expected)
+
+
+def test_the_order_is_a_pure_function_of_step_and_seed():
+    whole = whole_batches(20)
+    for begin in (1, 2, 13):
+        later = whole_batches(3, start=begin)
+        assert all(torch.equal(whole[step], later[step]) for step in later)
+    assert not torch.equal(whole_batches(1, seed=1)[0], whole[0])
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(
+        ValueError, match="--batch_size 8 cannot be shared out evenly over 3 processes"
+    ):
+        whole_batches(1, processes=3)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_shares_cover_everything_once_in_the_same_batches(processes):
+    parts = [list(shares(300, process(index, processes))) for index in range(processes)]
+    batches = sorted(batch.tolist() for part in parts for batch in part)
+    assert batches == [batch.tolist() for batch in shares(300, process(0, 1))]
+    assert list(itertools.chain(*batches)) == list(range(300))
+
+
+def test_prefetching_keeps_the_order_and_ends():
+    assert list(prefetch(iter(range(100)))) == list(range(100))
+    assert list(prefetch(iter([]))) == []
+    assert list(prefetch(iter([None, 0]))) == [None, 0]
+
+
+def test_prefetching_passes_errors_on_after_the_items_before_them():
+    def items():
+        yield 1
+        raise ValueError("broken image")
+
+    stream = prefetch(items())
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="broken image"):
+        next(stream)
+
+
+def test_prefetching_runs_ahead_by_its_depth_only():
+    made = []
+
+    def items():
+        for number in itertools.count():
+            made.append(number)
+            yield number
+
+    stream = prefetch(items(), depth=2)
+    assert next(stream) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(made) == 4  # one taken, two waiting, one in the hand
+    stream.close()
+
+
+def test_closing_early_ends_the_thread():
+    before = set(threading.enumerate())
+    stream = prefetch(itertools.count())
+    next(stream)
+    assert set(threading.enumerate()) - before
+    stream.close()
+    assert not set(threading.enumerate()) - before
+
+
+def test_a_training_that_fails_ends_its_thread(start):
+    before = set(threading.enumerate())
+    run = start(poison=1)
+    with pytest.raises(ValueError, match="step 2"):
+        run.train()
+    assert not set(threading.enumerate()) - before
+
+
+def test_states_hold_nothing_that_needs_unpickling(start):
+    run = start(max_steps=3).train()
+    for path in checkpoints(run.folder)[-1].glob("*.pt"):
+        torch.load(path, weights_only=True)
+
+
+def test_only_what_leaves_the_weights_alone_may_change_when_a_run_goes_on():
+    assert changeable(TrainingImageOptions) == {
+        "output_dir", "max_steps", "max_seconds", "max_cpu_seconds", "log_every", "evaluate_every", "checkpoint_every",
+        "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps",
+    }  # fmt: skip
