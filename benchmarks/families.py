@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -48,8 +48,7 @@ class FamiliesOptions:
     """Folder of the runs, the tables and the pictures; each data set has its own in it."""
 
 
-if __name__ == "__main__":
-    parse_config(FamiliesOptions)
+answer_early(__name__, FamiliesOptions)
 
 import torch
 from torch import Tensor

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 
 Name = Literal["vae", "vae_prior", "vqvae", "vqvae2", "vqgan", "sngan", "r3gan"]
 
@@ -52,8 +52,7 @@ class LeagueOptions:
     """Folder of the runs and the report; each data set has its own in it."""
 
 
-if __name__ == "__main__":
-    parse_config(LeagueOptions)
+answer_early(__name__, LeagueOptions)
 
 import numpy as np
 import torch
@@ -106,9 +105,7 @@ def contestants(data: str) -> dict[str, Contestant]:
         "vqvae": pair("vqvae", f"{data}_vqvae", {}),
         "vqvae2": pair("vqvae2", f"{data}_vqvae2", {}),
         "vqgan": pair("vqgan", f"{data}_vqgan", {}),
-        "sngan": Contestant(
-            (Stage(GAN, f"{data}_sngan", {}, 1.0),)
-        ),
+        "sngan": Contestant((Stage(GAN, f"{data}_sngan", {}, 1.0),)),
         "r3gan": Contestant((Stage(GAN, f"{data}_r3gan", {}, 1.0),)),
     }
 

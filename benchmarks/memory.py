@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -29,8 +29,7 @@ class MemoryOptions:
     """Measure this line in this process; what the other processes are started with."""
 
 
-if __name__ == "__main__":
-    parse_config(MemoryOptions)
+answer_early(__name__, MemoryOptions)
 
 import numpy as np
 import prior

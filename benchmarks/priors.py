@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -45,8 +45,7 @@ class PriorsOptions:
     """Folder of the runs and the table; each data set has its own in it."""
 
 
-if __name__ == "__main__":
-    parse_config(PriorsOptions)
+answer_early(__name__, PriorsOptions)
 
 import torch
 import yaml

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 
 
 @dataclass(kw_only=True)
@@ -33,8 +33,7 @@ class ThroughputOptions:
     """Threads; null takes all cores."""
 
 
-if __name__ == "__main__":
-    parse_config(ThroughputOptions)
+answer_early(__name__, ThroughputOptions)
 
 import prior
 import stage1

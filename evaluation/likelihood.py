@@ -7,11 +7,10 @@ and likelihood.md (the table). Several processes share the images, started as th
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.evaluation.likelihood_options import LikelihoodOptions
 
-if __name__ == "__main__":
-    parse_config(LikelihoodOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, LikelihoodOptions)
 
 import json
 import math

@@ -8,11 +8,10 @@ and pictures). Several processes share the images: start them with `accelerate l
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.evaluation.options import RECONSTRUCTIONS, ScoreOptions
 
-if __name__ == "__main__":
-    parse_config(ScoreOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, ScoreOptions)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -6,11 +6,10 @@ pipeline folder. Several processes share the images, started as those of score.p
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.evaluation.sweep_options import SWEPT, SweepOptions
 
-if __name__ == "__main__":
-    parse_config(SweepOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, SweepOptions)
 
 import itertools
 import json

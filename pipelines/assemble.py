@@ -5,11 +5,10 @@ python pipelines/assemble.py --autoencoder runs/mnist/vqvae/model --prior runs/m
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.pipelines.options import AssembleOptions
 
-if __name__ == "__main__":
-    parse_config(AssembleOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, AssembleOptions)
 
 from collections.abc import Sequence
 

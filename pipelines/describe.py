@@ -5,11 +5,10 @@ python pipelines/describe.py --pipeline runs/mnist/pipeline --samples runs/mnist
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.pipelines.options import DescribeOptions
 
-if __name__ == "__main__":
-    parse_config(DescribeOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, DescribeOptions)
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,11 +6,10 @@ accelerate launch pipelines/latents.py --pipeline runs/mnist/pipeline --operatio
 
 from __future__ import annotations
 
-from latent_prior.cli import dump_config, parse_config, run
+from latent_prior.cli import answer_early, dump_config, parse_config, run
 from latent_prior.pipelines.options import LatentOptions
 
-if __name__ == "__main__":
-    parse_config(LatentOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, LatentOptions)
 
 import json
 from collections.abc import Sequence

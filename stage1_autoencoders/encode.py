@@ -5,11 +5,10 @@ accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/m
 
 from __future__ import annotations
 
-from latent_prior.cli import dump_config, parse_config, run
+from latent_prior.cli import answer_early, dump_config, parse_config, run
 from latent_prior.stage1_autoencoders.options import EncodeOptions
 
-if __name__ == "__main__":
-    parse_config(EncodeOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, EncodeOptions)
 
 import dataclasses
 import json

@@ -5,12 +5,10 @@ accelerate launch stage1_autoencoders/train.py --config stage1_autoencoders/conf
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.stage1_autoencoders.options import ModelOptions, TrainOptions
 
-if __name__ == "__main__":
-    # Mistakes are answered before torch is imported, unless they are about the model, whose options stand in its own file.
-    parse_config(TrainOptions)
+answer_early(__name__, TrainOptions)
 
 import dataclasses
 from collections.abc import Sequence

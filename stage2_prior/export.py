@@ -5,11 +5,10 @@ python stage2_prior/export.py --prior runs/mnist/prior/model --output_dir runs/m
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.stage2_prior.export_options import ExportOptions
 
-if __name__ == "__main__":
-    parse_config(ExportOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, ExportOptions)
 
 from collections.abc import Sequence
 from pathlib import Path

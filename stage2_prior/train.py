@@ -5,11 +5,10 @@ accelerate launch stage2_prior/train.py --config stage2_prior/configs/mnist_vqva
 
 from __future__ import annotations
 
-from latent_prior.cli import parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.stage2_prior.options import TrainOptions
 
-if __name__ == "__main__":
-    parse_config(TrainOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, TrainOptions)
 
 import dataclasses
 from collections.abc import Iterator, Sequence

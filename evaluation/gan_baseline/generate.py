@@ -5,11 +5,10 @@ accelerate launch evaluation/gan_baseline/generate.py --gan runs/mnist/gan/model
 
 from __future__ import annotations
 
-from latent_prior.cli import dump_config, parse_config, run
+from latent_prior.cli import answer_early, dump_config, parse_config, run
 from latent_prior.evaluation.gan_baseline.options import GenerateOptions
 
-if __name__ == "__main__":
-    parse_config(GenerateOptions)  # --help and mistakes are answered before torch is imported
+answer_early(__name__, GenerateOptions)
 
 from collections.abc import Sequence
 from pathlib import Path
