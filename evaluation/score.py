@@ -8,7 +8,7 @@ and pictures). Several processes share the images: start them with `accelerate l
 
 from __future__ import annotations
 
-from latent_prior.cli import answer_early, parse_config, run
+from latent_prior.cli import answer_early, command_line, parse_config, run
 from latent_prior.evaluation.options import RECONSTRUCTIONS, ScoreOptions
 
 answer_early(__name__, ScoreOptions)
@@ -268,6 +268,7 @@ def describe_protocol(
         else sets.autoencoder.fingerprint,
         "candidates": {candidate.name: candidate.protocol() for candidate in sets.candidates},
         "versions": versions(),
+        "command": command_line(),
     }
 
 

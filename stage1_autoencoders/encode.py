@@ -5,7 +5,7 @@ accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/m
 
 from __future__ import annotations
 
-from latent_prior.cli import answer_early, dump_config, parse_config, run
+from latent_prior.cli import answer_early, command_line, dump_config, parse_config, run
 from latent_prior.stage1_autoencoders.options import EncodeOptions
 
 answer_early(__name__, EncodeOptions)
@@ -85,14 +85,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if spec.kind == "latents":  # of the images a prior will learn from
             measured = options.augmented_split if options.augmented_split in shards else names[0]
             spec = measure_latents([path for _, path in shards[measured]], spec)
+        recorded = settings | {"command": command_line()}
         with whole_folder(final) as folder:
             join_shards(
                 folder,
                 {name: [path for _, path in parts] for name, parts in shards.items()},
                 spec,
-                settings,
+                recorded,
             )
-            (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+            (folder / SETTINGS_FILE).write_text(json.dumps(recorded, indent=2) + "\n")
         shutil.rmtree(shard_folder)
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
         print(f"codes: {final} ({counts} images, {list(codes_features(spec))} per row)")

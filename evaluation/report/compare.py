@@ -74,7 +74,12 @@ def compare(paths: Sequence[Path], output_dir: Path) -> None:
         "candidates": candidates,
         "compared": [_origin(score) for score in scores],
     }
-    for key in ("versions", "pipeline", "autoencoder_fingerprint"):  # of each file, in `compared`
+    for key in (
+        "versions",
+        "command",
+        "pipeline",
+        "autoencoder_fingerprint",
+    ):  # of each file, in `compared`
         protocol.pop(key, None)
     output_dir.mkdir(parents=True, exist_ok=True)
     column, title = scores[0].column, scores[0].title
@@ -230,7 +235,7 @@ def _shared(parts: Sequence[tuple[str, ...]]) -> int:
 
 
 def _origin(score: Scores) -> dict[str, Any]:
-    kept = ("versions", "pipeline", "autoencoder_fingerprint", "compared")
+    kept = ("versions", "command", "pipeline", "autoencoder_fingerprint", "compared")
     found = {key: score.protocol[key] for key in kept if score.protocol.get(key) is not None}
     return {"file": str(score.path)} | found
 

@@ -34,6 +34,7 @@ NOT_COMPARED = (
     "pipeline",
     "autoencoder_fingerprint",
     "versions",
+    "command",
     "compared",
     "fingerprint",
 )

@@ -14,6 +14,7 @@ import inspect
 import itertools
 import os
 import re
+import shlex
 import sys
 import textwrap
 import typing
@@ -73,6 +74,26 @@ def answer_early(name: str, options_class: type) -> None:
     """
     if name == "__main__":
         parse_config(options_class)
+
+
+def command_line() -> str | None:
+    """The command that started this process: `accelerate launch stage1_autoencoders/train.py --config ...`.
+
+    The script is named as in a checkout, whether it was started there, by its absolute path, with `-m` or from an
+    installed package; the words after it are as typed.
+
+    Returns:
+        None if this process runs no script of the package, for example a notebook that calls a `main`.
+    """
+    script = Path(sys.argv[0]).resolve()
+    rooms = [folder.resolve() for folder in Path(__file__).parent.iterdir() if folder.is_dir()]
+    for room in rooms:
+        if room in script.parents:
+            launched = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(os.environ)
+            program = ["accelerate", "launch"] if launched else ["python"]
+            path = script.relative_to(room.parent).as_posix()
+            return shlex.join([*program, path, *sys.argv[1:]])
+    return None
 
 
 def dump_config(options: object) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 import torch
 from huggingface_hub import snapshot_download
@@ -41,6 +41,8 @@ class Budget(TypedDict):
     cpu_seconds: float
     device: str
     num_processes: int
+    command: NotRequired[str | None]
+    """The training's command line, see `latent_prior.cli.command_line`; folders of older versions have none."""
 
 
 class ModelConfig(PretrainedConfig):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from latent_prior.cli import dump_config, fail, flag_types, parse_config, run
+from latent_prior.cli import command_line, dump_config, fail, flag_types, parse_config, run
 
 ALL_OPTIONS = [
     ("latent_prior.stage1_autoencoders.options", "TrainOptions"),
@@ -293,6 +293,25 @@ def run_and_read(error: BaseException, capsys) -> str:
 def wrapped(error: BaseException, cause: BaseException) -> BaseException:
     error.__cause__ = cause
     return error
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("start", [ROOT, ROOT / "src" / "latent_prior", Path()], ids=str)
+def test_a_command_is_recorded_as_it_is_typed_in_a_checkout(monkeypatch, start):
+    """Started there, by an absolute path, or with `-m`, which puts the module's file first."""
+    monkeypatch.chdir(ROOT)
+    for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    script, words = str(start / "pipelines" / "generate.py"), ["--labels", "a b", "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    expected = "pipelines/generate.py --labels 'a b' --seed 3"
+    assert command_line() == f"python {expected}"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert command_line() == f"accelerate launch {expected}"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", *words])
+    assert command_line() is None
 
 
 def test_errors_for_the_user_become_one_line(capsys):

@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -234,6 +235,22 @@ def test_harmless_flags_may_change(write):
     again, _ = write(batch_size=3, shard_images=100, cache_mb=1)
     assert (folder / "code_spec.json").stat().st_mtime_ns == before
     assert rows(again) == rows(split)
+
+
+def test_the_command_is_recorded_and_is_no_setting(write, monkeypatch):
+    """Codes of another spelling, or of a version that recorded none, are the same codes."""
+    monkeypatch.setattr(sys, "argv", [encode.__file__, "--batch_size=16", "--crops", "0"])
+    split, folder = write()
+    settings = json.loads((folder / "encode.json").read_text())
+    assert settings["command"].endswith(" stage1_autoencoders/encode.py --batch_size=16 --crops 0")
+    assert json.loads(split.info.description)["encode"] == settings
+    monkeypatch.setattr(sys, "argv", [encode.__file__, "--batch_size", "16"])
+    written = (folder / "code_spec.json").stat().st_mtime_ns
+    write()
+    del settings["command"]
+    (folder / "encode.json").write_text(json.dumps(settings))
+    write()
+    assert (folder / "code_spec.json").stat().st_mtime_ns == written
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from tqdm import tqdm
 
-from latent_prior.cli import dotted, dump_config
+from latent_prior.cli import command_line, dotted, dump_config
 from latent_prior.data.batch_order import Batch, prefetch
 from latent_prior.files import whole_file
 from latent_prior.models import Budget
@@ -66,6 +66,7 @@ class TrainState:
             if gpu
             else accelerator.device.type,
             num_processes=accelerator.num_processes,
+            command=command_line(),
         )
 
 

@@ -38,7 +38,7 @@ def write(folder, rows, **protocol):
 @pytest.fixture
 def two(tmp_path):
     a = write(tmp_path / "short/scores", [REAL, ours(9.0, 60)])
-    b = write(tmp_path / "long/scores", [REAL, ours(5.0, 600), ours(7.0, 600, "gan")], versions={"torch": "3.0"}, pipeline="p")  # fmt: skip
+    b = write(tmp_path / "long/scores", [REAL, ours(5.0, 600), ours(7.0, 600, "gan")], versions={"torch": "3.0"}, pipeline="p", command="score")  # fmt: skip
     return [a, b]
 
 
@@ -58,6 +58,8 @@ def test_rows_of_several_files_stand_in_one_table_under_names_of_their_own(two, 
     origins = found["protocol"]["compared"]
     assert [origin["versions"]["torch"] for origin in origins] == ["2.9", "3.0"]
     assert [origin.get("pipeline") for origin in origins] == [None, "p"]
+    assert [origin.get("command") for origin in origins] == [None, "score"]
+    assert "command" not in found["protocol"]
     assert "| ours (long) [1] | 50 | **5.00** |" in capsys.readouterr().out
     assert 'd="M' in (tmp_path / "both/report.html").read_text()
 

@@ -16,6 +16,7 @@ from latent_prior.data.batch_order import index_batches, prefetch, shares
 from latent_prior.options import RunOptions, TrainingImageOptions, changeable
 from latent_prior.processes import start_training_processes
 from latent_prior.seeds import generator
+from latent_prior.training import loop
 from latent_prior.training.checkpoint import checkpoints
 from latent_prior.training.ema import EMA
 from latent_prior.training.loop import TrainState, resume, save, train
@@ -288,11 +289,13 @@ def test_waiting_costs_no_processor_time(start):
     assert run.state.seconds > 0.6 > run.state.cpu_seconds
 
 
-def test_the_budget_says_what_a_training_has_cost(start):
+def test_the_budget_says_what_a_training_has_cost(start, monkeypatch):
     run = start(max_steps=3).train()
+    monkeypatch.setattr(loop, "command_line", lambda: "python train.py")
     budget = run.state.budget(run.options, run.accelerator)
     assert (budget["steps"], budget["images_seen"]) == (3, 3 * run.options.batch_size)
     assert (budget["device"], budget["num_processes"]) == ("cpu", 1)
+    assert budget["command"] == "python train.py"
     assert budget["seconds"] == pytest.approx(run.state.seconds, abs=0.06)
     assert budget["cpu_seconds"] == pytest.approx(run.state.cpu_seconds, abs=0.06)
 
