@@ -25,13 +25,14 @@ from accelerate import Accelerator
 from PIL import Image
 
 from latent_prior.cli import parse_config, run
-from latent_prior.evaluation.features.extract import share, stream
+from latent_prior.evaluation.features.extract import stream
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
 from latent_prior.evaluation.features.reference_cache import ReferenceStatistics
 from latent_prior.evaluation.judge import Judge
 from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.options import Candidate, ScoreOptions
 from latent_prior.evaluation.sets import open_candidate
+from latent_prior.processes import share
 
 BATCHES_A_TURN = 2
 
@@ -111,7 +112,7 @@ def time_features(
     flags = ScoreOptions(candidates=[f"a={images}"], output_dir="", features="efficientnet_lite0")
     scored = open_candidate(Candidate("a", str(images), None), flags)
     accelerator = Accelerator()
-    batches = share(len(scored), options.batch_size, 0, 1)
+    batches = share(len(scored), options.batch_size, accelerator)
     list(stream(network, scored, batches[:1], accelerator))
     forward, whole = [], []
     for first in range(0, len(batches), BATCHES_A_TURN):

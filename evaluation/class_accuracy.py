@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from latent_prior.data.images import ImageSet, open_images, square_size, to_float
 from latent_prior.evaluation.classes import asked_classes
-from latent_prior.evaluation.features.extract import gather_in_order, share
+from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.options import ScoreOptions
 from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.options import RunOptions
+from latent_prior.processes import share
 from latent_prior.seeds import derive_seed, generator
 from latent_prior.training.optim import learning_rate_at, make_optimizer
 
@@ -85,9 +86,7 @@ class Classifier:
         images = replace(scored.images, channels=1 if self.channels == 1 else 3)
         scored = replace(scored, images=images)
         right = [np.empty((0, 1), np.float32)]
-        for batch in share(
-            len(scored), batch_size, accelerator.process_index, accelerator.num_processes
-        ):
+        for batch in share(len(scored), batch_size, accelerator):
             found = self.classify(scored.arrays(batch), accelerator.device)
             right.append((found == asked[batch.start : batch.stop]).astype(np.float32)[:, None])
         gathered = gather_in_order(np.concatenate(right), accelerator)

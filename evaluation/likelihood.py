@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from latent_prior.data.codes import fit_images
 from latent_prior.data.images import ImageSet, open_images, to_float
-from latent_prior.evaluation.features.extract import gather_in_order, share
+from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.sets import choose
 from latent_prior.files import whole_file
 from latent_prior.machine import versions
 from latent_prior.pipelines import Pipeline
 from latent_prior.pipelines.arguments import label_number
 from latent_prior.pipelines.bounds import Bound, fit_logistic
-from latent_prior.processes import start_processes
+from latent_prior.processes import share, start_processes
 from latent_prior.seeds import derive_seed, generator
 
 JSON_FILE, MARKDOWN_FILE = "likelihood.json", "likelihood.md"
@@ -144,9 +144,9 @@ def measure(
     levels = [level.name for level in bound.pipe.code_spec.levels]
     # Pixels, posterior and every level of every prior.
     parts = [np.empty((0, 2 + len(bound.priors) * len(levels)), np.float32)]
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    own = share(len(chosen), options.batch_size, rank, processes)
-    for batch in tqdm(own, desc="likelihood", unit="batch", disable=rank > 0):
+    batches = share(len(chosen), options.batch_size, accelerator)
+    hidden = not accelerator.is_main_process
+    for batch in tqdm(batches, desc="likelihood", unit="batch", disable=hidden):
         places = torch.from_numpy(chosen[batch.start : batch.stop])
         pixels = to_float(images.read(places))
         classes = torch.full((len(places),), -1) if labels is None else labels[places]

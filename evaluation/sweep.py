@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from latent_prior.evaluation.features.extract import extract, gather_in_order, share
+from latent_prior.evaluation.features.extract import extract, gather_in_order
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
 from latent_prior.evaluation.features.reference_cache import (
     ReferenceStatistics,
@@ -41,7 +41,7 @@ from latent_prior.models import read_json
 from latent_prior.pipelines import Pipeline, Sampler
 from latent_prior.pipelines.card import INDEX_FILE, write_card
 from latent_prior.pipelines.numbered import draw, fill_folder
-from latent_prior.processes import start_processes
+from latent_prior.processes import share, start_processes
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "sweep.json", "sweep.md", "heatmap.png"
 
@@ -167,13 +167,7 @@ def features_of(
     options, accelerator = measuring.options, measuring.accelerator
     labels = pipe.label_numbers(None, options.num_images)
     features = [np.empty((0, measuring.network.dimension), np.float32)]
-    batches = share(
-        options.num_images,
-        options.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    for numbers in batches:
+    for numbers in share(options.num_images, options.batch_size, accelerator):
         own = [labels[number] for number in numbers]
         features.append(measuring.network(draw(pipe, numbers, own, settings, options.seed)))
     return gather_in_order(np.concatenate(features), accelerator)

@@ -23,6 +23,7 @@ from latent_prior.files import whole_file
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.arguments import label_number
 from latent_prior.pipelines.results import holds_these, write_labels
+from latent_prior.processes import share
 
 SETTINGS_FILE, ABOUT_FILE = "generation.json", "about.json"
 GRID_IMAGES, GRID_COLUMNS = 100, 10
@@ -58,14 +59,10 @@ def fill_folder(
         _check_folder(folder, settings, len(labels))
         _write_json(folder / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
-    batches = [
-        range(first, min(first + batch_size, len(labels)))
-        for first in range(0, len(labels), batch_size)
-    ]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    batches = share(len(labels), batch_size, accelerator)
     seconds, drawn = 0.0, 0
     for numbers in tqdm(
-        mine, desc="generating", unit="batch", disable=not accelerator.is_main_process
+        batches, desc="generating", unit="batch", disable=not accelerator.is_main_process
     ):
         if all(image_path(folder, number).exists() for number in numbers):
             continue

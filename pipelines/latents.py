@@ -30,7 +30,7 @@ from latent_prior.pipelines.arguments import given_settings
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.pipelines.results import holds_these, write_labels
 from latent_prior.pipelines.sheets import MAKERS, Sheet, read, row_names
-from latent_prior.processes import start_processes
+from latent_prior.processes import share, start_processes
 from latent_prior.stage1_autoencoders import load_autoencoder
 
 SETTINGS_FILE = "latents.json"
@@ -143,10 +143,9 @@ def reconstruct(
         with whole_file(folder / SETTINGS_FILE) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
     accelerator.wait_for_everyone()
-    # The cut into batches does not depend on the number of processes, so neither does any image.
-    batches = [places[i : i + options.batch_size] for i in range(0, len(places), options.batch_size)]  # fmt: skip
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    for batch in tqdm(mine, desc="reconstructing", unit="batch", disable=not main_process):
+    batches = share(len(places), options.batch_size, accelerator)
+    for numbers in tqdm(batches, desc="reconstructing", unit="batch", disable=not main_process):
+        batch = places[numbers.start : numbers.stop]
         paths = [folder / f"{name}.png" for name in row_names(images, batch)]
         if not all(path.exists() for path in paths):
             pictures = to_uint8(pipe.reconstruct(read(images, batch))).cpu()

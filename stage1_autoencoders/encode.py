@@ -30,7 +30,7 @@ from latent_prior.data.sources import split_names
 from latent_prior.files import whole_file, whole_folder
 from latent_prior.models import read_json
 from latent_prior.options import changeable
-from latent_prior.processes import start_processes
+from latent_prior.processes import share, start_processes
 from latent_prior.seeds import generator
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
@@ -71,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: plan_shards(shard_folder, name, len(images), options) for name, images in sets.items()
     }
     work = [(name, first, path) for name, parts in shards.items() for first, path in parts]
-    mine = work[accelerator.process_index :: accelerator.num_processes]
-    for name, first, path in tqdm(
+    mine = share(len(work), 1, accelerator)
+    for (number,) in tqdm(
         mine, desc="encoding", unit="shard", disable=not accelerator.is_main_process
     ):
+        name, first, path = work[number]
         if not path.exists():
             rows = encode_images(autoencoder, sets[name], name, first, options)
             with whole_file(path) as temporary:

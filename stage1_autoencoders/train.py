@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from latent_prior.data.batch_order import Batch, shares
+from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_float, to_uint8
 from latent_prior.data.training_images import (
     first_images,
@@ -32,7 +32,7 @@ from latent_prior.data.training_images import (
 )
 from latent_prior.files import whole_folder
 from latent_prior.losses.adversarial import frozen
-from latent_prior.processes import start_training_processes
+from latent_prior.processes import share, start_training_processes
 from latent_prior.stage1_autoencoders import model_class
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
@@ -186,7 +186,7 @@ def held_out(parts: Parts, images: ImageSet) -> Figures:
     meter = Meter(parts.model.code_spec).to(parts.accelerator.device)
     count = min(len(images), parts.options.validation_images)
     bound = torch.zeros((), dtype=torch.float64, device=parts.accelerator.device)
-    for indices in shares(count, parts.accelerator):
+    for indices in share(count, 128, parts.accelerator):
         pixels = prepare(plain(images, parts.options, indices), parts.accelerator)
         meter.update(pixels, parts.model(pixels))
         if isinstance(parts.model, VAE):

@@ -7,8 +7,8 @@ import math
 import torch
 from accelerate import Accelerator
 
-from latent_prior.data.batch_order import shares
 from latent_prior.data.codes import CodesSplit
+from latent_prior.processes import share
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.prior import TransformerPrior
@@ -32,12 +32,13 @@ def validate(
     # Sums over images: nats of every level, images.
     sums = torch.zeros(len(model.levels) + 1, dtype=torch.float64, device=accelerator.device)
     count = min(len(validation), options.validation_images)
-    for indices in shares(count, accelerator):
-        codes, labels = codes_and_labels(validation.batch(indices), accelerator.device)
-        masks = generator(options.seed, "validation masks", int(indices[0]))
+    for rows in share(count, 128, accelerator):
+        batch = validation.batch(torch.tensor(rows))
+        codes, labels = codes_and_labels(batch, accelerator.device)
+        masks = generator(options.seed, "validation masks", rows.start)
         nats = model.nats(codes, labels, generator=masks)
         totals = [nats[level.name].double().sum() for level in model.levels]
-        sums += torch.stack([*totals, sums.new_tensor(len(indices))])
+        sums += torch.stack([*totals, sums.new_tensor(len(rows))])
     *totals_by_level, images = accelerator.reduce(sums, "sum").tolist()
     unit, total = model.unit, sum(totals_by_level)
     numbers = [level.numbers for level in model.levels]

@@ -29,6 +29,7 @@ from latent_prior.evaluation.measures.reconstruction import (
 )
 from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.losses.perceptual import PerceptualDistance
+from latent_prior.processes import share
 
 
 class Reconstructions(NamedTuple):
@@ -49,7 +50,7 @@ def extract(
         ValueError: naming an image that cannot be read.
     """
     features = [np.empty((0, network.dimension), np.float32)]
-    batches = share(len(scored), batch_size, accelerator.process_index, accelerator.num_processes)
+    batches = share(len(scored), batch_size, accelerator)
     features += stream(network, scored, batches, accelerator)
     return gather_in_order(np.concatenate(features), accelerator)
 
@@ -128,13 +129,6 @@ def as_batch(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.stack(scored.arrays(positions))).permute(0, 3, 1, 2)
 
 
-def share(count: int, batch_size: int, rank: int, num_processes: int) -> list[range]:
-    """The batches of process `rank`: consecutive ranges; those of all processes together are 0 .. count - 1."""
-    starts = range(0, count, batch_size)
-    first, last = (len(starts) * r // num_processes for r in (rank, rank + 1))
-    return [range(start, min(start + batch_size, count)) for start in starts[first:last]]
-
-
 def gather_in_order(values: NDArray[np.float32], accelerator: Accelerator) -> NDArray[np.float32]:
     """Rows (n, D) of every process, one after the other, in every process; the n may differ."""
     if accelerator.num_processes == 1:
@@ -149,5 +143,5 @@ def gather_in_order(values: NDArray[np.float32], accelerator: Accelerator) -> ND
 
 
 def _own_batches(scored: ScoredSet, batch_size: int, accelerator: Accelerator) -> tqdm[range]:
-    batches = share(len(scored), batch_size, accelerator.process_index, accelerator.num_processes)
+    batches = share(len(scored), batch_size, accelerator)
     return tqdm(batches, desc=scored.name, unit="batch", disable=not accelerator.is_main_process)

@@ -31,6 +31,7 @@ from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.files import whole_file
 from latent_prior.machine import thread_pool, versions
+from latent_prior.processes import share
 
 LAYOUT = 1  # of an entry; a higher number leaves the entries of older versions aside
 PART = 256  # images, at least
@@ -207,7 +208,7 @@ def _extract_parts(
     except OSError as error:
         raise _not_shared() from error
     bytes_each = network.dimension * np.dtype(np.float32).itemsize
-    own = parts[accelerator.process_index :: accelerator.num_processes]
+    own = [parts[number] for (number,) in share(len(parts), 1, accelerator)]
     with (partial / FEATURES).open("r+b") as file:
 
         def finished(part: range) -> bool:

@@ -119,9 +119,11 @@ def _check_sharding(accelerator: Accelerator, sharding: bool) -> None:
 
 
 def share(count: int, size: int, accelerator: Accelerator) -> list[range]:
-    """This process's batches of the numbers 0 .. count - 1.
+    """This process's consecutive batches of the numbers 0 .. count - 1.
 
-    The cut into batches of `size` is the same for any number of processes, and so is what is computed from each.
+    The batches of all processes, one process after the other, are those of a single process.
     """
-    starts = range(0, count, size)[accelerator.process_index :: accelerator.num_processes]
-    return [range(start, min(start + size, count)) for start in starts]
+    starts = range(0, count, size)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    first, last = (len(starts) * r // processes for r in (rank, rank + 1))
+    return [range(start, min(start + size, count)) for start in starts[first:last]]

@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from latent_prior.machine import available_cores
 from latent_prior.options import RunOptions
-from latent_prior.processes import start_processes, start_training_processes
+from latent_prior.processes import share, start_processes, start_training_processes
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +51,19 @@ def test_the_same_seed_gives_the_same_weights(fresh_processes):
         drawn.append(torch.rand(3))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 2, 7, 8, 33, 300])
+def test_processes_take_the_batches_of_one_process_in_order(count, num_processes):
+    def shares(processes):
+        ranks = [
+            SimpleNamespace(process_index=r, num_processes=processes) for r in range(processes)
+        ]
+        return [share(count, 4, rank) for rank in ranks]
+
+    together = [batch for own in shares(num_processes) for batch in own]
+    assert [together] == shares(1)
+    assert [index for batch in together for index in batch] == list(range(count))
+    sizes = [len(own) for own in shares(num_processes)]
+    assert max(sizes) - min(sizes) <= 1

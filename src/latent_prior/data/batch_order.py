@@ -71,13 +71,6 @@ def even_share(options: RunOptions, accelerator: Accelerator) -> int:
     return options.batch_size // parts
 
 
-def shares(count: int, accelerator: Accelerator, size: int = 128) -> Iterator[Tensor]:
-    """This process's share of the indices 0 .. count - 1, in batches that do not depend on the number of processes."""
-    yield from torch.arange(count).split(size)[
-        accelerator.process_index :: accelerator.num_processes
-    ]
-
-
 def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, prepared ahead by a thread while the caller computes; closing it ends the thread.
 

@@ -4,21 +4,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latent_prior.evaluation.features.extract import share, stream
+from latent_prior.evaluation.features.extract import stream
 from latent_prior.evaluation.features.networks import load_network
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
-@pytest.mark.parametrize("count", [2, 7, 8, 33])
-def test_processes_take_the_batches_of_one_process_in_order(count, num_processes):
-    alone = share(count, 4, 0, 1)
-    together = [
-        batch for rank in range(num_processes) for batch in share(count, 4, rank, num_processes)
-    ]
-    assert together == alone
-    assert [index for batch in together for index in batch] == list(range(count))
-    sizes = [len(share(count, 4, rank, num_processes)) for rank in range(num_processes)]
-    assert max(sizes) - min(sizes) <= 1
+from latent_prior.processes import share
 
 
 class Noise:
@@ -47,7 +35,7 @@ ALONE = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
 
 
 def test_a_stream_gives_the_features_of_every_batch_in_order(network):
-    batches = share(11, 4, 0, 1)
+    batches = share(11, 4, ALONE)
     found = list(stream(network, Noise(), batches, ALONE))
     assert [len(features) for features in found] == [4, 4, 3]
     for batch, features in zip(batches, found, strict=True):
@@ -55,14 +43,14 @@ def test_a_stream_gives_the_features_of_every_batch_in_order(network):
 
 
 def test_what_cannot_be_read_ahead_is_named_where_it_is_needed(network):
-    features = stream(network, Noise(broken=9), share(11, 4, 0, 1), ALONE)
+    features = stream(network, Noise(broken=9), share(11, 4, ALONE), ALONE)
     assert len(next(features)) == len(next(features)) == 4
     with pytest.raises(ValueError, match=r"9\.png cannot be read"):
         next(features)
 
 
 def test_a_stream_that_is_left_ends_its_thread(network):
-    features = stream(network, Noise(), share(400, 4, 0, 1), ALONE)
+    features = stream(network, Noise(), share(400, 4, ALONE), ALONE)
     next(features)
     assert [thread for thread in threading.enumerate() if "fill" in thread.name]
     features.close()

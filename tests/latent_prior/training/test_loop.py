@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-from latent_prior.data.batch_order import index_batches, prefetch, shares
+from latent_prior.data.batch_order import index_batches, prefetch
 from latent_prior.options import RunOptions, TrainingImageOptions, changeable
 from latent_prior.processes import start_training_processes
 from latent_prior.seeds import generator
@@ -367,14 +367,6 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
         ValueError, match="--batch_size 8 cannot be shared out evenly over 3 processes"
     ):
         whole_batches(1, processes=3)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_shares_cover_everything_once_in_the_same_batches(processes):
-    parts = [list(shares(300, process(index, processes))) for index in range(processes)]
-    batches = sorted(batch.tolist() for part in parts for batch in part)
-    assert batches == [batch.tolist() for batch in shares(300, process(0, 1))]
-    assert list(itertools.chain(*batches)) == list(range(300))
 
 
 def test_prefetching_keeps_the_order_and_ends():
