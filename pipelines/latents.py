@@ -144,8 +144,8 @@ def reconstruct(
             path.write_text(json.dumps(settings, indent=2) + "\n")
     accelerator.wait_for_everyone()
     batches = share(len(places), options.batch_size, accelerator)
-    for numbers in tqdm(batches, desc="reconstructing", unit="batch", disable=not main_process):
-        batch = places[numbers.start : numbers.stop]
+    for part in tqdm(batches, desc="reconstructing", unit="batch", disable=not main_process):
+        batch = places[part.start : part.stop]
         paths = [folder / f"{name}.png" for name in row_names(images, batch)]
         if not all(path.exists() for path in paths):
             pictures = to_uint8(pipe.reconstruct(read(images, batch))).cpu()
