@@ -36,7 +36,7 @@ def read_folder(folder: Path) -> tuple[Autoencoder, TransformerPrior | None, Sam
         )
     try:
         sampler = Sampler(**index["sampler"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / INDEX_FILE}: sampler: {error}") from error
     autoencoder = load_autoencoder(folder / "autoencoder")
     prior = None

@@ -23,7 +23,6 @@ from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.sampler import Sampler
-from latent_prior.stage2_prior.sampling import check_settings
 
 
 class Pipeline:
@@ -227,9 +226,8 @@ class Pipeline:
         else:
             reason = "has no effect on a prior in raster order"
         check_settings_apply(given, self.settings, reason, prefix)
-        sampler = self._merged(given)
-        check_settings(**dataclasses.asdict(sampler))
-        return sampler
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self.sampler, **chosen)
 
     def label_numbers(
         self, labels: int | str | Sequence[int | str] | None, num_images: int
@@ -415,11 +413,6 @@ class Pipeline:
             * temperature
             for level in self.code_spec.levels
         }
-
-    def _merged(self, given: Mapping[str, Any]) -> Sampler:
-        return dataclasses.replace(
-            self.sampler, **{k: v for k, v in given.items() if v is not None}
-        )
 
     def _check_completion(self, labels: object, given: dict[str, Any]) -> None:
         latents = self.code_spec.kind == "latents"

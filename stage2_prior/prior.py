@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from latent_prior.stage2_prior.sampler import (
     MASKED_SETTINGS,
     RASTER_SETTINGS,
     Sampler,
+    Settings,
 )
 from latent_prior.stage2_prior.tokens import (
     Span,
@@ -202,17 +203,10 @@ class TransformerPrior(StrictModel):
         num_images: int,
         labels: Tensor | Sequence[int] | None = None,
         *,
-        guidance_scale: float = 1.0,
-        guidance_schedule: str = "constant",
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        steps: int = 12,
-        choice_temperature: float = 4.5,
         generator: Generator | Sequence[Generator] | None = None,
         known: CodeMaps | None = None,
         keep: CodeMaps | None = None,
+        **settings: Unpack[Settings],
     ) -> CodeMaps:
         """Draw code maps or latents; or complete code maps that are known in part.
 
@@ -222,15 +216,6 @@ class TransformerPrior(StrictModel):
         Args:
             num_images: images to draw (B).
             labels: B class numbers in [0, num_classes), -1 for the null class; None is -1 throughout.
-            guidance_scale: classifier-free guidance; 1 is none and costs nothing, more computes every step for twice
-                the rows. This and the next seven: see `Sampler`; `settings` says which of them have an effect.
-            guidance_schedule: `constant`, `linear` or `cosine`.
-            guidance_interval: shares of the sequence within which there is guidance.
-            temperature: divides the logits, 0 always takes the likeliest code; multiplies the deviations of latents.
-            top_k: codes to choose from at each step, the likeliest; 0 means all.
-            top_p: probability of the set of likeliest codes to choose from at each step; 1 means all.
-            steps: rounds of a masked prior.
-            choice_temperature: freedom of a masked prior's choice of the codes to keep.
             generator: source of randomness, one for all images or one for each (then an image is the same in any
                 batch); None is torch's global generator of the CPU.
             known: level name -> integers (B, height, width), codes of which some stay as they are; they are read only
@@ -238,6 +223,7 @@ class TransformerPrior(StrictModel):
             keep: level name -> bool (B, height, width), True where a known code stays. In raster order every other
                 code is drawn given the class and all codes before it, kept or drawn, and none looks ahead; in masked
                 order each sees all that is kept.
+            **settings: of the `Sampler`; `self.settings` names those that have an effect on this prior.
 
         Returns:
             level name -> int64 (B, height, width), or float32 (B, C, height, width), on the model's device.
@@ -246,10 +232,7 @@ class TransformerPrior(StrictModel):
             ValueError: for a setting, label or kept code out of its range, another number of labels or generators than
                 images, or one of `known` and `keep` without the other, in another shape, or of latents.
         """
-        sampler = Sampler(
-            guidance_scale, guidance_schedule, guidance_interval, temperature, top_k, top_p, steps, choice_temperature
-        )  # fmt: skip
-        sampling.check_settings(**dataclasses.asdict(sampler))
+        sampler = Sampler(**settings)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         start = self._sample_start(num_images, labels)

@@ -17,52 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
-
-
-def check_settings(
-    *,
-    guidance_scale: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    guidance_schedule: str = "constant",
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    steps: int = 12,
-    choice_temperature: float = 4.5,
-) -> None:
-    """Check a sampler's settings, once before any work.
-
-    Raises:
-        ValueError: naming the setting and its range.
-    """
-    if not (guidance_scale >= 0 and math.isfinite(guidance_scale)):
-        raise ValueError(
-            f"guidance_scale must be a number from 0 up (1 means none), not {guidance_scale}"
-        )
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise ValueError(
-            f"temperature must be a number from 0 (always the likeliest code) up, not {temperature}"
-        )
-    if top_k < 0:
-        raise ValueError(f"top_k must be 0 (all codes) or a number of codes, not {top_k}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must lie in (0, 1] (1 means all codes), not {top_p}")
-    if guidance_schedule not in GUIDANCE_SCHEDULES:
-        known = ", ".join(GUIDANCE_SCHEDULES)
-        raise ValueError(f"guidance_schedule must be one of {known}, not {guidance_schedule!r}")
-    low, high = guidance_interval
-    if not 0 <= low < high <= 1:
-        raise ValueError(
-            f"guidance_interval must be two rising shares between 0 and 1, not {low} and {high}"
-        )
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if not (choice_temperature >= 0 and math.isfinite(choice_temperature)):
-        raise ValueError(
-            f"choice_temperature must be a number from 0 (keep the surest codes) up, not {choice_temperature}"
-        )
-
 
 def guidance_scales(
     num_steps: int, scale: float, schedule: str, interval: tuple[float, float]
