@@ -30,7 +30,6 @@ from latent_prior.data.training_images import (
     plain,
     training_batches,
 )
-from latent_prior.files import whole_folder
 from latent_prior.losses.adversarial import frozen
 from latent_prior.processes import share, start_training_processes
 from latent_prior.stage1_autoencoders import model_class
@@ -39,6 +38,7 @@ from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage1_autoencoders.meters import Meter
 from latent_prior.stage1_autoencoders.vae import VAE
 from latent_prior.training import loop
+from latent_prior.training.checkpoint import export_model
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
@@ -147,10 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return figures
 
     def export() -> None:
-        model.config.training = state.budget(options, accelerator)
-        if accelerator.is_main_process:
-            with whole_folder(Path(options.output_dir, "model")) as folder:
-                model.save_pretrained(folder, state_dict=ema.state_for(model))
+        budget = state.budget(options, accelerator)
+        export_model(Path(options.output_dir, "model"), model, ema, budget, accelerator)
 
     loop.train(
         accelerator,

@@ -16,11 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 
 from latent_prior.data.batch_order import Batch, index_batches
-from latent_prior.files import whole_folder
 from latent_prior.processes import start_training_processes
 from latent_prior.stage2_prior.best import Best
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
@@ -28,7 +26,7 @@ from latent_prior.stage2_prior.progress import draw_curves, open_decoder, save_s
 from latent_prior.stage2_prior.splits import codes_and_labels, open_splits
 from latent_prior.stage2_prior.validation import validate
 from latent_prior.training import loop
-from latent_prior.training.checkpoint import whole
+from latent_prior.training.checkpoint import export_model, whole
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
@@ -79,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             figures = validate(average, validation, options, accelerator)
             if accelerator.is_main_process:
                 save_samples(average, decoder, state.step, options)
-        model.config.training = state.budget(options, accelerator)
         if best.improves(figures[f"validation_nats_per_{unit}"]):
-            write_model(model, ema, run_folder / "best", accelerator)
+            budget = state.budget(options, accelerator)
+            export_model(run_folder / "best", model, ema, budget, accelerator)
         return {**figures}
 
     def export() -> None:
-        model.config.training = state.budget(options, accelerator)
-        write_model(model, ema, run_folder / "model", accelerator)
+        budget = state.budget(options, accelerator)
+        export_model(run_folder / "model", model, ema, budget, accelerator)
         if accelerator.is_main_process:
             draw_curves(run_folder, unit)
 
@@ -117,14 +115,6 @@ def averaged(model: TransformerPrior, ema: EMA) -> Iterator[TransformerPrior]:
     with ema.applied_to(model):
         yield model
     model.train()
-
-
-def write_model(model: TransformerPrior, ema: EMA, folder: Path, accelerator: Accelerator) -> None:
-    """Write the averaged weights; all processes call it."""
-    weights = whole(ema.state_for(model), keep=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        with whole_folder(folder) as unfinished:
-            model.save_pretrained(unfinished, state_dict=weights)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
 from latent_prior.data.training_images import first_images, open_training_images, training_batches
 from latent_prior.evaluation.gan_baseline.gan import Critic, Generator, GeneratorConfig, make_critic
-from latent_prior.files import whole_folder
 from latent_prior.losses.adversarial import (
     AdversarialLoss,
     critic_loss,
@@ -38,6 +37,7 @@ from latent_prior.losses.critic_augmentation import augment
 from latent_prior.processes import start_training_processes
 from latent_prior.seeds import generator
 from latent_prior.training import loop
+from latent_prior.training.checkpoint import export_model
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
@@ -172,10 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return {}
 
     def export() -> None:
-        if accelerator.is_main_process:
-            model.config.training = state.budget(options, accelerator)
-            with whole_folder(Path(options.output_dir, "model")) as folder:
-                model.save_pretrained(folder, state_dict=ema.state_for(model))
+        budget = state.budget(options, accelerator)
+        export_model(Path(options.output_dir, "model"), model, ema, budget, accelerator)
 
     loop.train(
         accelerator,

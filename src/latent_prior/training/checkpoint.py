@@ -1,6 +1,6 @@
-"""The checkpoints of a run.
+"""The checkpoints of a run and the models it exports.
 
-What is sharded over processes (FSDP) is stored whole, so that any number of processes can go on with it.
+Shards (FSDP) are gathered first, so that a run can resume with any number of processes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latent_prior.files import whole_folder
+from latent_prior.models import Budget, StrictModel
+from latent_prior.training.ema import EMA
 
 
 class Stateful(Protocol):
@@ -66,6 +69,20 @@ def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
             raise ValueError(
                 f"{path} cannot be resumed from ({reason}); delete {folder} to resume earlier"
             ) from error
+
+
+def export_model(
+    folder: Path, model: StrictModel, ema: EMA, budget: Budget, accelerator: Accelerator
+) -> None:
+    """Write a model folder with the averaged weights and the cost of training them.
+
+    All processes must call it.
+    """
+    model.config.training = budget
+    weights = whole(ema.state_for(model), keep=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        with whole_folder(folder) as unfinished:
+            model.save_pretrained(unfinished, state_dict=weights)
 
 
 def whole(state: Any, *, keep: bool = True) -> Any:
