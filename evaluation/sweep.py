@@ -12,7 +12,6 @@ from latent_prior.evaluation.sweep_options import SWEPT, SweepOptions
 answer_early(__name__, SweepOptions)
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,9 +34,8 @@ from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.options import Candidate
 from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown
 from latent_prior.evaluation.sets import open_candidate, open_reference
-from latent_prior.files import whole_file
+from latent_prior.files import check_output_dir, read_json, whole_file, write_json
 from latent_prior.machine import versions
-from latent_prior.models import read_json
 from latent_prior.pipelines import Pipeline, Sampler
 from latent_prior.pipelines.card import INDEX_FILE, write_card
 from latent_prior.pipelines.numbered import draw, fill_folder
@@ -102,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     measuring = open_measuring(options, accelerator)
     protocol = describe_protocol(pipe, measuring)
     folder = Path(options.output_dir)
-    rows = read_rows(folder, protocol)
+    stored = check_output_dir(folder, JSON_FILE, protocol, "sweep results", section="protocol")
+    rows = [] if stored is None else stored["rows"]
     known = [row["settings"] for row in rows]
     waiting = [each for each in combinations if each not in known]
     for settings in tqdm(waiting, desc="settings", disable=not accelerator.is_main_process):
@@ -216,29 +215,6 @@ def describe_protocol(pipe: Pipeline, measuring: Measuring) -> dict[str, Any]:
     }
 
 
-def read_rows(folder: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What earlier calls have measured.
-
-    Raises:
-        ValueError: the folder holds something else, or figures of another protocol.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return []
-    if not (folder / JSON_FILE).is_file():
-        raise ValueError(
-            f"--output_dir {folder} is not empty and holds no {JSON_FILE}; choose another folder"
-        )
-    before = read_json(folder / JSON_FILE)
-    for key, value in protocol.items():
-        if before["protocol"].get(key) != value:
-            raise ValueError(
-                f"--output_dir {folder} holds a sweep with {key} = {before['protocol'].get(key)!r}, this one has "
-                f"{value!r}: choose another folder"
-            )
-    rows: list[dict[str, Any]] = before["rows"]
-    return rows
-
-
 def write_sweep(
     folder: Path,
     protocol: Mapping[str, Any],
@@ -255,16 +231,14 @@ def write_sweep(
             )
         with whole_file(folder / PICTURE_FILE) as path:
             draw_heatmap(rows, measuring.column, measuring.title, path)
-    with whole_file(folder / JSON_FILE) as path:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / JSON_FILE, content)
 
 
 def set_default(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write settings into a pipeline folder as its default, and its card anew."""
     index = read_json(folder / INDEX_FILE)
     index["sampler"] = Sampler(**{**index["sampler"], **settings}).to_dict()
-    with whole_file(folder / INDEX_FILE) as path:
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX_FILE, index)
     write_card(folder)
 
 

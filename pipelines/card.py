@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_prior.cli_values import read_yaml
-from latent_prior.files import whole_file
-from latent_prior.models import CONFIG_FILE, read_json
+from latent_prior.files import read_json, whole_file, write_json
+from latent_prior.models import CONFIG_FILE
 from latent_prior.pipelines.card_text import (
     CARD,
     GENERATION_FILE,
@@ -169,8 +169,7 @@ def _take_grid(folder: Path, grid: Path) -> None:
         settings["num_images"] = sum(1 for _ in csv.DictReader(file))
     with whole_file(folder / CARD / GRID_FILE) as path:
         shutil.copyfile(grid, path)
-    with whole_file(folder / CARD / GENERATION_FILE) as path:
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CARD / GENERATION_FILE, settings)
 
 
 def _take_scores(folder: Path, scores: Path) -> None:

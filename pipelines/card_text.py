@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_prior.cli_values import read_yaml
-from latent_prior.models import CONFIG_FILE, read_json
+from latent_prior.files import read_json
+from latent_prior.models import CONFIG_FILE
 from latent_prior.pipelines.commands import PRESETS, command_lines
 from latent_prior.stage2_prior.sampler import Sampler
 

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from latent_prior.data.codes import CodeSpec, check_same_codes
-from latent_prior.files import whole_folder
+from latent_prior.files import read_json, whole_folder, write_json
 from latent_prior.machine import versions
-from latent_prior.models import StrictModel, read_json
+from latent_prior.models import StrictModel
 from latent_prior.pipelines.card import INDEX_FILE, carry_card, write_card
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
@@ -73,7 +72,7 @@ def write_folder(
             "versions": versions(PACKAGES),
             "code_spec": code_spec.to_dict(),
         }
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / INDEX_FILE, index)
         named = {name: part.name_or_path for name, part in components.items()}
         homes = {name: Path(path) for name, path in named.items() if path}
         carry_card(folder, homes, before=final)

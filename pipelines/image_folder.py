@@ -6,7 +6,6 @@ depend on the number of processes, so neither does any image.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.data.images import grid, save_png
-from latent_prior.files import whole_file
+from latent_prior.files import check_output_dir, write_json
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.arguments import label_number
-from latent_prior.pipelines.results import holds_these, write_labels
+from latent_prior.pipelines.results import write_labels
 from latent_prior.processes import share
 
 SETTINGS_FILE, ABOUT_FILE = "generation.json", "about.json"
@@ -57,7 +56,7 @@ def fill_folder(
     """
     if accelerator.is_main_process:
         _check_folder(folder, settings, len(labels))
-        _write_json(folder / SETTINGS_FILE, settings)
+        write_json(folder / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
     batches = share(len(labels), batch_size, accelerator)
     seconds, drawn = 0.0, 0
@@ -81,7 +80,7 @@ def fill_folder(
         save_png(_first_images(folder, len(labels)), folder / "grid.png")
         if drawn or not (folder / ABOUT_FILE).exists():
             each = seconds / drawn if drawn == len(labels) else None
-            _write_json(folder / ABOUT_FILE, describe(components, each))
+            write_json(folder / ABOUT_FILE, describe(components, each))
         print(f"images: {folder}, looked at together: {folder / 'grid.png'}")
     accelerator.wait_for_everyone()
 
@@ -130,15 +129,11 @@ def _check_folder(folder: Path, settings: dict[str, Any], num_images: int) -> No
     Raises:
         ValueError: the folder holds something else.
     """
-    if holds_these(folder, SETTINGS_FILE, settings) and image_path(folder, num_images).exists():
+    stored = check_output_dir(folder, SETTINGS_FILE, settings, "images")
+    if stored is not None and image_path(folder, num_images).exists():
         raise ValueError(
             f"--output_dir {folder} holds more than --num_images {num_images} images: choose another folder"
         )
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _first_images(folder: Path, num_images: int) -> Tensor:

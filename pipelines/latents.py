@@ -11,7 +11,6 @@ from latent_prior.pipelines.options import LatentOptions
 
 answer_early(__name__, LatentOptions)
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from tqdm import tqdm
 from latent_prior.data.codes import fit_images
 from latent_prior.data.image_files import decode_image
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_uint8
-from latent_prior.files import whole_file, whole_folder
+from latent_prior.files import check_output_dir, whole_folder, write_json
 from latent_prior.pipelines.arguments import given_settings
 from latent_prior.pipelines.pipeline import Pipeline
-from latent_prior.pipelines.results import holds_these, write_labels
+from latent_prior.pipelines.results import write_labels
 from latent_prior.pipelines.sheets import MAKERS, Sheet, read, row_names
 from latent_prior.processes import share, start_processes
 from latent_prior.stage1_autoencoders import load_autoencoder
@@ -54,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     places = choose_places(images, options)
     settings = resolved_settings(pipe, options)
     folder = Path(options.output_dir)
-    done = holds_these(folder, SETTINGS_FILE, settings) if accelerator.is_main_process else False
+    main_process = accelerator.is_main_process
+    stored = check_output_dir(folder, SETTINGS_FILE, settings, "images") if main_process else None
     if options.operation == "reconstruct":
         reconstruct(pipe, images, places, options, settings, accelerator)
-    elif accelerator.is_main_process and not done:
+    elif main_process and stored is None:
         sheet = MAKERS[options.operation](pipe, images, places, options)
         write_sheet(folder, sheet, settings)
     accelerator.wait_for_everyone()
@@ -140,8 +140,7 @@ def reconstruct(
     """One file per image, its name the image's row; repeating the command goes on where it stopped."""
     folder, main_process = Path(options.output_dir), accelerator.is_main_process
     if main_process:
-        with whole_file(folder / SETTINGS_FILE) as path:
-            path.write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(folder / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
     batches = share(len(places), options.batch_size, accelerator)
     for part in tqdm(batches, desc="reconstructing", unit="batch", disable=not main_process):
@@ -180,7 +179,7 @@ def write_sheet(folder: Path, sheet: Sheet, settings: dict[str, Any]) -> None:
                 save_png(picture, temporary / f"{row}_{column}.png")
         save_png(grid(sheet.pictures.flatten(0, 1), len(sheet.columns)), temporary / "grid.png")
         described = settings | {"rows": sheet.rows, "columns": sheet.columns}
-        (temporary / SETTINGS_FILE).write_text(json.dumps(described, indent=2) + "\n")
+        write_json(temporary / SETTINGS_FILE, described)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,12 @@
-"""Folders that a command fills with images: what they hold is never mixed with something else."""
+"""The labels of a folder of images."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from latent_prior.files import whole_file
-from latent_prior.models import read_json
-
-
-def holds_these(folder: Path, settings_file: str, settings: dict[str, Any]) -> bool:
-    """Whether a folder holds images made with these very settings; it may also be new or empty.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    if not (folder / settings_file).is_file():
-        raise ValueError(
-            f"--output_dir {folder} is not empty and was not written by this command; choose another folder"
-        )
-    before = read_json(folder / settings_file)
-    differing = [key for key in settings if before.get(key) != settings[key]]
-    if differing:
-        raise ValueError(
-            f"--output_dir {folder} holds images with {differing[0]} = {before.get(differing[0])!r}, this command says "
-            f"{settings[differing[0]]!r}: choose another folder"
-        )
-    return True
 
 
 def write_labels(

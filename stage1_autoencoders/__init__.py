@@ -46,7 +46,8 @@ def load_autoencoder(
     Raises:
         ValueError: no such folder or repository, a damaged folder, or a model that is no autoencoder.
     """
-    from latent_prior.models import CONFIG_FILE, local_folder, read_json
+    from latent_prior.files import read_json
+    from latent_prior.models import CONFIG_FILE, local_folder
 
     folder: Path = local_folder(path_or_hub_id, revision=revision)
     found = read_json(folder / CONFIG_FILE).get("model_type")

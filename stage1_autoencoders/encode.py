@@ -11,7 +11,6 @@ from latent_prior.stage1_autoencoders.options import EncodeOptions
 answer_early(__name__, EncodeOptions)
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.data.code_shards import codes_features, join_shards, measure_latents, write_shard
-from latent_prior.data.codes import SPEC_FILE, CodeMaps, fit_images
+from latent_prior.data.codes import CodeMaps, fit_images
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import split_names
-from latent_prior.files import whole_file, whole_folder
-from latent_prior.models import read_json
+from latent_prior.files import check_output_dir, read_json, whole_file, whole_folder, write_json
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
 from latent_prior.seeds import generator
@@ -53,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = fit_options(options, autoencoder)
     settings = {**dump_config(options), "autoencoder_fingerprint": autoencoder.fingerprint}
     final = Path(options.output_dir)
-    if is_done(final, settings):
+    stored = check_output_dir(
+        final, SETTINGS_FILE, settings, "codes", may_change=changeable(options)
+    )
+    if stored is not None:
         if accelerator.is_main_process:
             print(f"codes: {final} (already there)")
         return
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 spec,
                 recorded,
             )
-            (folder / SETTINGS_FILE).write_text(json.dumps(recorded, indent=2) + "\n")
+            write_json(folder / SETTINGS_FILE, recorded)
         shutil.rmtree(shard_folder)
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
         print(f"codes: {final} ({counts} images, {list(codes_features(spec))} per row)")
@@ -114,41 +115,13 @@ def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptio
     return fit_images(options, autoencoder.code_spec)
 
 
-def is_done(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds these very codes.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
-    if not (folder / SPEC_FILE).is_file():
-        raise ValueError(
-            f"--output_dir {folder} is not empty and holds no codes; choose another folder"
-        )
-    before = read_json(folder / SETTINGS_FILE)
-    may_change = changeable(EncodeOptions)
-    differing = sorted(
-        key for key in settings if key not in may_change and before.get(key) != settings[key]
-    )
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"--output_dir {folder} holds codes with {key} = {before.get(key)!r}, this command says {settings[key]!r}: "
-            "choose another folder or delete that one"
-        )
-    return True
-
-
 def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
     """Keep the finished shards of a stopped run if its settings were the same."""
     path = folder / SETTINGS_FILE
     if path.is_file() and read_json(path) == settings:
         return
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
 
 
 def plan_shards(

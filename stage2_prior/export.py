@@ -20,8 +20,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from latent_prior.data.codes import write_spec
-from latent_prior.files import whole_folder
-from latent_prior.models import CONFIG_FILE, read_json
+from latent_prior.files import read_json, whole_folder
+from latent_prior.models import CONFIG_FILE
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
 

@@ -29,7 +29,7 @@ from latent_prior.evaluation.features.networks import FeatureNetwork
 from latent_prior.evaluation.features.published import fetch_published
 from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.sets import ScoredSet
-from latent_prior.files import whole_file
+from latent_prior.files import whole_file, write_json
 from latent_prior.machine import thread_pool, versions
 from latent_prior.processes import share
 
@@ -242,7 +242,7 @@ def _finish(partial: Path, final: Path, depends_on: dict[str, Any], parts: list[
     np.savez(partial / STATISTICS, mean=mean, covariance=covariance)
     digests = {name: _file_digest(partial / name) for name in (FEATURES, STATISTICS)}
     record = {"depends_on": depends_on, "sha256": digests}
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(partial / RECORD, record)
     partial.rename(final)
     shutil.rmtree(final / PARTS, ignore_errors=True)
 

@@ -1,21 +1,24 @@
-"""Files and folders that are either whole or absent.
+"""Whole-or-absent files and folders, JSON, and whether an output folder holds the same settings.
 
-They are written under a temporary name and renamed, so a process that dies leaves the previous state behind.
+A file or folder is written under a temporary name and renamed at the end, so a process that is
+killed leaves the previous version behind.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into that takes the name `final` when the block ends well, and is removed otherwise.
+    """Write into a temporary folder that is renamed to `final` when the block succeeds.
 
-    A folder already there is replaced only then.
+    An existing folder is replaced. If the block raises, `final` stays as it was.
     """
     temporary = final.with_name(f".{final.name}.partial")
     replaced = final.with_name(f".{final.name}.replaced")
@@ -35,9 +38,9 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
-    """A file name to write to that becomes `final` when the block ends well; the file is removed otherwise.
+    """Write to a temporary file that is renamed to `final` when the block succeeds.
 
-    What a killed process leaves behind has the same name, so the next one writes over it.
+    The temporary name is always the same, so the next run overwrites what a killed one left.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.partial{final.suffix}")
@@ -47,3 +50,93 @@ def whole_file(final: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: the file is missing or is not a JSON object.
+    """
+    if not path.is_file():
+        folder = path.parent
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        holds = ", ".join(names[:8]) or "nothing"
+        raise ValueError(f"{path} is missing; the folder holds: {holds}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return values
+
+
+def check_output_dir(
+    folder: Path,
+    file: str,
+    settings: Mapping[str, Any],
+    contents: str,
+    *,
+    section: str | None = None,
+    may_change: Collection[str] = (),
+) -> dict[str, Any] | None:
+    """Check that an output folder is new, is empty, or was written with the same settings.
+
+    Args:
+        folder: value of `--output_dir`.
+        file: JSON file in it that records the settings.
+        settings: settings of this command.
+        contents: what the folder should hold, for the error message, such as `images`.
+        section: key of the settings in the file; None if they are its top level.
+        may_change: names of settings that may differ.
+
+    Returns:
+        The content of the file, or None for a folder that is new or empty.
+
+    Raises:
+        ValueError: the folder holds something else, or was written with other settings.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not (folder / file).is_file():
+        raise ValueError(
+            f"--output_dir {folder} is not empty and holds no {contents} (no {file}); "
+            "choose another folder"
+        )
+    stored = read_json(folder / file)
+    check_same_settings(
+        stored if section is None else stored.get(section, {}),
+        settings,
+        f"--output_dir {folder} holds {contents}",
+        "choose another folder or delete this one",
+        may_change=may_change,
+    )
+    return stored
+
+
+def check_same_settings(
+    stored: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    holder: str,
+    way_out: str,
+    *,
+    may_change: Collection[str] = (),
+) -> None:
+    """Compare the settings of this command with stored ones.
+
+    Raises:
+        ValueError: naming `holder`, the first setting that differs, both values and `way_out`.
+    """
+    for name, value in settings.items():
+        if name not in may_change and stored.get(name) != value:
+            raise ValueError(
+                f"{holder} with {name} = {stored.get(name)!r}, this command sets {value!r}: "
+                f"{way_out}"
+            )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
+
+from latent_prior.files import read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -236,28 +237,6 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
             f"there is no folder {text}, and the hub has no such repository or revision for you: "
             f"{str(error).splitlines()[0]}"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ValueError: missing file, or not a JSON object.
-    """
-    if not path.is_file():
-        there = (
-            ", ".join(sorted(entry.name for entry in path.parent.iterdir())[:8])
-            if path.parent.is_dir()
-            else ""
-        )
-        raise ValueError(f"{path} is missing; the folder holds: {there or 'nothing'}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return values
 
 
 def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:

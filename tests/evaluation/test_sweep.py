@@ -222,4 +222,4 @@ def test_figures_of_two_protocols_are_not_mixed(call, refused, flags):
     call(sweep, **flags, temperature=[1])
     assert "num_images = 8" in refused(sweep, **{**flags, "num_images": 9}, temperature=[1])
     (flags["output_dir"] / "sweep.json").unlink()
-    assert "holds no sweep.json" in refused(sweep, **flags, temperature=[1])
+    assert "holds no sweep results (no sweep.json)" in refused(sweep, **flags, temperature=[1])

@@ -408,7 +408,7 @@ def test_a_member_without_a_critic_takes_no_flags_for_one(refused, flags, parts,
 def test_a_run_with_another_critic_is_another_run(call, refused, flags, tmp_path):
     call(train, output_dir=tmp_path / "run", **flags)
     said = refused(train, output_dir=tmp_path / "run", **{**flags, "critic.weight": 0.3})
-    assert "holds a run with critic.weight = 0.8, this command says 0.3" in said
+    assert "holds a run with critic.weight = 0.8, this command sets 0.3" in said
     assert str(tmp_path / "run") in said
 
 

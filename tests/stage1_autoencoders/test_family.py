@@ -223,7 +223,7 @@ def test_another_member_in_the_folder_is_another_run(fit, refused, flags, parts,
     for member, culprit in (("vaegan", "model.type = 'vae'"), ("vae", "model.latent_dim = 6")):
         settings = {**flags, **parts["family_flags"][member], "model.latent_dim": 7}
         said = refused(train, output_dir=run, **settings)
-        assert f"holds a run with {culprit}, this command says" in said
+        assert f"holds a run with {culprit}, this command sets" in said
 
 
 # Several processes, micro-batches, and stopped runs

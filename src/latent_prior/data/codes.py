@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from latent_prior.data.arrow_rows import MappedTable
+from latent_prior.files import write_json
 from latent_prior.options import ImageOptions
 
 SPEC_FILE = "code_spec.json"
@@ -157,7 +158,7 @@ def fit_images(options: ImageFlags, spec: CodeSpec) -> ImageFlags:
 
 def write_spec(spec: CodeSpec, folder: Path) -> None:
     """Write the readable `code_spec.json` into `folder`."""
-    (folder / SPEC_FILE).write_text(json.dumps(spec.to_dict(), indent=2) + "\n")
+    write_json(folder / SPEC_FILE, spec.to_dict())
 
 
 def smallest_integer_type(vocabulary: int) -> str:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from latent_prior.cli import command_line, dotted, dump_config
 from latent_prior.data.batch_order import Batch, prefetch
-from latent_prior.files import whole_file
+from latent_prior.files import check_same_settings, whole_file
 from latent_prior.models import Budget
 from latent_prior.options import RunOptions, changeable
 from latent_prior.seeds import derive_seed
@@ -167,13 +167,14 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
     resolved = dump_config(options)
     found = checkpoints(run)
     if found:
-        before = dict(dotted(yaml.safe_load(config.read_text()))) if config.is_file() else {}
-        for name, value in dotted(resolved):
-            if name not in changeable(options) and before.get(name) != value:
-                raise ValueError(
-                    f"{run} holds a run with {name} = {before.get(name)!r}, this command says {value!r}: "
-                    "choose another --output_dir, or the same options to resume"
-                )
+        stored = dict(dotted(yaml.safe_load(config.read_text()))) if config.is_file() else {}
+        check_same_settings(
+            stored,
+            dict(dotted(resolved)),
+            f"--output_dir {run} holds a run",
+            "choose another folder, or repeat the command with the same options to resume",
+            may_change=changeable(options),
+        )
         load_checkpoint(found[-1], {"state": state, **state.parts})
         if accelerator.is_main_process:
             print(f"resuming {run} at step {state.step}")

@@ -1,76 +1,22 @@
 import errno
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from latent_prior.cli import run
-from latent_prior.files import whole_file, whole_folder
-from latent_prior.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from latent_prior.models import Budget, ModelConfig, StrictModel
+from latent_prior.training.checkpoint import (
+    checkpoints,
+    export_model,
+    load_checkpoint,
+    save_checkpoint,
+)
+from latent_prior.training.ema import EMA
 
 
 def names(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def test_a_folder_appears_only_when_it_is_whole(tmp_path):
-    with whole_folder(tmp_path / "new" / "model") as folder:
-        (folder / "a").write_text("1")
-        assert not (tmp_path / "new" / "model").exists()
-    assert names(tmp_path) == ["new/model/a"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_what_was_there(tmp_path, error):
-    for path in (tmp_path / "old", tmp_path / "fresh"):
-        if path.name == "old":
-            path.mkdir()
-            (path / "a").write_text("1")
-
-        def fail(path=path):
-            with whole_folder(path) as folder:
-                (folder / "b").write_text("2")
-                raise error
-
-        with pytest.raises(error):
-            fail()
-    assert names(tmp_path) == ["old/a"]
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
-    for content in "ab":
-        with whole_folder(tmp_path / "model") as folder:
-            (folder / content).write_text(content)
-    assert names(tmp_path) == ["model/b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
-    for stale in (".model.partial", ".model.replaced"):
-        (tmp_path / stale).mkdir()
-        (tmp_path / stale / "junk").write_text("x")
-    for _ in range(2):
-        with whole_folder(tmp_path / "model") as folder:
-            (folder / "a").write_text("1")
-    assert names(tmp_path) == ["model/a"]
-
-
-def test_a_file_is_whole_or_absent(tmp_path):
-    final = tmp_path / "sub" / "a.txt"
-    with whole_file(final) as path:
-        assert path.suffix == ".txt"
-        path.write_text("1")
-        assert not final.exists()
-
-    def fail():
-        with whole_file(final) as path:
-            path.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert names(tmp_path) == ["sub/a.txt"]
-    assert final.read_text() == "1"
 
 
 class Part:
@@ -183,3 +129,34 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, c
     assert "No space left on device" in said
     assert said.count("\n") == 1
     assert names(tmp_path) == ["checkpoints/step-000000001/a.pt"]
+
+
+class TinyConfig(ModelConfig):
+    model_type = "test_export"
+
+
+class Tiny(StrictModel):
+    config_class = TinyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer = torch.nn.Linear(2, 2)
+        self.post_init()
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_an_export_holds_the_averaged_weights_and_their_cost(tmp_path, writes):
+    model = Tiny(TinyConfig())
+    ema = EMA(model, 0.5)
+    average = model.layer.weight.detach().clone()
+    torch.nn.init.zeros_(model.layer.weight)
+    budget = Budget(
+        steps=3, images_seen=12, seconds=1.5, cpu_seconds=2.5, device="cpu", num_processes=2
+    )
+    export_model(tmp_path / "model", model, ema, budget, SimpleNamespace(is_main_process=writes))
+    assert (tmp_path / "model").exists() == writes
+    if writes:
+        loaded = Tiny.from_pretrained(tmp_path / "model")
+        assert torch.equal(loaded.layer.weight, average)
+        assert loaded.config.training == budget
+    assert not model.layer.weight.any()  # training goes on with its own weights

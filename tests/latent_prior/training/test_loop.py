@@ -233,7 +233,7 @@ def test_no_steps_at_all(start):
 def test_a_run_can_be_prolonged_but_not_changed(start):
     start(max_steps=3).train()
     with pytest.raises(
-        ValueError, match=r"holds a run with learning_rate = 0\.05, this command says 0\.1"
+        ValueError, match=r"holds a run with learning_rate = 0\.05, this command sets 0\.1"
     ):
         start(max_steps=6, learning_rate=0.1).train()
     changed = start(max_steps=4, log_every=1, checkpoint_every=1, accumulation_steps=2).train()
