@@ -1,4 +1,4 @@
-"""Options: dataclasses whose fields carry their own range, and those that more than one entry script has.
+"""Options: dataclasses that check themselves, and those that several entry scripts share.
 
 Nothing here needs torch, so `--help` and a wrong flag are answered at once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import types
 import typing
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 
 class Range(NamedTuple):
-    """Which numbers an option takes; of a list, each of its numbers. None leaves an end open."""
+    """The numbers an option takes; for a list, each of its items. None leaves an end open."""
 
     at_least: float | None = None
     above: float | None = None
@@ -32,18 +33,9 @@ class Range(NamedTuple):
         )
 
     def __str__(self) -> str:
-        """What a value must do, as in `must be at least 1`."""
-        low = self.above if self.at_least is None else self.at_least
-        high = self.below if self.at_most is None else self.at_most
-        if low is not None and high is not None:
-            opening = "(" if self.at_least is None else "["
-            closing = ")" if self.at_most is None else "]"
-            return f"lie in {opening}{low}, {high}{closing}"
-        if low == 0:
-            return "be positive" if self.at_least is None else "not be negative"
-        if low is not None:
-            return f"be above {low}" if self.at_least is None else f"be at least {low}"
-        return f"be below {high}" if self.at_most is None else f"be at most {high}"
+        """The range in words: `at least 0 and below 1`."""
+        ends = [(name.replace("_", " "), end) for name, end in self._asdict().items()]
+        return " and ".join(f"{name} {end:g}" for name, end in ends if end is not None)
 
 
 def option(
@@ -59,18 +51,18 @@ def option(
     """A dataclass field with the range of its numbers.
 
     Args:
-        default: missing makes the option required.
-        factory: makes the default of a list.
-        at_least: smallest number.
-        above: number that all must be larger than.
-        at_most: largest number.
-        below: number that all must be smaller than.
-        may_change: a folder that was begun with another value goes on with this one: what is written does not
-            depend on it.
+        default: the default value; without one the option is required.
+        factory: makes the default value of a list.
+        at_least: smallest allowed number.
+        above: every number must be larger than this.
+        at_most: largest allowed number.
+        below: every number must be smaller than this.
+        may_change: whether a command may continue a folder that was begun with another value,
+            because the files do not depend on it.
     """
     metadata: dict[str, Any] = {"may_change": may_change}
     limits = Range(at_least, above, at_most, below)
-    if any(limit is not None for limit in limits):
+    if limits != Range():
         metadata["range"] = limits
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
@@ -84,48 +76,52 @@ def changeable(options: Options | type[Options]) -> set[str]:
 
 @dataclass(kw_only=True)
 class Options:
-    """Abstract: options that check themselves. A subclass with rules of its own calls this class's check first."""
+    """Abstract: options that check themselves.
+
+    A subclass with rules of its own extends `__post_init__` and calls this one first.
+    """
 
     flag_prefix: ClassVar[str] = ""
-    """What stands before the fields' names on a command line, as `model.`."""
+    """Prefix of the flags, for example `model.`."""
 
     def __post_init__(self) -> None:
-        """Check every number against its range and every word against its choices.
+        """Check numbers against their ranges and `Literal` fields against their choices.
 
-        A config file may hold what a command line would not let through, so the choices are checked here too.
+        The command line checks choices too, a config file edited by hand only here.
 
         Raises:
-            ValueError: naming the flag, what it takes and what was given.
+            ValueError: naming the flag, the allowed values and the given one.
         """
+        choices_of = _choices(typing.cast(Any, type(self)))
         for each in fields(self):
-            limits: Range | None = each.metadata.get("range")
             value = getattr(self, each.name)
-            if limits is None or value is None:
-                continue
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if not all(number in limits for number in numbers):
-                raise ValueError(f"--{self.flag_prefix}{each.name} must {limits}, not {value}")
-        for name, choices in _choices(typing.cast(Any, type(self))).items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"--{self.flag_prefix}{name} must be one of {', '.join(map(str, choices))}, "
-                    f"not {getattr(self, name)!r}"
-                )
+            items = value if isinstance(value, list | tuple) else [value]
+            flag = f"--{self.flag_prefix}{each.name}"
+            limits: Range | None = each.metadata.get("range")
+            if limits is not None and not all(item is None or item in limits for item in items):
+                raise ValueError(f"{flag} must be {limits}, not {value}")
+            choices = choices_of.get(each.name)
+            if choices is not None and not all(item in choices for item in items):
+                allowed = ", ".join(map(str, choices))
+                raise ValueError(f"{flag} must be one of {allowed}, not {value!r}")
 
 
 @functools.cache
 def _choices(options_class: Any) -> dict[str, tuple[Any, ...]]:
-    """The values that every `Literal` field declared by an options class takes."""
-    found = {}
-    for base in options_class.__mro__:
-        if Options in base.__mro__[:-1] and all(issubclass(b, Options) for b in base.__mro__[:-1]):
+    """The allowed values of each `Literal` field, in order; None is one where the field is optional.
+
+    Reads only pure options: a model's config class also inherits from transformers.
+    """
+    choices = {}
+    for base in reversed(options_class.__mro__[:-1]):
+        if all(issubclass(parent, Options) for parent in base.__mro__[:-1]):
             for name, kind in typing.get_type_hints(base).items():
-                union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-                parts = typing.get_args(kind) if union else (kind,)
-                literals = [typing.get_args(p) for p in parts if typing.get_origin(p) is Literal]
-                if literals:
-                    found[name] = sum(literals, ()) + ((None,) if types.NoneType in parts else ())
-    return found
+                parts = (kind, *typing.get_args(kind))
+                words = [typing.get_args(p) for p in parts if typing.get_origin(p) is Literal]
+                if words:
+                    none = [None] if types.NoneType in parts else []
+                    choices[name] = (*itertools.chain(*words), *none)
+    return choices
 
 
 @dataclass(kw_only=True)
@@ -133,7 +129,7 @@ class ComputeOptions(Options):
     """What a command may use of the machine."""
 
     cpu_threads: int | None = option(None, at_least=1, may_change=True)
-    """Threads per process on a CPU; null shares the cores out among the processes of this machine."""
+    """Threads per process on a CPU; null divides the cores among the processes of this machine."""
 
 
 @dataclass(kw_only=True)
@@ -141,15 +137,15 @@ class ReadOptions(Options):
     """How images are read."""
 
     image_column: str = "image"
-    """Column that holds the images."""
+    """Column with the images."""
     label_column: str | None = None
-    """Column that holds the class labels; null takes `label` where it exists."""
+    """Column with the class labels; null uses `label` if it exists."""
     image_size: int | None = option(None, at_least=1)
-    """Height and width in pixels; null keeps the size of the images, which must then be one size."""
+    """Height and width in pixels; null keeps the size of the images, which must all be equal."""
     channels: Literal[1, 3] | None = None
-    """1 (grey) or 3 (RGB); null takes what the first image has. Transparency is laid over white."""
+    """1 (grey) or 3 (RGB); null uses those of the first image. Transparency is laid over white."""
     on_corrupt: Literal["error", "skip"] = "error"
-    """What an unreadable image does: end the program with its name, or be left out and counted."""
+    """Unreadable images: `error` ends the program with their name, `skip` leaves them out."""
 
 
 @dataclass(kw_only=True)
@@ -157,22 +153,18 @@ class ImageOptions(ReadOptions):
     """Where images come from and what shape they take."""
 
     dataset: str = "mnist5k"
-    """Images: `mnist5k` (embedded), a local image folder, a folder of parquet or arrow files, or a hub id."""
+    """Images: `mnist5k` (embedded), a folder of images, of parquet or arrow files, or a hub id."""
     resize: int | None = option(None, at_least=1)
-    """Pixels the shorter side is resized to (antialiased) before cropping; null means image_size."""
+    """Length of the shorter side, in pixels, before cropping (antialiased); null: image_size."""
     crop_padding: int = option(0, at_least=0)
-    """Pixels of repeated edge around the resized image that a random crop may reach into."""
+    """Pixels of repeated edge around the resized image that random crops may include."""
     cache_mb: int = option(2048, may_change=True)
-    """Megabytes per process up to which decoded images are kept in memory; larger sets are decoded as they come."""
+    """Megabytes of decoded images per process; larger datasets are decoded on every access."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that a window fits into the resized image."""
+        """Check the ranges, and that a crop fits into the resized image."""
         super().__post_init__()
-        if (
-            self.resize is not None
-            and self.image_size is not None
-            and self.resize < self.image_size
-        ):
+        if self.resize is not None and self.resize < (self.image_size or 0):
             raise ValueError(
                 f"--resize {self.resize} is smaller than --image_size {self.image_size}"
             )
@@ -180,24 +172,24 @@ class ImageOptions(ReadOptions):
 
 @dataclass(kw_only=True)
 class RunOptions(ComputeOptions):
-    """When a training run does what, and where it leaves it."""
+    """Length, optimizer, outputs and reports of a training run."""
 
     output_dir: str = option(may_change=True)
     """Run folder; repeating the command with the same folder resumes the run."""
     batch_size: int = option(64, at_least=1)
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     accumulation_steps: int = option(1, at_least=1, may_change=True)
-    """Micro-batches per optimizer step; more of them need less memory. Codebooks of moving averages move with each."""
+    """Micro-batches per optimizer step; more need less memory. EMA codebooks update with each."""
     max_steps: int = option(10_000, at_least=0, may_change=True)
     """Optimizer steps of the whole run."""
     max_seconds: float | None = option(None, above=0, may_change=True)
-    """Training seconds after which the run ends early, resumed time included; null means no limit."""
+    """Training seconds, resumed time included, after which the run ends; null: no limit."""
     max_cpu_seconds: float | None = option(None, above=0, may_change=True)
-    """The same in processor seconds, summed over a process's threads: on a CPU a budget that other programs on the machine do not eat into."""
+    """The same in CPU seconds of all threads: a budget that other programs do not affect."""
     learning_rate: float = option(3e-4, above=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """How the learning rate falls from the end of the warm-up to max_steps."""
+    """Decay of the learning rate from the end of the warm-up to max_steps."""
     warmup_steps: int = option(100, at_least=0)
     """Steps over which the learning rate rises from 0."""
     final_learning_rate: float = option(0.0, at_least=0)
@@ -207,25 +199,25 @@ class RunOptions(ComputeOptions):
     beta2: float = option(0.95, at_least=0, below=1)
     """AdamW's second-moment decay."""
     weight_decay: float = option(0.0, at_least=0)
-    """AdamW's decoupled weight decay; applied to matrices and kernels only."""
+    """AdamW's decoupled weight decay, applied to matrices and kernels only."""
     gradient_clip: float | None = option(1.0, above=0)
-    """Largest gradient norm; null clips nothing."""
+    """Largest gradient norm; null disables clipping."""
     ema_decay: float = option(0.999, at_least=0, below=1)
-    """Decay per step of the averaged weights that are exported; warmed up at the start of a run."""
+    """Decay per step of the exported weight average; warmed up at the start of a run."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Autocast type; leave `no` on a CPU, where the others are slower."""
+    """Autocast type; keep `no` on a CPU, where the others are slower."""
     seed: int = option(0, at_least=0)
     """Seed of weights, data order, augmentation and dropout."""
     log_every: int = option(50, at_least=1, may_change=True)
     """Steps between lines in metrics.jsonl."""
     evaluate_every: int | None = option(None, at_least=1, may_change=True)
-    """Steps between evaluations and sample grids; null means once an epoch."""
+    """Steps between evaluations and sample grids; null: once per epoch."""
     checkpoint_every: int = option(500, at_least=1, may_change=True)
     """Steps between checkpoints."""
     checkpoints_to_keep: int = option(2, at_least=1, may_change=True)
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
     report_to: Literal["tensorboard", "wandb", "trackio"] | None = option(None, may_change=True)
-    """Tracker that gets the metrics besides metrics.jsonl."""
+    """Tracker that receives the metrics in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
         """Check the ranges, the tracker and the micro-batches."""
@@ -236,53 +228,52 @@ class RunOptions(ComputeOptions):
             )
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
-                f"--batch_size {self.batch_size} does not divide into --accumulation_steps {self.accumulation_steps}"
+                f"--batch_size {self.batch_size} is not divisible by --accumulation_steps {self.accumulation_steps}"
             )
 
 
 @dataclass(kw_only=True)
 class TrainingImageOptions(RunOptions, ImageOptions):
-    """Which images a training run sees."""
+    """Which images a training run uses."""
 
     split: str = "train"
     """Split to train on."""
     streaming: bool = False
-    """Read the images one after the other without an index, shuffled in a buffer; for sets too large for the disk."""
+    """Read images in sequence, shuffled in a buffer; for datasets too large for the disk."""
     random_crop: bool = False
-    """Cut windows of image_size at random places; `resize` and `crop_padding` say how far they may move."""
+    """Crop to image_size at random positions; `resize` and `crop_padding` set the room to move."""
     random_flip: bool = False
-    """Mirror every second image left to right."""
+    """Mirror images left to right with probability 1/2."""
 
     def __post_init__(self) -> None:
-        """Check the numbers, and that size and source fit."""
+        """Check the ranges, and that size and source fit."""
         super().__post_init__()
         if self.resize is not None and self.image_size is None:
             raise ValueError(
-                "--resize needs --image_size, the size that is cut out of the resized image"
+                "--resize needs --image_size, the size of the crop from the resized image"
             )
-        if self.streaming and (
-            self.image_size is None or self.channels is None or self.evaluate_every is None
-        ):
+        if self.streaming and None in (self.image_size, self.channels, self.evaluate_every):
             raise ValueError(
-                "--streaming needs --image_size, --channels and --evaluate_every: it cannot look ahead"
+                "--streaming needs --image_size, --channels and --evaluate_every: "
+                "the stream cannot be inspected in advance"
             )
 
 
 @dataclass(kw_only=True)
 class ResolutionOptions(Options):
-    """Channels and blocks of a convolutional network at each of its resolutions."""
+    """Channels and blocks of a convolutional network at each resolution."""
 
     flag_prefix: ClassVar[str] = "model."
 
     width: int = option(32, at_least=1)
-    """Channels of the convolutions at full resolution, before the multiplier."""
+    """Channels at full resolution, before the multiplier."""
     multipliers: list[int] = option(factory=lambda: [1, 2, 4], at_least=1)
-    """Channels at each resolution in units of width, full resolution first; every further one halves the image."""
+    """Channels per resolution in units of width, full resolution first, each next one halved."""
     blocks: int | list[int] = option(1, at_least=0)
-    """Residual blocks in the encoder, and again in the decoder: a number for every resolution, or a list of numbers."""
+    """Residual blocks per resolution, in encoder and decoder each: one number, or one for each."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that every resolution has its blocks."""
+        """Check the ranges, and that `blocks` fits `multipliers`."""
         super().__post_init__()
         if not self.multipliers:
             raise ValueError(
@@ -296,20 +287,20 @@ class ResolutionOptions(Options):
     @property
     def blocks_per_resolution(self) -> list[int]:
         """Blocks at each resolution, full resolution first."""
-        return (
-            [self.blocks] * len(self.multipliers) if isinstance(self.blocks, int) else self.blocks
-        )
+        if isinstance(self.blocks, int):
+            return [self.blocks] * len(self.multipliers)
+        return self.blocks
 
     @property
     def downsampling(self) -> int:
-        """Pixels of the image along one side of a position at the lowest resolution."""
+        """Image pixels per position of the lowest resolution, along one side."""
         return 2 ** (len(self.multipliers) - 1)
 
     def check_image_size(self, image_size: int) -> None:
-        """Stop before an image size that the resolutions do not fit.
+        """Check that the image size is divisible by the downsampling.
 
         Raises:
-            ValueError: naming the size and what it must be.
+            ValueError: if it is not.
         """
         if image_size < 1 or image_size % self.downsampling:
             raise ValueError(

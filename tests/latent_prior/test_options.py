@@ -1,8 +1,99 @@
 import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import pytest
 
-from latent_prior.options import ImageOptions, RunOptions
+from latent_prior.options import ImageOptions, Options, Range, RunOptions, changeable, option
+
+
+@pytest.mark.parametrize(
+    ("limits", "inside", "outside", "words"),
+    [
+        (Range(at_least=1), [1, 1.5, 10**9], [0, 0.999, -1], "at least 1"),
+        (Range(above=0), [1e-9, 3], [0, 0.0, -1], "above 0"),
+        (Range(at_most=4), [4, -9], [4.1, 5], "at most 4"),
+        (Range(below=1), [0.99, -1], [1, 1.0], "below 1"),
+        (Range(at_least=0, below=1), [0, 0.5], [-0.1, 1], "at least 0 and below 1"),
+        (Range(above=0, at_most=1), [0.5, 1], [0, 1.1], "above 0 and at most 1"),
+        (Range(), [0, -1e9, 1e9], [], ""),
+    ],
+)
+def test_a_range_contains_its_numbers_and_names_its_ends(limits, inside, outside, words):
+    assert all(number in limits for number in inside)
+    assert not any(number in limits for number in outside)
+    assert str(limits) == words
+
+
+def test_no_range_with_an_end_contains_nan():
+    for limits in (Range(at_least=0), Range(above=0), Range(at_most=0), Range(below=0)):
+        assert float("nan") not in limits
+
+
+@dataclass(kw_only=True)
+class Paint(Options):
+    """Options of every kind."""
+
+    flag_prefix: ClassVar[str] = "paint."
+
+    colour: Literal["red", "blue"] = "red"
+    width: int = option(2, at_least=1, at_most=9)
+    depth: int | None = option(None, at_least=1)
+    layers: list[int] = option(factory=lambda: [1, 2], at_least=1, may_change=True)
+    tools: list[Literal["brush", "knife"]] = option(factory=list)
+    coats: Literal[1, 3] | None = option(None, may_change=True)
+    plain: float = -1.0
+
+
+@dataclass(kw_only=True)
+class Fresco(Paint):
+    """A subclass that narrows a choice and adds a required option."""
+
+    colour: Literal["red", "green"] = "red"
+    wall: str = option()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 0}, "--paint.width must be at least 1 and at most 9, not 0"),
+        ({"width": 10}, "--paint.width must be at least 1 and at most 9, not 10"),
+        ({"depth": 0}, "--paint.depth must be at least 1, not 0"),
+        ({"layers": [1, 0]}, r"--paint.layers must be at least 1, not \[1, 0\]"),
+        ({"colour": "green"}, "--paint.colour must be one of red, blue, not 'green'"),
+        ({"colour": None}, "--paint.colour must be one of red, blue, not None"),
+        ({"coats": 2}, "--paint.coats must be one of 1, 3, None, not 2"),
+        (
+            {"tools": ["brush", "pen"]},
+            r"--paint.tools must be one of brush, knife, not \['brush', ",
+        ),
+        ({"tools": [["brush"]]}, "--paint.tools must be one of brush, knife, not"),
+    ],
+)
+def test_options_refuse_numbers_out_of_range_and_unknown_words(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Paint(**settings)
+
+
+def test_options_accept_defaults_none_and_empty_lists():
+    assert Paint(depth=None, layers=[], tools=[], coats=None).width == 2
+    assert Paint().layers == [1, 2]
+    assert Paint().layers is not Paint().layers
+    Paint(width=9, depth=1, layers=[1], tools=["knife", "brush"], coats=3, plain=float("nan"))
+
+
+def test_a_subclass_may_narrow_a_choice():
+    Fresco(wall="x", colour="green")
+    with pytest.raises(ValueError, match=r"--paint.colour must be one of red, green, not 'blue'"):
+        Fresco(wall="x", colour="blue")
+    with pytest.raises(TypeError, match="wall"):
+        Fresco()
+
+
+def test_changeable_options_are_named_by_their_fields():
+    assert changeable(Paint) == changeable(Paint()) == {"layers", "coats"}
+    assert {"cpu_threads", "max_steps", "output_dir"} <= changeable(RunOptions)
+    assert not {"batch_size", "learning_rate", "seed"} & changeable(RunOptions)
 
 
 @pytest.mark.parametrize(
