@@ -89,7 +89,7 @@ def sampling() -> Line:
     model = prior.build_prior()
     labels = torch.arange(SAMPLE_BATCH) % prior.NUM_CLASSES
     model.sample(2, labels[:2])  # libraries' own buffers
-    model._decoder = None
+    model.last_decoder = None
     measured = extra_memory(lambda: model.sample(SAMPLE_BATCH, labels))
     config = model.config
     cache = 2 * config.depth * SAMPLE_BATCH * model.length * config.width * FLOAT

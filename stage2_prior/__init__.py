@@ -1,4 +1,4 @@
-"""Stage 2: a Transformer that learns which codes occur together, and samples new ones."""
+"""Stage 2: a Transformer prior that learns the distribution of codes and samples new ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["PriorConfig", "TransformerPrior"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model's module when its class is first asked for."""
+    """Import the model's module on first use of a class."""
     if name in __all__:
         return getattr(importlib.import_module("latent_prior.stage2_prior.prior"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,24 @@
-"""Write a raster-order prior as a plain `LlamaForCausalLM` folder, which inference engines can serve (docs/serving.md).
+"""Export a raster-order prior as a `LlamaForCausalLM` folder to serve, see docs/serving.md.
 
 python stage2_prior/export.py --prior runs/mnist/prior/model --output_dir runs/mnist/llama
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from latent_prior.cli import answer_early, parse_config, run
-from latent_prior.stage2_prior.export_options import ExportOptions
+
+
+@dataclass(kw_only=True)
+class ExportOptions:
+    """Export a raster-order prior as a `LlamaForCausalLM` folder for inference engines."""
+
+    prior: str
+    """Folder or hub id of the prior."""
+    output_dir: str
+    """Folder to write; an earlier export in it is replaced."""
+
 
 answer_early(__name__, ExportOptions)
 
@@ -25,7 +37,7 @@ from latent_prior.models import CONFIG_FILE
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
 
-# Where an export says whose it is; a config without it belongs to somebody else.
+# Key in config.json that marks an export; a folder without it is not overwritten.
 FINGERPRINT_KEY = "prior_fingerprint"
 
 
@@ -33,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point.
 
     Raises:
-        ValueError: the prior is at fault or cannot be exported, or the folder holds something else.
+        ValueError: the prior is invalid or cannot be exported, or the folder holds other files.
     """
     options = parse_config(ExportOptions, argv)
     output = Path(options.output_dir)
@@ -48,16 +60,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
-    """The same function of the same tokens in transformers' own architecture, in evaluation mode, on the CPU.
+    """Convert a prior to transformers' Llama: the same function, in evaluation mode, on the CPU.
 
-    Tokens keep their numbers: codes, then classes, then the null class. A sequence begins with one of the latter;
-    `config.class_tokens` (name -> token) and `config.null_token` say which is which. The prior's head knows codes only,
-    Llama's has a row for every token: the rows of the classes are the mean of the codes' rows, so that a class never
-    gets the largest logit, and by Jensen's inequality no more than the mean probability of a code. `generate` leaves
-    them out altogether (`suppress_tokens` of the generation config).
+    Tokens keep their numbers: codes, then classes, then the null class. A sequence begins with a
+    class, whose token is in `config.class_tokens` (by name) or `config.null_token`. The prior's
+    head has rows for codes only, Llama's for all tokens: the rows of the classes are the mean of
+    the codes' rows, so that a class never has the largest logit, and by Jensen's inequality at most
+    the mean probability of a code. `generate` suppresses classes (`suppress_tokens`).
 
     Raises:
-        ValueError: Llama has nothing like this prior.
+        ValueError: the prior has a part that Llama lacks.
     """
     check_exportable(prior)
     config, vocabulary = prior.config, prior.embedding.num_embeddings
@@ -75,11 +87,11 @@ def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
             intermediate_size=swiglu_width(config.width, config.mlp_ratio),
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
-            # The last code is never read, but engines count it among the positions.
+            # The last code is never an input, but engines count its position.
             max_position_embeddings=prior.length + 1,
             rms_norm_eps=NORM_EPSILON,
             rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
-            # Llama's defaults 1 and 2 are codes here, and code 2 would end the image.
+            # Llama's defaults 1 and 2 are codes here; code 2 would end the image.
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
@@ -89,7 +101,7 @@ def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
     llama.load_state_dict(llama_weights(prior))
     llama.generation_config = GenerationConfig(
         do_sample=True,
-        top_k=0,  # transformers' default of 50 would leave out codes
+        top_k=0,  # transformers' default is 50
         min_new_tokens=prior.length,
         max_new_tokens=prior.length,
         suppress_tokens=list(range(prior.num_codes, vocabulary)),
@@ -98,43 +110,38 @@ def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
 
 
 def check_exportable(prior: TransformerPrior) -> None:
-    """Stop at what Llama cannot compute.
+    """Check that Llama can compute the prior.
 
     Raises:
-        ValueError: naming it.
+        ValueError: naming the part that Llama lacks.
     """
-    if prior.latents:
-        reason = "its head is a mixture of Gaussians over latents"
-    elif prior.masked:
-        reason = "in masked order every code sees those behind it"
-    elif len(prior.levels) > 1:
-        names = ", ".join(level.name for level in prior.levels)
-        reason = f"of its maps {names} each place allows the codes of one only"
-    elif prior.config.positions == "2d":
-        reason = "its positions are rows and columns"
-    else:
-        assert prior.position_embedding is None
-        return
-    raise ValueError(
-        f"this prior is no Llama and cannot be exported: {reason}; train one over a single code map "
-        "with --model.order raster and --model.positions 1d"
-    )
+    names = ", ".join(level.name for level in prior.levels)
+    reasons = {
+        "its head is a mixture of Gaussians over latents": prior.latents,
+        "in masked order every code sees those after it": prior.masked,
+        f"each position takes the codes of one of its maps {names}": len(prior.levels) > 1,
+        "its positions are rows and columns": prior.config.positions == "2d",
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ValueError(
+                f"this prior cannot be exported as a Llama: {reason}; train one over a single "
+                "code map with --model.order raster and --model.positions 1d"
+            )
+    assert prior.position_embedding is None
 
 
 def check_replaceable(folder: Path) -> None:
-    """Stop before anything but an earlier export is overwritten.
+    """Check that writing the folder overwrites nothing but an earlier export.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds other files.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / CONFIG_FILE).is_file() or FINGERPRINT_KEY not in read_json(
-        folder / CONFIG_FILE
-    ):
-        raise ValueError(
-            f"--output_dir {folder} exists and holds no exported prior; choose another folder"
-        )
+    config = folder / CONFIG_FILE
+    if not config.is_file() or FINGERPRINT_KEY not in read_json(config):
+        raise ValueError(f"--output_dir {folder} holds no exported prior; choose another folder")
 
 
 @torch.no_grad()
@@ -149,33 +156,28 @@ def llama_weights(prior: TransformerPrior) -> dict[str, Tensor]:
     }
     for index, block in enumerate(prior.blocks):
         assert isinstance(block, Block)
-        for name, weight in block_weights(block).items():
-            weights[f"model.layers.{index}.{name}.weight"] = weight
+        query, key, value = block.qkv.weight.chunk(3)
+        gate, up = block.gate_up.weight.chunk(2)
+        layer = {
+            "input_layernorm": block.attention_gain,
+            "self_attn.q_proj": pairs_to_halves(query, block.heads),
+            "self_attn.k_proj": pairs_to_halves(key, block.heads),
+            "self_attn.v_proj": value,
+            "self_attn.o_proj": block.attention_out.weight,
+            "post_attention_layernorm": block.mlp_gain,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": block.mlp_out.weight,
+        }
+        weights |= {f"model.layers.{index}.{name}.weight": w for name, w in layer.items()}
     return weights
 
 
-def block_weights(block: Block) -> dict[str, Tensor]:
-    """One block's weights under the names of a Llama layer."""
-    query, key, value = block.qkv.weight.chunk(3)
-    gate, up = block.gate_up.weight.chunk(2)
-    return {
-        "input_layernorm": block.attention_gain,
-        "self_attn.q_proj": pairs_to_halves(query, block.heads),
-        "self_attn.k_proj": pairs_to_halves(key, block.heads),
-        "self_attn.v_proj": value,
-        "self_attn.o_proj": block.attention_out.weight,
-        "post_attention_layernorm": block.mlp_gain,
-        "mlp.gate_proj": gate,
-        "mlp.up_proj": up,
-        "mlp.down_proj": block.mlp_out.weight,
-    }
-
-
 def pairs_to_halves(weight: Tensor, heads: int) -> Tensor:
-    """Reorder the rows of a query or key matrix (W, W) for the other form of rotary positions.
+    """Reorder the rows of a query or key matrix (W, W) to Llama's form of rotary positions.
 
-    The prior turns channels 2i and 2i + 1 of a head together, as Su et al. (2021) do, transformers' Llama channels i
-    and i + D / 2. Scores are sums over a head's channels, so their order is free as long as both matrices agree.
+    The prior rotates channels 2i and 2i + 1 of a head together (Su et al., 2021), Llama channels i
+    and i + D / 2. Scores sum over a head's channels, so any order works if both matrices share it.
     """
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 

@@ -1,6 +1,6 @@
-"""Masked order: training hides a random share of the codes; sampling fills in all masks within a few rounds.
+"""Masked order: training hides random codes; sampling fills in all masks within a few rounds.
 
-- Chang et al., MaskGIT: masked generative image transformer, CVPR 2022, https://arxiv.org/abs/2202.04200
+- Chang et al., MaskGIT, CVPR 2022, https://arxiv.org/abs/2202.04200
 - Hoogeboom et al., Autoregressive diffusion models, ICLR 2022, https://arxiv.org/abs/2110.02037
 
 Shapes: B images, L codes in the sequence, K codes in the vocabularies of all levels.
@@ -9,24 +9,19 @@ Shapes: B images, L codes in the sequence, K codes in the vocabularies of all le
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from latent_prior.stage2_prior.raster import scales_of
+from latent_prior.stage2_prior.logits import apply_guidance, choose, filter_logits, guidance_scales
+from latent_prior.stage2_prior.network import CodeTransformer
 from latent_prior.stage2_prior.sampler import Sampler
-from latent_prior.stage2_prior.sampling import apply_guidance, choose, filter_logits
-
-if TYPE_CHECKING:
-    from latent_prior.stage2_prior.prior import TransformerPrior
 
 
 def hide_for_training(batch: int, length: int, device: torch.device) -> Tensor:
-    """Which codes of a batch to hide: a share cos(pi u / 2), u uniform, of each sequence (Chang et al., section 3.2).
+    """Choose codes to hide, bool (B, L), at least one per row; uses torch's global generator.
 
-    Returns:
-        bool (B, L), at least one True in each row; drawn from torch's global generator.
+    A share cos(pi u / 2), u uniform, of each sequence (Chang et al., 2022, section 3.2).
     """
     share = torch.cos(torch.rand(batch, device=device) * (math.pi / 2))
     counts = (share * length).ceil().clamp(min=1)
@@ -34,10 +29,10 @@ def hide_for_training(batch: int, length: int, device: torch.device) -> Tensor:
 
 
 def hide_for_bound(uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Which codes to hide for one draw of the likelihood's bound, and how much each hidden code counts.
+    """Choose the codes to hide for one sample of the likelihood's bound, and their weight.
 
-    With m uniform in 1 .. L and m codes hidden at random, L / m times their nats is an unbiased draw of an upper bound
-    of -log p (Hoogeboom et al., 2022, Eq. 6).
+    With m uniform in 1 .. L and m codes hidden at random, L / m times their nats is an unbiased
+    sample of an upper bound of -log p (Hoogeboom et al., 2022, Eq. 6).
 
     Args:
         uniforms: (B, 1 + L) in [0, 1).
@@ -50,73 +45,76 @@ def hide_for_bound(uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return _lowest(uniforms[:, 1:], counts), (length / counts).unsqueeze(1)
 
 
-def numbers_per_image(length: int, steps: int) -> int:
-    """Random numbers that drawing one image takes: in each round one per code to draw it and one to choose it."""
+def uniforms_per_image(length: int, steps: int) -> int:
+    """Random numbers per image: in each round, one per code to sample it and one to choose it."""
     return 2 * steps * length
 
 
-def draw_masked(
-    prior: TransformerPrior,
+def sample_codes(
+    network: CodeTransformer,
     start: Tensor,
-    given: Tensor,
+    known: Tensor | None,
     sampler: Sampler,
     uniforms: Tensor,
 ) -> Tensor:
-    """Fill in masks in rounds (Chang et al., 2022, section 3.2).
+    """Sample tokens int64 (B, L) in rounds (Chang et al., 2022, section 3.2).
 
-    Every round draws all hidden codes, each given what is known, and keeps those it is surest of; a share
-    cos(pi t / 2 T) of those hidden at first stays hidden after round t of T. How sure is the log-probability of the
-    code that was drawn plus Gumbel noise, whose size falls from `choice_temperature` to 0 in the last round.
+    Every round samples all hidden codes, each given what is known, and keeps the most confident
+    ones; a share cos(pi t / 2 T) of those hidden at first stays hidden after round t of T. The
+    confidence is the log-probability of the sampled code plus Gumbel noise, which falls from
+    `choice_temperature` to 0 in the last round.
 
     Args:
-        prior: of masked order.
+        network: of masked order.
         start: first tokens (B,).
-        given: int64 (B, L), tokens that are known and -1 where one is to be drawn.
+        known: int64 (B, L), known tokens, -1 where one is to be sampled; None samples all.
         sampler: the settings.
-        uniforms: (B, numbers_per_image(L, steps)) in [0, 1).
-
-    Returns:
-        int64 (B, L), tokens.
+        uniforms: (B, uniforms_per_image(L, steps)) in [0, 1).
     """
-    scales = scales_of(prior, start, sampler, sampler.steps)
-    null = torch.full_like(start, prior.null_token)
-    hidden = given < 0
-    sequence = torch.where(hidden, prior.mask_token, given)
-    at_first = hidden.sum(1, keepdim=True)
-    to_draw, to_choose = uniforms.unflatten(1, (sampler.steps, 2, -1)).unbind(2)  # (B, T, L) each
+    if known is None:
+        known = torch.full((len(start), network.length), -1, device=start.device)
+    guided = sampler.guidance_scale != 1 and bool((start != network.null_token).any())
+    scales = guidance_scales(sampler, sampler.steps)
+    null = torch.full_like(start, network.null_token)
+    hidden = known < 0
+    sequence = torch.where(hidden, network.mask_token, known)
+    num_masks = hidden.sum(1, keepdim=True)  # at first
+    # (B, T, L) each
+    to_sample, to_choose = uniforms.unflatten(1, (sampler.steps, 2, -1)).unbind(2)
     gumbel = -torch.log(-torch.log(to_choose.clamp(min=2.0**-60))).float()
     for step in range(sampler.steps):
-        if scales is None or scales[step] == 1:
-            logits = prior.logits_of(start, sequence)
+        if guided and scales[step] != 1:
+            both = network.logits_of(torch.cat((start, null)), sequence.repeat(2, 1))
+            conditional, unconditional = both.chunk(2)
+            logits = apply_guidance(conditional, unconditional, scales[step])
         else:
-            both = prior.logits_of(torch.cat((start, null)), sequence.repeat(2, 1))
-            along, without = both.chunk(2)
-            logits = apply_guidance(along, without, scales[step])
-        drawn, log_probability = _draw_all(prior, logits, to_draw[:, step], sampler)
-        done = (step + 1) / sampler.steps
-        noise = sampler.choice_temperature * (1 - done) * gumbel[:, step]
-        sureness = torch.where(hidden, log_probability + noise, math.inf)
-        left = (at_first * math.cos(math.pi / 2 * done) + 1e-6).floor()
-        # Every round keeps at least one, and the last round keeps all.
-        left = left.minimum(hidden.sum(1, keepdim=True) - 1).clamp(min=0)
-        stays_hidden = _lowest(sureness, left.squeeze(1))
-        sequence = torch.where(hidden & ~stays_hidden, drawn, sequence)
-        hidden = stays_hidden
+            logits = network.logits_of(start, sequence)
+        tokens, log_probability = _sample_all(network, logits, to_sample[:, step], sampler)
+        progress = (step + 1) / sampler.steps
+        noise = sampler.choice_temperature * (1 - progress) * gumbel[:, step]
+        confidence = torch.where(hidden, log_probability + noise, math.inf)
+        num_hidden = (num_masks * math.cos(math.pi / 2 * progress) + 1e-6).floor()
+        # Every round keeps at least one code, and the last round keeps all.
+        num_hidden = num_hidden.minimum(hidden.sum(1, keepdim=True) - 1).clamp(min=0)
+        still_hidden = _lowest(confidence, num_hidden.squeeze(1))
+        sequence = torch.where(hidden & ~still_hidden, tokens, sequence)
+        hidden = still_hidden
     return sequence
 
 
-def _draw_all(
-    prior: TransformerPrior, logits: Tensor, uniforms: Tensor, sampler: Sampler
+def _sample_all(
+    network: CodeTransformer, logits: Tensor, uniforms: Tensor, sampler: Sampler
 ) -> tuple[Tensor, Tensor]:
-    """A token for every place (B, L), and its log-probability before temperature, top-k and top-p."""
-    tokens, sureness = [], []
-    for level in prior.levels:
-        own = logits[:, level.start : level.stop, level.first : level.last]
-        filtered = filter_logits(own, sampler.temperature, sampler.top_k, sampler.top_p)
-        drawn = choose(filtered, uniforms[:, level.start : level.stop])
-        tokens.append(drawn + level.first)
-        sureness.append(own.log_softmax(-1).gather(-1, drawn.unsqueeze(-1)).squeeze(-1))
-    return torch.cat(tokens, dim=1), torch.cat(sureness, dim=1)
+    """A token per position (B, L), and its log-probability before temperature, top-k and top-p."""
+    tokens, log_probabilities = [], []
+    for level in network.levels:
+        of_level = logits[:, level.start : level.stop, level.first : level.last]
+        filtered = filter_logits(of_level, sampler)
+        codes = choose(filtered, uniforms[:, level.start : level.stop])
+        tokens.append(codes + level.first)
+        log_probability = of_level.log_softmax(-1).gather(-1, codes.unsqueeze(-1))
+        log_probabilities.append(log_probability.squeeze(-1))
+    return torch.cat(tokens, dim=1), torch.cat(log_probabilities, dim=1)
 
 
 def _lowest(scores: Tensor, counts: Tensor) -> Tensor:

@@ -2,121 +2,92 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from latent_prior.stage2_prior.mixtures import draw, draw_guided, mixture_of
+from latent_prior.stage2_prior.kv_cache import Decoder, decoder_for
+from latent_prior.stage2_prior.logits import apply_guidance, choose, filter_logits, guidance_scales
+from latent_prior.stage2_prior.mixtures import mixture_of, sample, sample_guided
+from latent_prior.stage2_prior.network import CodeTransformer
 from latent_prior.stage2_prior.sampler import Sampler
-from latent_prior.stage2_prior.sampling import (
-    apply_guidance,
-    choose,
-    filter_logits,
-    guidance_scales,
-)
-
-if TYPE_CHECKING:
-    from latent_prior.stage2_prior.prior import TransformerPrior
 
 
-def draw_codes(
-    prior: TransformerPrior,
+def sample_codes(
+    network: CodeTransformer,
     start: Tensor,
-    given: Tensor | None,
+    known: Tensor | None,
     sampler: Sampler,
     uniforms: Tensor,
 ) -> Tensor:
-    """Draw the codes of images.
+    """Sample tokens int64 (B, L) of a network over codes in raster order.
 
     Args:
-        prior: of raster order, over codes.
+        network: with the weights to sample from.
         start: first tokens (B,).
-        given: int64 (B, L), tokens that are known and -1 where one is to be drawn; None draws all.
+        known: int64 (B, L), known tokens, -1 where one is to be sampled; None samples all.
         sampler: the settings.
         uniforms: (B, L) in [0, 1).
-
-    Returns:
-        int64 (B, L), tokens.
     """
-    scales = scales_of(prior, start, sampler, prior.length)
-    images = len(start)
-    decoder = prior.decoder(rows_for(images, guided=scales is not None))
-    sequence = torch.empty(images, prior.length, dtype=torch.long, device=start.device)
-    x = decoder.embed(start_rows(prior, start, guided=scales is not None)[: decoder.rows])
-    for level in prior.levels:
+    num_images = len(start)
+    scales = guidance_scales(sampler, network.length)
+    decoder, x, guided = first_step(network, start, sampler)
+    sequence = torch.empty(num_images, network.length, dtype=torch.long, device=start.device)
+    for level in network.levels:
         for position in range(level.start, level.stop):
             logits = decoder.outputs(decoder.step(x, position), level)
-            if scales is not None:
-                along, without = logits.chunk(2)
-                logits = apply_guidance(along, without, scales[position])
-            logits = filter_logits(
-                logits[:images], sampler.temperature, sampler.top_k, sampler.top_p
-            )
-            chosen = choose(logits, uniforms[:, position]) + level.first
-            if given is not None:
-                chosen = torch.where(given[:, position] < 0, chosen, given[:, position])
-            sequence[:, position] = chosen
-            x = decoder.embed(chosen.repeat(2)[: decoder.rows])
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = apply_guidance(conditional, unconditional, scales[position])
+            logits = filter_logits(logits[:num_images], sampler)
+            tokens = choose(logits, uniforms[:, position]) + level.first
+            if known is not None:
+                tokens = torch.where(known[:, position] < 0, tokens, known[:, position])
+            sequence[:, position] = tokens
+            x = decoder.embed(tokens.repeat(2)[: decoder.rows])
     return sequence
 
 
-def draw_latents(
-    prior: TransformerPrior, start: Tensor, sampler: Sampler, uniforms: Tensor
+def sample_latents(
+    network: CodeTransformer, start: Tensor, sampler: Sampler, uniforms: Tensor
 ) -> Tensor:
-    """Draw the latents of images.
+    """Sample latents float32 (B, L, D), of mean 0 and deviation 1 over the data.
 
-    Args:
-        prior: over latents.
-        start: first tokens (B,).
-        sampler: the settings; top-k and top-p are for codes.
-        uniforms: (B, L, N) in [0, 1), N as `mixtures.numbers_per_draw` says.
-
-    Returns:
-        float32 (B, L, D), of mean 0 and deviation 1 over the data.
+    Args as in `sample_codes`, with uniforms (B, L, `mixtures.uniforms_per_vector`); top-k and top-p
+    do not apply.
     """
-    scales = scales_of(prior, start, sampler, prior.length)
-    images, (level,) = len(start), prior.levels
-    decoder = prior.decoder(rows_for(images, guided=scales is not None))
+    num_images, (level,) = len(start), network.levels
+    scales = guidance_scales(sampler, network.length)
+    decoder, x, guided = first_step(network, start, sampler)
     vectors = []
-    x = decoder.embed(start_rows(prior, start, guided=scales is not None)[: decoder.rows])
-    for position in range(prior.length):
+    for position in range(network.length):
         outputs = decoder.outputs(decoder.step(x, position), level)
-        own = uniforms[:, position]
-        if scales is None:
-            mixture = mixture_of(outputs[:images], prior.config.mixtures)
-            if sampler.guidance_scale == 1:
-                vector = draw(mixture, own.unsqueeze(1), sampler.temperature).squeeze(1)
-            else:  # an image without a class is the same whatever the rest of its batch has
-                vector = draw_guided(mixture, mixture, own, sampler.temperature, scale=1.0)
+        conditional = mixture_of(outputs[:num_images], network.config.mixtures)
+        if sampler.guidance_scale == 1:
+            u = uniforms[:, position].unsqueeze(1)
+            vector = sample(conditional, u, sampler.temperature).squeeze(1)
         else:
-            conditional, unconditional = (
-                mixture_of(each, prior.config.mixtures) for each in outputs.chunk(2)
-            )
-            vector = draw_guided(
-                conditional, unconditional, own, sampler.temperature, scales[position]
+            # An unconditional image must not depend on whether its batch has guided ones.
+            scale, unconditional = 1.0, conditional
+            if guided:
+                scale = scales[position]
+                unconditional = mixture_of(outputs[num_images:], network.config.mixtures)
+            vector = sample_guided(
+                conditional, unconditional, uniforms[:, position], sampler.temperature, scale
             )
         vectors.append(vector)
         x = decoder.project(vector.repeat(2, 1)[: decoder.rows])
     return torch.stack(vectors, dim=1)
 
 
-def scales_of(
-    prior: TransformerPrior, start: Tensor, sampler: Sampler, steps: int
-) -> list[float] | None:
-    """The guidance of every step, or None where there is none: the second half of the rows is then not computed."""
-    if sampler.guidance_scale == 1 or not bool((start != prior.null_token).any()):
-        return None
-    return guidance_scales(
-        steps, sampler.guidance_scale, sampler.guidance_schedule, sampler.guidance_interval
-    )
+def first_step(
+    network: CodeTransformer, start: Tensor, sampler: Sampler
+) -> tuple[Decoder, Tensor, bool]:
+    """A decoder, the inputs of its first step, and whether there are unconditional rows.
 
-
-def rows_for(images: int, *, guided: bool) -> int:
-    """Rows to compute: a lone one goes through other matrix kernels with other rounding than two or more."""
-    return max(2, images * (2 if guided else 1))
-
-
-def start_rows(prior: TransformerPrior, start: Tensor, *, guided: bool) -> Tensor:
-    """First tokens of the conditional rows, then of the others."""
-    return torch.cat((start, torch.full_like(start, prior.null_token) if guided else start))
+    Unconditional rows follow the conditional ones if guidance changes any image. A single row would
+    use other matrix kernels, which round differently, so there are at least two rows.
+    """
+    guided = sampler.guidance_scale != 1 and bool((start != network.null_token).any())
+    decoder = decoder_for(network, max(2, len(start) * (2 if guided else 1)))
+    second = torch.full_like(start, network.null_token) if guided else start
+    return decoder, decoder.embed(torch.cat((start, second))[: decoder.rows]), guided

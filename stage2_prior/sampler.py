@@ -1,4 +1,4 @@
-"""Sampler settings: their names, defaults, ranges, and which kind of prior uses which; torch-free."""
+"""Sampler settings: names, defaults, ranges, and which kind of prior uses which. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GuidanceSchedule = Literal["constant", "linear", "cosine"]
 
 
 class Settings(TypedDict, total=False):
-    """Keyword arguments that make a `Sampler`, for signatures that pass them on: `**settings: Unpack[Settings]`."""
+    """Keyword arguments of `Sampler`, for functions that pass on `**settings: Unpack[Settings]`."""
 
     guidance_scale: float
     guidance_schedule: GuidanceSchedule
@@ -29,16 +29,17 @@ class Sampler:
     """The settings of a sampling call; a pipeline stores them as its defaults.
 
     Attributes:
-        guidance_scale: classifier-free guidance, from 0 up; 1 is none and costs nothing, other scales compute every
-            step for twice the rows.
-        guidance_schedule: how the scale is reached along the sequence or the rounds: `constant`, `linear` or `cosine`.
-        guidance_interval: first and last share of the sequence or the rounds with guidance, in [0, 1].
-        temperature: divides the logits, 0 always takes the likeliest code; of latents, multiplies the deviations.
+        guidance_scale: classifier-free guidance, from 0 up; 1 is none and costs nothing, other
+            scales compute every step for twice the rows.
+        guidance_schedule: how the scale is reached along the sequence or the rounds.
+        guidance_interval: first and last share of the sequence or the rounds with guidance.
+        temperature: divides the logits, 0 takes the likeliest code; multiplies the deviations of
+            latents.
         top_k: number of likeliest codes to choose from; 0 means all.
-        top_p: in (0, 1], probability of the set of likeliest codes to choose from; 1 means all.
+        top_p: probability of the set of likeliest codes to choose from, in (0, 1]; 1 means all.
         steps: rounds of a masked prior.
-        choice_temperature: of a masked prior, the noise in the choice of codes to keep in the first round; 0 always
-            keeps the most confident ones.
+        choice_temperature: noise in a masked prior's choice of the codes to keep in the first
+            round; 0 always keeps the most confident ones.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -56,35 +57,28 @@ class Sampler:
     def __post_init__(self) -> None:
         """Check every setting; JSON has no tuples, so the interval becomes one."""
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
-        if not (self.guidance_scale >= 0 and math.isfinite(self.guidance_scale)):
-            raise ValueError(
-                f"guidance_scale must be a number from 0 up (1 means none), not {self.guidance_scale}"
-            )
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"temperature must be a number from 0 (always the likeliest code) up, not {self.temperature}"
-            )
+        for name, note in (
+            ("guidance_scale", "1 means none"),
+            ("temperature", "0 means always the likeliest code"),
+            ("choice_temperature", "0 keeps the most confident codes"),
+        ):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a number from 0 up ({note}), not {value}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (all codes) or a number of codes, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1] (1 means all codes), not {self.top_p}")
-        schedules = typing.get_args(GuidanceSchedule)
-        if self.guidance_schedule not in schedules:
-            raise ValueError(
-                f"guidance_schedule must be one of {', '.join(schedules)}, not {self.guidance_schedule!r}"
-            )
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}")
+        schedule, schedules = self.guidance_schedule, typing.get_args(GuidanceSchedule)
+        if schedule not in schedules:
+            known = ", ".join(schedules)
+            raise ValueError(f"guidance_schedule must be one of {known}, not {schedule!r}")
         interval = list(self.guidance_interval)
         if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
             raise ValueError(
-                "guidance_interval must be two rising shares between 0 and 1, "
-                f"not {' and '.join(map(str, interval))}"
-            )
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, not {self.steps}")
-        if not (self.choice_temperature >= 0 and math.isfinite(self.choice_temperature)):
-            raise ValueError(
-                "choice_temperature must be a number from 0 (keep the most confident codes) up, "
-                f"not {self.choice_temperature}"
+                f"guidance_interval must be two rising shares in [0, 1], not {interval}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +86,8 @@ class Sampler:
         return {**dataclasses.asdict(self), "guidance_interval": list(self.guidance_interval)}
 
 
-LATENT_SETTINGS = ("guidance_scale", "guidance_schedule", "guidance_interval", "temperature")
-RASTER_SETTINGS = (*LATENT_SETTINGS, "top_k", "top_p")
-MASKED_SETTINGS = (*RASTER_SETTINGS, "steps", "choice_temperature")
+_LATENTS = ("guidance_scale", "guidance_schedule", "guidance_interval", "temperature")
+_RASTER = (*_LATENTS, "top_k", "top_p")
+_MASKED = (*_RASTER, "steps", "choice_temperature")
+# Settings that have an effect: on a prior over latents, and by the order of one over codes.
+EFFECTIVE = {"latents": _LATENTS, "raster": _RASTER, "masked": _MASKED}

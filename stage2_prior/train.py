@@ -1,6 +1,7 @@
 """Train a Transformer prior on a codes dataset.
 
-accelerate launch stage2_prior/train.py --config stage2_prior/configs/mnist_vqvae.yaml --codes runs/mnist/codes --output_dir runs/mnist/prior
+accelerate launch stage2_prior/train.py --config stage2_prior/configs/mnist_vqvae.yaml \
+    --codes runs/mnist/codes --output_dir runs/mnist/prior
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.processes import start_training_processes
-from latent_prior.stage2_prior.best import Best
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
-from latent_prior.stage2_prior.progress import draw_curves, open_decoder, save_samples
-from latent_prior.stage2_prior.splits import codes_and_labels, open_splits
-from latent_prior.stage2_prior.validation import validate
+from latent_prior.stage2_prior.progress import open_decoder, plot_curves, save_samples
+from latent_prior.stage2_prior.validation import Best, codes_and_labels, open_splits, validate
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model, whole
 from latent_prior.training.ema import EMA
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point.
 
     Raises:
-        ValueError: options, codes, autoencoder or the run folder are at fault.
+        ValueError: invalid options, codes, autoencoder or run folder.
     """
     options = parse_config(TrainOptions, argv)
     accelerator = start_training_processes(options, sharding=True)
@@ -52,15 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema, best = EMA(model, options.ema_decay), Best()
-    parts = {"model": model, "optimizer": optimizer, "ema": ema, "best": best}
-    state = loop.TrainState(parts)
+    state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema, "best": best})
     unit = model.unit
 
     def step(batch: Batch) -> loop.Metrics:
-        """Everything that learns in a prior."""
+        """One optimizer micro-step of the prior: loss, gradients, update, average."""
         codes, labels = codes_and_labels(batch, accelerator.device)
         with accelerator.accumulate(wrapped):
-            with accelerator.autocast():  # a sharded model does not come wrapped in it
+            with accelerator.autocast():  # Accelerate does not wrap a sharded model in it
                 loss = wrapped(codes, labels).loss
             accelerator.backward(loss)
             updated = update(
@@ -72,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @torch.no_grad()
     def evaluate() -> Figures:
-        """Validation likelihood of the averaged weights, and a grid of samples; the best weights so far are kept."""
+        """Validate the averaged weights, sample a grid, and keep the best weights so far."""
         with averaged(model, ema) as average:
             figures = validate(average, validation, options, accelerator)
             if accelerator.is_main_process:
@@ -86,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         budget = state.budget(options, accelerator)
         export_model(run_folder / "model", model, ema, budget, accelerator)
         if accelerator.is_main_process:
-            draw_curves(run_folder, unit)
+            plot_curves(run_folder, unit)
 
     def batches(start: int) -> Iterator[Batch]:
-        places = index_batches(
+        order = index_batches(
             start, size=len(train_codes), options=options, accelerator=accelerator
         )
-        return (train_codes.batch(indices) for _, indices, _ in places)
+        return (train_codes.batch(indices) for _, indices, _ in order)
 
     loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
     if accelerator.is_main_process:
@@ -103,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def averaged(model: TransformerPrior, ema: EMA) -> Iterator[TransformerPrior]:
     """The model with its averaged weights, in evaluation mode.
 
-    Of a sharded model a whole copy in every process, which can then compute as much or little as it has to.
+    A sharded model is copied whole into every process, which can then compute on its own.
     """
     if isinstance(model, FSDPModule):
         with model.device:

@@ -1,9 +1,9 @@
-"""The blocks of the prior: pre-norm Llama form, written for few passes over memory.
+"""Transformer blocks in pre-norm Llama form, written for few passes over memory.
 
 - RMSNorm: Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467
 - SwiGLU: Shazeer, GLU variants improve Transformer, 2020, https://arxiv.org/abs/2002.05202
 - Rotary positions: Su et al., RoFormer, 2021, https://arxiv.org/abs/2104.09864
-- Rotary positions of rows and columns: Heo et al., 2024, https://arxiv.org/abs/2403.13298
+- 2-D rotary positions: Heo et al., 2024, https://arxiv.org/abs/2403.13298
 - Llama: Touvron et al., 2023, https://arxiv.org/abs/2302.13971
 
 Shapes: B images, L positions, W width, H heads, D = W / H channels per head.
@@ -26,10 +26,10 @@ HIDDEN_MULTIPLE = 16
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind an RMSNorm and added to the residual stream.
+    """Attention and MLP, each after an RMSNorm and added to the residual stream.
 
-    The norms' gains scale the columns of the matrix behind them, not the activations: the same product, but over a
-    quarter of a million numbers in place of a million.
+    The norms' gains scale the columns of the next matrix instead of the activations: the same
+    product over fewer numbers.
     """
 
     def __init__(
@@ -49,9 +49,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Map (B, L, W) to (B, L, W) given the rotation of every position (`rotations`)."""
         qkv = F.linear(normalise(x), self.qkv.weight * self.attention_gain)  # (B, L, 3 W)
-        q, k, v = rotate(qkv.unflatten(-1, (3, self.heads, -1)), rotation).unbind(
-            2
-        )  # (B, L, H, D) each
+        # (B, L, H, D) each
+        q, k, v = rotate(qkv.unflatten(-1, (3, self.heads, -1)), rotation).unbind(2)
         attended = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.causal
         )  # (B, H, L, D)
@@ -61,54 +60,54 @@ class Block(nn.Module):
 
 
 def swiglu_width(width: int, mlp_ratio: float) -> int:
-    """Hidden channels that give three matrices the weights of two with mlp_ratio x width, rounded up."""
+    """Hidden channels of an MLP with as many weights as a plain one of mlp_ratio x width channels.
+
+    SwiGLU has three matrices instead of two; rounded up to a multiple of `HIDDEN_MULTIPLE`.
+    """
     return HIDDEN_MULTIPLE * math.ceil(mlp_ratio * width * 2 / 3 / HIDDEN_MULTIPLE)
 
 
 def rotations(queries: Tensor, keys: Tensor, head_width: int) -> Tensor:
-    """What queries, keys and values of each position are multiplied by (Su et al., 2021, Eq. 14).
+    """Factors for queries, keys and values of each position (Su et al., 2021, Eq. 14).
 
-    Queries and keys turn by e^(i p theta_j) at place p and channel pair j; with rows and columns one half of the pairs
-    turns by the row, the other by the column (Heo et al., 2024, section 3.2). Values are multiplied by 1, so that all
-    three go through one product and stay in one piece of memory.
+    Queries and keys rotate by e^(i p theta_j) at position p and channel pair j; with rows and
+    columns, half of the pairs rotates by the row and half by the column (Heo et al., 2024, section
+    3.2). Values have factor 1, so that one product serves all three and they stay contiguous.
 
     Args:
-        queries: places that the queries stand for, float (L, 1) in the sequence or (L, 2) as row and column.
-        keys: places that the keys stand for, of the same shape.
+        queries: positions of the queries, float (L, 1) in the sequence or (L, 2) as row and column.
+        keys: positions of the keys, of the same shape.
         head_width: D, a multiple of twice the number of axes.
 
     Returns:
         complex64 (L, 3, 1, D / 2)
     """
-    turn_queries, turn_keys = (_turn(places, head_width) for places in (queries, keys))
-    return torch.stack((turn_queries, turn_keys, torch.ones_like(turn_keys)), dim=1).unsqueeze(2)
+    of_queries, of_keys = (_unit_factors(positions, head_width) for positions in (queries, keys))
+    return torch.stack((of_queries, of_keys, torch.ones_like(of_keys)), dim=1).unsqueeze(2)
 
 
-def _turn(places: Tensor, head_width: int) -> Tensor:
+def _unit_factors(positions: Tensor, head_width: int) -> Tensor:
     """Complex64 (L, D / 2) of absolute value 1."""
-    axes = places.shape[1]
+    axes = positions.shape[1]
     base = ROTARY_BASE if axes == 1 else ROTARY_BASE_2D
-    exponents = torch.arange(0, head_width, 2 * axes, device=places.device) / head_width
-    angles = (places.float().unsqueeze(-1) * base**-exponents).flatten(1)
+    exponents = torch.arange(0, head_width, 2 * axes, device=positions.device) / head_width
+    angles = (positions.float().unsqueeze(-1) * base**-exponents).flatten(1)
     return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels by its position's angle: a product of complex numbers.
+    """Multiply pairs of neighbouring channels, as complex numbers, by their position's factor.
 
-    Args:
-        x: (B, L, 3, H, D) with D even.
-        rotation: complex (L, 3, 1, D / 2).
+    x is (B, L, 3, H, D) with D even, rotation complex (L, 3, 1, D / 2).
     """
-    full = x.to(
-        torch.promote_types(x.dtype, torch.float32)
-    )  # there are no complex bfloat16 numbers
+    # There are no complex bfloat16 numbers.
+    full = x.to(torch.promote_types(x.dtype, torch.float32))
     pairs = torch.view_as_complex(full.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 def normalise(x: Tensor) -> Tensor:
-    """RMSNorm without its gain: x / sqrt(mean(x^2) + epsilon) over the last dimension (Zhang and Sennrich, 2019, Eq. 4)."""
+    """RMSNorm without gain: x / sqrt(mean(x^2) + epsilon) (Zhang and Sennrich, 2019, Eq. 4)."""
     return _Normalise.apply(x)
 
 
@@ -118,7 +117,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 class _Normalise(torch.autograd.Function):
-    """Its own backward pass: autograd's goes over the activations four times as often."""
+    """A custom backward pass: autograd's makes four times as many passes over the activations."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ class _Normalise(torch.autograd.Function):
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Its own backward pass: both gradients are written where the fused matrix product expects them."""
+    """A custom backward pass: it writes both gradients where the matrix product reads them."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:

@@ -1,18 +1,69 @@
-"""How likely a prior finds images that it was not trained on."""
+"""Likelihood of held-out images: which rows to hold out, the figures, the lowest so far."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from latent_prior.data.codes import CodesSplit
+from latent_prior.data.codes import CodeMaps, CodeSpec, CodesSplit, open_codes
 from latent_prior.processes import share
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.prior import TransformerPrior
-from latent_prior.stage2_prior.splits import codes_and_labels
+
+
+def open_splits(options: TrainOptions) -> tuple[CodesSplit, CodesSplit, CodeSpec, TrainOptions]:
+    """Rows to train on, rows to validate on, their spec, and the options with `evaluate_every` set.
+
+    Raises:
+        ValueError: there is no codes dataset, or no such split.
+    """
+    splits, spec = open_codes(options.codes)
+    train_codes, validation = choose_splits(splits, options)
+    every = options.evaluate_every or math.ceil(len(train_codes) / options.batch_size)
+    return train_codes, validation, spec, dataclasses.replace(options, evaluate_every=every)
+
+
+def choose_splits(
+    splits: dict[str, CodesSplit], options: TrainOptions
+) -> tuple[CodesSplit, CodesSplit]:
+    """Rows to train on, and plain rows of other images to validate on.
+
+    Raises:
+        ValueError: there is no such split, or it has too few images to hold some out.
+    """
+    for flag, name in (("split", options.split), ("validation_split", options.validation_split)):
+        if name is not None and name not in splits:
+            raise ValueError(f"--{flag} {name}: the codes have the splits {', '.join(splits)}")
+    train_codes = splits[options.split]
+    held_out = options.validation_split or next(
+        (name for name in ("validation", "test") if name in splits), None
+    )
+    if held_out is not None and held_out != options.split:
+        validation = splits[held_out]
+        return train_codes, validation.rows(validation.view == 0)
+    # Without a split for validation, images are held out with all their views.
+    images = np.flatnonzero(np.bincount(train_codes.source_index))
+    order = torch.randperm(len(images), generator=generator(options.seed, "validation")).numpy()
+    count = max(1, round(len(images) * options.validation_fraction))
+    if count >= len(images):
+        raise ValueError(
+            f"--codes {options.codes}: {len(images)} images are too few to hold some out"
+        )
+    aside = np.isin(train_codes.source_index, images[order[:count]])
+    return train_codes.rows(~aside), train_codes.rows(aside & (train_codes.view == 0))
+
+
+def codes_and_labels(batch: dict[str, Tensor], device: torch.device) -> tuple[CodeMaps, Tensor]:
+    """Move a batch of `CodesSplit.batch` to the device: maps by level, and labels (-1: none)."""
+    maps = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+    labels = maps.pop("labels")
+    return maps, labels
 
 
 @torch.no_grad()
@@ -22,14 +73,15 @@ def validate(
     options: TrainOptions,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Mean negative log-likelihood of validation images; all processes call it and get the same.
+    """Mean negative log-likelihood of validation images; all processes call it, with one result.
 
     Returns:
-        `validation_nats_per_code` (of latents: `_per_latent`, a density in their own units), over all levels and, where
-        there are several, `validation_nats_per_code_LEVEL`; for codes also `validation_bits_per_image`. Exact in raster
-        order, in masked order an upper bound, drawn with the same masks each time.
+        `validation_nats_per_code` (of latents `_per_latent`, a density in their own units) over all
+        levels; with several levels also `validation_nats_per_code_LEVEL`; for codes also
+        `validation_bits_per_image`. Exact in raster order; in masked order an upper bound, with the
+        same masks each time.
     """
-    # Sums over images: nats of every level, images.
+    # Sums over images: nats of every level, number of images.
     sums = torch.zeros(len(model.levels) + 1, dtype=torch.float64, device=accelerator.device)
     count = min(len(validation), options.validation_images)
     for rows in share(count, 128, accelerator):
@@ -40,14 +92,33 @@ def validate(
         totals = [nats[level.name].double().sum() for level in model.levels]
         sums += torch.stack([*totals, sums.new_tensor(len(rows))])
     *totals_by_level, images = accelerator.reduce(sums, "sum").tolist()
-    unit, total = model.unit, sum(totals_by_level)
-    numbers = [level.numbers for level in model.levels]
-    figures = {f"validation_nats_per_{unit}": total / images / sum(numbers)}
+    total, num_values = sum(totals_by_level), sum(level.num_values for level in model.levels)
+    name = f"validation_nats_per_{model.unit}"
+    figures = {name: total / images / num_values}
     if len(model.levels) > 1:
-        for level, nats_of_level, number in zip(
-            model.levels, totals_by_level, numbers, strict=True
-        ):
-            figures[f"validation_nats_per_{unit}_{level.name}"] = nats_of_level / images / number
-    if unit == "code":
+        for level, total_of_level in zip(model.levels, totals_by_level, strict=True):
+            figures[f"{name}_{level.name}"] = total_of_level / images / level.num_values
+    if model.unit == "code":
         figures["validation_bits_per_image"] = total / images / math.log(2)
     return figures
+
+
+class Best:
+    """The lowest validation figure so far; part of the checkpoint, so that it survives a resume."""
+
+    figure = math.inf
+
+    def improves(self, figure: float) -> bool:
+        """Whether a figure is lower than all before it; if so, it is remembered."""
+        if not figure < self.figure:
+            return False
+        self.figure = figure
+        return True
+
+    def state_dict(self) -> dict[str, float]:
+        """The figure."""
+        return {"figure": self.figure}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the figure."""
+        self.figure = state["figure"]

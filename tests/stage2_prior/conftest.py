@@ -54,7 +54,7 @@ def make_latent_spec() -> Callable[..., CodeSpec]:
 
 @pytest.fixture
 def make_prior() -> MakePrior:
-    """A tiny prior in evaluation mode whose weights are far from their start, so that its logits differ visibly.
+    """A tiny prior in evaluation mode, with large weights so that its logits differ visibly.
 
     Over code maps (height, width, vocabulary), or over latents (channels, height, width).
     """

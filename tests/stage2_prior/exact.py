@@ -1,4 +1,4 @@
-"""Exact distributions of tiny priors, by enumeration in float64, with the definitions of the settings written out."""
+"""Exact sampling distributions of tiny priors, by enumeration in float64."""
 
 import itertools
 import math
@@ -54,10 +54,14 @@ def raster_distribution(prior: TransformerPrior, start: int, sampler: Sampler) -
         ).double()
     probabilities = torch.ones(len(everything), dtype=torch.float64)
     for level in prior.levels:
-        own = slice(level.first, level.last)
+        codes_of_level = slice(level.first, level.last)
         for position in range(level.start, level.stop):
             scale = scale_at(position, prior.length, sampler)
-            logs = guided(conditional[:, position, own], unconditional[:, position, own], scale)
+            logs = guided(
+                conditional[:, position, codes_of_level],
+                unconditional[:, position, codes_of_level],
+                scale,
+            )
             draws = torch.stack([filtered(row, sampler) for row in logs])
             codes = everything[:, position, None] - level.first
             probabilities *= draws.gather(1, codes).squeeze(1)
@@ -67,22 +71,22 @@ def raster_distribution(prior: TransformerPrior, start: int, sampler: Sampler) -
 def masked_distribution(
     prior: TransformerPrior, start: int, sampler: Sampler, given: tuple[int, ...]
 ) -> Tensor:
-    """Probability of each of `all_sequences`, (N,), after filling in the places of -1 in `given`.
+    """Probability of each of `all_sequences`, (N,), after filling in the -1 positions of `given`.
 
-    Round after round: every joint draw of the hidden places has the product of their probabilities; of those places a
-    set stays hidden, that of the smallest log-probabilities, or with Gumbel noise any set with its chance.
+    In each round, a joint draw of the hidden positions has the product of their probabilities. The
+    positions of the smallest log-probabilities stay hidden; with Gumbel noise any set, by chance.
     """
 
     @cache
     def log_probabilities(state: tuple[int, ...], scale: float) -> tuple[Tensor, ...]:
         tokens = torch.tensor([[prior.mask_token if token < 0 else token for token in state]])
         with torch.no_grad():
-            along = prior.logits_of(torch.tensor([start]), tokens)[0].double()
-            without = prior.logits_of(torch.tensor([prior.null_token]), tokens)[0].double()
+            conditional = prior.logits_of(torch.tensor([start]), tokens)[0].double()
+            unconditional = prior.logits_of(torch.tensor([prior.null_token]), tokens)[0].double()
         return tuple(
             guided(
-                along[position, level.first : level.last],
-                without[position, level.first : level.last],
+                conditional[position, level.first : level.last],
+                unconditional[position, level.first : level.last],
                 scale,
             )
             for level in prior.levels
@@ -108,10 +112,10 @@ def masked_distribution(
                 chance = math.prod(
                     float(draws[place][code]) for place, code in zip(hidden, codes, strict=True)
                 )
-                sureness = [
+                confidence = [
                     float(logs[place][code]) for place, code in zip(hidden, codes, strict=True)
                 ]
-                for kept, share in kept_sets(tuple(sureness), len(hidden) - left, noise).items():
+                for kept, share in kept_sets(tuple(confidence), len(hidden) - left, noise).items():
                     drawn = list(state)
                     for index in kept:
                         drawn[hidden[index]] = codes[index] + first_code[hidden[index]]
@@ -124,16 +128,16 @@ def masked_distribution(
 
 
 def kept_sets(
-    sureness: tuple[float, ...], count: int, noise: float
+    confidence: tuple[float, ...], count: int, noise: float
 ) -> dict[tuple[int, ...], float]:
-    """Chance of each set of so many places to have the largest sureness plus noise x Gumbel.
+    """Chance of each set of so many places to have the largest confidence plus noise x Gumbel.
 
-    Without replacement, each next place with a probability proportional to exp(sureness / noise).
+    Without replacement, each next place with a probability proportional to exp(confidence / noise).
     """
-    places = range(len(sureness))
+    places = range(len(confidence))
     if noise == 0:
-        return {tuple(sorted(sorted(places, key=lambda i: -sureness[i])[:count])): 1.0}
-    weights = [math.exp(value / noise) for value in sureness]
+        return {tuple(sorted(sorted(places, key=lambda i: -confidence[i])[:count])): 1.0}
+    weights = [math.exp(value / noise) for value in confidence]
     chances: dict[tuple[int, ...], float] = {}
     for order in itertools.permutations(places, count):
         left, chance = sum(weights), 1.0

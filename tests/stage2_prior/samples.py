@@ -1,4 +1,4 @@
-"""What several tests of the prior need: priors of all kinds, maps to feed them, and a test of frequencies."""
+"""Helpers of several tests: kinds of priors, random maps, and a chi-squared test of frequencies."""
 
 import itertools
 
@@ -72,9 +72,9 @@ def counts_of(drawn: Tensor, prior: TransformerPrior) -> Tensor:
 
 
 def chance_of(counts: Tensor, probabilities: Tensor) -> float:
-    """Chance of counts that fit worse by chi-squared; what is never expected must never have happened.
+    """p-value of counts by chi-squared; sequences of probability 0 must not occur.
 
-    Cells with fewer than 5 expected draws are counted together, as the test's approximation wants.
+    Cells with fewer than 5 expected draws are merged, as the approximation requires.
     """
     assert counts[probabilities == 0].sum() == 0
     torch.testing.assert_close(probabilities.sum().item(), 1.0, rtol=0, atol=1e-6)

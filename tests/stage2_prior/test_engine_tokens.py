@@ -5,7 +5,7 @@ import torch
 
 from latent_prior.data.codes import Level
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
-from latent_prior.stage2_prior.tokens import maps_to_sequence
+from latent_prior.stage2_prior.sequences import maps_to_sequence
 
 
 @pytest.mark.parametrize("levels", [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))])
@@ -32,7 +32,7 @@ def test_every_code_is_taken_and_no_other_number(make_spec):
     for code in range(5):
         assert codes_from_tokens([[code, 0]], spec)["codes"].tolist() == [[[code, 0]]]
     for token in (-1, 5, 8):
-        with pytest.raises(ValueError, match=f"token {token} is no code of codes"):
+        with pytest.raises(ValueError, match=f"token {token} is not a code of codes"):
             codes_from_tokens([[0, 0], [0, token]], spec)
 
 
@@ -44,10 +44,10 @@ def test_every_code_is_taken_and_no_other_number(make_spec):
         ([0, 1, 2, 3], r"shape \(4,\)"),
         ([], r"shape \(0,\)"),
         ([[0, 1, 2, 3], [0, 1]], "the sequences have 2 and 4 tokens; each needs 4"),
-        ([[0.0, 1.0, 2.0, 3.0]], "tokens are integers, not torch.float32"),
-        ([[True] * 4], "tokens are integers, not torch.bool"),
-        ([[7, 0, 1, 2, 3], [6, 0, 1, 2, 3]], "class token, which is 7 or more: one begins with a code"),
-        ([[7, 0, 1, 2, 7]], "token 7 is no code"),
+        ([[0.0, 1.0, 2.0, 3.0]], "tokens must be integers, not torch.float32"),
+        ([[True] * 4], "tokens must be integers, not torch.bool"),
+        ([[7, 0, 1, 2, 3], [6, 0, 1, 2, 3]], "class token \\(7 or more\\), but one begins with a code"),
+        ([[7, 0, 1, 2, 7]], "token 7 is not a code"),
     ],
 )  # fmt: skip
 def test_tokens_that_are_no_image_are_refused(make_spec, tokens, message):
@@ -61,9 +61,9 @@ def test_tokens_that_are_no_image_are_refused(make_spec, tokens, message):
 def test_a_token_of_another_map_is_refused(make_spec):
     spec = make_spec((1, 1, 5), (1, 2, 7))
     assert codes_from_tokens([[4, 5, 11]], spec)["level1"].tolist() == [[[0, 6]]]
-    with pytest.raises(ValueError, match="token 4 is no code of level1, whose tokens are 5 to 11"):
+    with pytest.raises(ValueError, match=r"token 4 is not a code of level1 \(5 to 11\)"):
         codes_from_tokens([[4, 4, 11]], spec)
-    with pytest.raises(ValueError, match="token 5 is no code of level0, whose tokens are 0 to 4"):
+    with pytest.raises(ValueError, match=r"token 5 is not a code of level0 \(0 to 4\)"):
         codes_from_tokens([[5, 5, 11]], spec)
 
 

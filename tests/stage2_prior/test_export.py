@@ -122,7 +122,7 @@ def test_sampling_draws_every_code_no_class_and_whole_images(make_prior, exporte
 
 @pytest.mark.parametrize("shift", [0.0, -20.0])
 def test_a_class_never_has_the_largest_logit_whatever_the_engine_suppresses(make_prior, shift):
-    """A row of zeros would, wherever all codes have negative logits, between which a softmax sees no difference."""
+    """A row of zeros would be the largest wherever all codes have negative logits."""
     prior = make_prior((4, 5, 50))
     with torch.no_grad():  # every code's logit moves by the same, which changes no probability
         prior.final_gain.fill_(1.0)
@@ -219,11 +219,7 @@ def test_a_missing_prior_is_named(refused, tmp_path):
 @pytest.mark.parametrize(
     ("levels", "options", "reason"),
     [
-        (
-            [(2, 2, 5), (3, 3, 7)],
-            {},
-            "of its maps level0, level1 each place allows the codes of one",
-        ),
+        ([(2, 2, 5), (3, 3, 7)], {}, "codes of one of its maps level0, level1"),
         ([(3, 4, 11)], {"order": "masked"}, "in masked order"),
         ([(3, 4, 11)], {"positions": "2d"}, "its positions are rows and columns"),
     ],

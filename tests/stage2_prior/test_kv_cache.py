@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from latent_prior.stage2_prior.kv_cache import Decoder
-from latent_prior.stage2_prior.sampling import apply_guidance
-from latent_prior.stage2_prior.tokens import maps_to_sequence
+from latent_prior.stage2_prior.logits import apply_guidance
+from latent_prior.stage2_prior.sequences import maps_to_sequence
 from latent_prior.training.ema import EMA
 from tests.stage2_prior.samples import LATENTS, RASTER, random_maps, start_tokens
 
@@ -70,7 +70,7 @@ def test_a_decoder_is_made_once_and_again_for_other_rows_or_weights(make_prior, 
             made.append(rows)
             super().__init__(prior, rows)
 
-    monkeypatch.setattr("latent_prior.stage2_prior.prior.Decoder", Counting)
+    monkeypatch.setattr("latent_prior.stage2_prior.kv_cache.Decoder", Counting)
     prior = make_prior()
     first = drawn(prior)
     assert torch.equal(drawn(prior), first)
@@ -85,7 +85,7 @@ def test_a_decoder_is_made_once_and_again_for_other_rows_or_weights(make_prior, 
 
 
 def test_averaged_weights_in_place_of_the_own_are_those_that_draw(make_prior):
-    """In the middle of training the averaged weights come and go in place: a decoder must not keep the old ones."""
+    """Evaluation swaps averaged weights in place: a decoder must not keep the old ones."""
     prior = make_prior()
     ema = EMA(prior, 0.5)
     for weight in ema.weights.values():
@@ -127,7 +127,7 @@ def test_a_prior_that_has_drawn_can_be_copied(make_prior):
 
 
 def test_all_codes_are_reachable_and_only_codes(make_prior):
-    """A bare `generate()` draws from the 50 likeliest, ends at code 2 and can return class tokens."""
+    """A bare `generate()` samples the 50 likeliest, ends at code 2, can return class tokens."""
     prior = make_prior((6, 6, 200), num_classes=3, spread=0.01)  # near-uniform
     codes = prior.sample(200, [0] * 200, generator=torch.Generator().manual_seed(0))["codes"]
     assert codes.shape == (200, 6, 6)

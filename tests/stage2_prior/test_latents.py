@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from latent_prior.stage2_prior.mixtures import mixture_of, numbers_per_draw
+from latent_prior.stage2_prior.mixtures import mixture_of, uniforms_per_vector
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
-from latent_prior.stage2_prior.raster import draw_latents
+from latent_prior.stage2_prior.raster import sample_latents
 from latent_prior.stage2_prior.sampler import Sampler
 from tests.stage2_prior.samples import LATENTS, chance_of, random_maps, start_tokens
 from tests.stage2_prior.slow_transformer import slow_outputs
@@ -107,13 +107,13 @@ def test_draws_have_the_density_that_nats_states(make_prior, settings):
         with torch.no_grad():
             prior.embedding.weight[1] = prior.embedding.weight[prior.null_token]
     guided = bool(settings)
-    numbers = numbers_per_draw(1, guided=guided)
+    numbers = uniforms_per_vector(1, guided=guided)
     count = count // 4 if guided else count
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(count, 2, numbers, dtype=torch.float64, generator=generator)
     start = torch.full((count,), 1)
     with torch.inference_mode():
-        drawn = draw_latents(prior, start, Sampler(**settings), uniforms)
+        drawn = sample_latents(prior, start, Sampler(**settings), uniforms)
         weights, means, deviations = mixture_of(prior.logits_of(start, drawn), 3)
         functions = Normal(means[..., 0].double(), deviations[..., 0].double())
         below = (weights.double().exp() * functions.cdf(drawn.double())).sum(-1)
@@ -216,7 +216,7 @@ def test_what_latents_do_not_have_is_refused(make_prior):
     maps = random_maps(prior, 1)
     with pytest.raises(ValueError, match="whole images only"):
         prior.sample(1, known=maps, keep={"latents": torch.ones(1, 4, 2, 2).bool()})
-    with pytest.raises(ValueError, match="raster only"):
+    with pytest.raises(ValueError, match="latents need --model"):
         make_prior(latents=(4, 2, 2), order="masked")
     with pytest.raises(ValueError, match="does not divide"):
         make_prior(latents=(4, 2, 2), chunk=3)

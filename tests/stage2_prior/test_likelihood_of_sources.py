@@ -1,11 +1,11 @@
-"""What a prior says about data whose distribution is known: a probability, little loss by heart, and the entropy."""
+"""Likelihood of sources with a known distribution: memorised images, a Markov chain's entropy."""
 
 import math
 
 import pytest
 import torch
 
-from latent_prior.stage2_prior.tokens import sequence_to_maps
+from latent_prior.stage2_prior.sequences import sequence_to_maps
 from tests.stage2_prior.samples import all_sequences, random_maps
 
 
@@ -25,7 +25,7 @@ def train(prior, batches, learning_rate=1e-2):
 def nats_per_code(prior, maps, labels=None, **options):
     with torch.no_grad():
         total = sum(prior.nats(maps, labels, **options).values())
-    return total / sum(level.numbers for level in prior.levels)
+    return total / sum(level.num_values for level in prior.levels)
 
 
 @pytest.mark.parametrize("label", [None, 1])
@@ -69,7 +69,7 @@ def test_sixteen_images_are_learnt_by_heart(make_prior, levels, options):
 
 @pytest.mark.parametrize("levels", [((4, 4, 16),), ((2, 2, 8), (3, 3, 16))])
 def test_a_masked_prior_learns_an_image_of_each_class_by_heart(make_prior, levels):
-    """With its class an image is certain before any of its codes is seen, so that the bound itself can vanish."""
+    """The class determines the image, so the bound itself can vanish."""
     prior = make_prior(*levels, order="masked", num_classes=16, spread=1.0)
     maps, labels = random_maps(prior, 16), torch.arange(16)
     train(prior, [(maps, labels)] * 150)
@@ -95,7 +95,7 @@ def test_a_latent_prior_learns_sixteen_images_by_heart(make_prior, latents):
 
 
 class MarkovChain:
-    """Codes in raster order, each drawn given the one before it, from the chain's stationary distribution on."""
+    """Codes in raster order, each given the one before; the first is stationary."""
 
     def __init__(self, states: int, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

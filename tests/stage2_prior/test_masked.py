@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from latent_prior.stage2_prior.masked import (
-    draw_masked,
     hide_for_bound,
     hide_for_training,
-    numbers_per_image,
+    sample_codes,
+    uniforms_per_image,
 )
 from latent_prior.stage2_prior.sampler import Sampler
-from latent_prior.stage2_prior.tokens import sequence_to_maps
+from latent_prior.stage2_prior.sequences import sequence_to_maps
 from tests.stage2_prior.exact import masked_distribution
 from tests.stage2_prior.samples import (
     MASKED,
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def uniforms_for(images, length, steps, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shape = images, numbers_per_image(length, steps)
+    shape = images, uniforms_per_image(length, steps)
     return torch.rand(*shape, dtype=torch.float64, generator=generator)
 
 
@@ -41,7 +41,7 @@ def draw(prior, labels, sampler, given=None, seed=0):
     if given is None:
         given = torch.full((len(start), prior.length), -1)
     with torch.inference_mode():
-        return draw_masked(
+        return sample_codes(
             prior,
             start,
             given,
@@ -102,7 +102,7 @@ def watch(prior, monkeypatch):
 def test_every_round_sees_what_is_known_so_far_with_and_without_the_class(
     make_prior, monkeypatch, kind
 ):
-    """Its logits are those of `forward` and of a slow reference for the codes that are known in the end."""
+    """Its logits are those of `forward` and of a slow reference for the final codes."""
     levels, options = MASKED[kind]
     prior = make_prior(*levels, **options)
     rounds = watch(prior, monkeypatch)
@@ -194,7 +194,7 @@ def test_images_with_other_numbers_of_known_codes_share_a_batch(make_prior):
     drawn = draw(prior, [0, 1, 2], sampler, given)
     assert torch.equal(drawn[2], given[2])
     with torch.inference_mode():
-        alone = draw_masked(
+        alone = sample_codes(
             prior,
             start_tokens(prior, torch.tensor([1])),
             given[1:2],
@@ -253,7 +253,7 @@ def test_sampling_in_training_mode_has_no_dropout_and_leaves_the_mode(make_prior
 
 
 def test_the_choice_is_greedy_at_zero_and_by_chance_at_a_large_temperature(make_prior, monkeypatch):
-    """The codes kept first are the surest ones, or any, whatever their probability."""
+    """The codes kept first are the most confident ones, or any, whatever their probability."""
     prior = make_prior(order="masked")
     kept_first = {}
     for choice_temperature in (0.0, 1e4):
@@ -306,9 +306,9 @@ def chain_nats(prior, start, sequence, order):
 
 @pytest.mark.parametrize("levels", [ONE, TWO])
 def test_the_bound_is_the_mean_over_all_orders(make_prior, monkeypatch, levels):
-    """Over all masks that `nats` may draw (Hoogeboom et al., 2022, Eq. 6), and never below the likelihood's own.
+    """Over all masks that `nats` may draw (Hoogeboom et al., 2022, Eq. 6), at least the likelihood.
 
-    The mean over orders of -log p is at least -log of the mean of p: Jensen's inequality.
+    By Jensen's inequality the mean over orders of -log p is at least -log of the mean of p.
     """
     prior = make_prior(*levels, order="masked")
     maps, labels = random_maps(prior, 1), torch.tensor([1])

@@ -6,18 +6,18 @@ from latent_prior.stage2_prior.mixtures import (
     CANDIDATES,
     SMALLEST_DEVIATION,
     Mixture,
-    draw,
-    draw_guided,
     mixture_of,
-    mixture_outputs,
-    numbers_per_draw,
+    num_outputs,
+    sample,
+    sample_guided,
+    uniforms_per_vector,
 )
 from tests.stage2_prior.samples import chance_of
 
 
 def random_mixture(*shape: int, mixtures: int, numbers: int, seed: int = 0) -> Mixture:
     generator = torch.Generator().manual_seed(seed)
-    outputs = torch.randn(*shape, mixture_outputs(mixtures, numbers), generator=generator)
+    outputs = torch.randn(*shape, num_outputs(mixtures, numbers), generator=generator)
     return mixture_of(2 * outputs, mixtures)
 
 
@@ -43,7 +43,7 @@ def test_the_density_is_that_of_torch(mixtures, numbers):
 
 
 def test_far_from_all_gaussians_the_density_is_finite_and_so_is_its_gradient():
-    outputs = torch.zeros(1, mixture_outputs(3, 2), requires_grad=True)
+    outputs = torch.zeros(1, num_outputs(3, 2), requires_grad=True)
     log_density = mixture_of(outputs, 3).log_density(torch.full((1, 2), 1e4))
     log_density.sum().backward()
     assert log_density.isfinite().all()
@@ -62,9 +62,9 @@ def test_a_heads_numbers_are_weights_means_and_deviations():
 
 
 def test_draws_have_the_density_of_the_mixture():
-    """The first number through its distribution function is uniform, and so is the second through its own given the first."""
+    """Each number through its distribution function, given those before it, is uniform."""
     mixture, count = random_mixture(1, mixtures=3, numbers=2, seed=3), 100_000
-    drawn = draw(mixture, uniforms(1, count, 3), 1.0)[0].double()
+    drawn = sample(mixture, uniforms(1, count, 3), 1.0)[0].double()
     weights, means, deviations = (x[0].double() for x in mixture)
     functions = Normal(means, deviations)
     below = functions.cdf(drawn.unsqueeze(1))  # (count, 3, 2)
@@ -84,16 +84,18 @@ def test_draws_have_the_density_of_the_mixture():
 def test_the_largest_and_smallest_random_numbers_give_finite_draws():
     mixture = random_mixture(1, mixtures=3, numbers=2)
     for edge in (0.0, 1 - 2**-53):
-        assert draw(mixture, torch.full((1, 1, 3), edge, dtype=torch.float64), 1.0).isfinite().all()
+        assert (
+            sample(mixture, torch.full((1, 1, 3), edge, dtype=torch.float64), 1.0).isfinite().all()
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
 def test_temperature_scales_the_deviations_and_leaves_weights_and_means(temperature):
     mixture = random_mixture(4, mixtures=3, numbers=2)
     numbers = uniforms(4, 50, 3)
-    drawn = draw(mixture, numbers, temperature)
-    at_zero = draw(mixture, numbers, 0.0)
-    torch.testing.assert_close(drawn - at_zero, temperature * (draw(mixture, numbers, 1.0) - at_zero))  # fmt: skip
+    drawn = sample(mixture, numbers, temperature)
+    at_zero = sample(mixture, numbers, 0.0)
+    torch.testing.assert_close(drawn - at_zero, temperature * (sample(mixture, numbers, 1.0) - at_zero))  # fmt: skip
     distances = (at_zero.unsqueeze(2) - mixture.means.unsqueeze(1)).abs().amax(-1)
     assert (distances.amin(-1) == 0).all()  # each is the mean of one of the Gaussians
 
@@ -112,17 +114,17 @@ def guided_draws(scale, count=50_000, temperature=1.0):
         Mixture(*(x.expand(count, *x.shape[1:]) for x in each))
         for each in (CONDITIONAL, UNCONDITIONAL)
     )
-    numbers = uniforms(count, numbers_per_draw(1, guided=True))
-    return draw_guided(conditional, unconditional, numbers, temperature, scale)[:, 0].double()
+    numbers = uniforms(count, uniforms_per_vector(1, guided=True))
+    return sample_guided(conditional, unconditional, numbers, temperature, scale)[:, 0].double()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 1.5, 3.0])
 def test_guided_draws_have_the_density_that_guidance_means(scale):
-    """p(z | class)^s p(z)^(1 - s), normalised on a fine grid, but for what 32 candidates leave.
+    """p(z | class)^s p(z)^(1 - s), normalised on a fine grid, up to the bias of 32 candidates.
 
-    With weights w of mean 1 under what the candidates are drawn from, q, N of them give q(z) w(z) times
-    1 + (var w + 1 - w(z)) / N up to O(1 / N^2): the draws' shares of 40 bins differ from the density's by that and by
-    chance, and for the scales 0 and 1, where there is nothing to weigh, by chance alone.
+    With weights w of mean 1 under the proposal q, N candidates give q(z) w(z) times
+    1 + (var w + 1 - w(z)) / N up to O(1 / N^2). The draws' shares of 40 bins differ from the
+    density's by that and by chance; for the scales 0 and 1, without weights, by chance alone.
     """
     grid = torch.linspace(-8, 10, 180_001, dtype=torch.float64).unsqueeze(1)
     along, without = (
@@ -155,13 +157,13 @@ def test_guided_draws_have_the_density_that_guidance_means(scale):
 def test_guidance_towards_itself_is_no_guidance():
     count = 50_000
     mixture = Mixture(*(x.expand(count, *x.shape[1:]) for x in CONDITIONAL))
-    numbers = uniforms(count, numbers_per_draw(1, guided=True))
-    drawn = draw_guided(mixture, mixture, numbers, 1.0, 5.0)[:, 0].double()
+    numbers = uniforms(count, uniforms_per_vector(1, guided=True))
+    drawn = sample_guided(mixture, mixture, numbers, 1.0, 5.0)[:, 0].double()
     weights, means, deviations = (x[0].double() for x in CONDITIONAL)
     below = Normal(means[:, 0], deviations[:, 0]).cdf(drawn.unsqueeze(1))
     cells = ((weights.exp() * below).sum(1) * 20).long().clamp(0, 19)
     assert chance_of(cells.bincount(minlength=20), torch.full((20,), 0.05)) > 1e-3
-    assert torch.equal(draw_guided(mixture, mixture, numbers, 1.0, 1.0)[:, 0].double(), drawn)
+    assert torch.equal(sample_guided(mixture, mixture, numbers, 1.0, 1.0)[:, 0].double(), drawn)
 
 
 def test_guided_draws_at_temperature_zero_are_means():
@@ -170,5 +172,5 @@ def test_guided_draws_at_temperature_zero_are_means():
 
 
 def test_a_guided_draw_takes_as_many_numbers_as_it_says():
-    assert numbers_per_draw(4, guided=False) == 5
-    assert numbers_per_draw(4, guided=True) == CANDIDATES * 5 + 1
+    assert uniforms_per_vector(4, guided=False) == 5
+    assert uniforms_per_vector(4, guided=True) == CANDIDATES * 5 + 1

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from latent_prior.data.codes import CodeSpec
 from latent_prior.stage2_prior.kv_cache import Decoder
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
-from latent_prior.stage2_prior.tokens import maps_to_sequence
+from latent_prior.stage2_prior.sequences import maps_to_sequence
 from latent_prior.stage2_prior.transformer import swiglu_width
 from tests.stage2_prior.samples import LATENTS, MASKED, RASTER, random_maps
 from tests.stage2_prior.slow_transformer import slow_outputs
@@ -68,7 +68,7 @@ def test_logits_are_those_of_llama_with_the_same_weights(make_prior):
             pad_token_id=None,
         )
     ).eval()
-    # Llama turns channel i with channel i + D / 2, RoFormer (and the prior) channel 2 i with 2 i + 1.
+    # Llama rotates channels i and i + D / 2 together, RoFormer and the prior 2 i and 2 i + 1.
     halves = torch.arange(head_width).view(-1, 2).T.flatten()
     order = torch.cat([halves + head * head_width for head in range(2)])
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_the_doubled_batch_is_computed_only_where_guidance_acts(make_prior, monk
             rows.append(count)
             super().__init__(prior, count)
 
-    monkeypatch.setattr("latent_prior.stage2_prior.prior.Decoder", Counting)
+    monkeypatch.setattr("latent_prior.stage2_prior.kv_cache.Decoder", Counting)
     prior = make_prior()
     prior.sample(4, [0, 1, 2, 0])
     prior.sample(4, guidance_scale=2.0)
@@ -352,7 +352,7 @@ def test_completion_keeps_what_is_known_and_draws_the_rest(make_prior, levels, s
         assert torch.equal(everything[name], known[name])
         assert torch.equal(part[name][keep[name]], known[name][keep[name]])
     assert any((part[name] != known[name]).any() for name in known)
-    # A draw goes on from its own codes: keeping them at places of any kind changes none of the others.
+    # Keeping a sample's own codes, at any positions, changes none of the others.
     again = draw(known=plain, keep=keep)
     assert all(torch.equal(again[name], plain[name]) for name in plain)
 
@@ -384,7 +384,7 @@ def test_completions_do_not_depend_on_their_batch_nor_on_what_is_hidden(make_pri
     ("levels", "kept"), [(((1, 4, 3),), (1, 2)), (((1, 2, 3), (1, 2, 4)), (0, 2))]
 )
 def test_completions_have_the_frequencies_of_the_prior(make_prior, levels, kept):
-    """Against the product of conditionals that the forward pass gives for every possible completion."""
+    """Against the product of conditionals from the forward pass for every possible completion."""
     prior = make_prior(*levels, spread=8.0)
     count, label = 20_000, 1
     known = random_maps(prior, 1, seed=3)

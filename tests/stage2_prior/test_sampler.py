@@ -4,13 +4,13 @@ import typing
 
 import pytest
 
-from latent_prior.stage2_prior.sampler import MASKED_SETTINGS, Sampler, Settings
+from latent_prior.stage2_prior.sampler import EFFECTIVE, Sampler, Settings
 
 
 def test_settings_are_the_arguments_of_a_sampler():
     of_sampler = typing.get_type_hints(Sampler)
     assert typing.get_type_hints(Settings) == of_sampler
-    assert set(MASKED_SETTINGS) == set(of_sampler)
+    assert set(EFFECTIVE["masked"]) == set(of_sampler)
 
 
 def test_a_sampler_comes_back_from_json():

@@ -13,7 +13,7 @@ from latent_prior.data.codes import open_codes
 from latent_prior.stage1_autoencoders import encode
 from latent_prior.stage2_prior import TransformerPrior, train
 from latent_prior.stage2_prior.options import TrainOptions
-from latent_prior.stage2_prior.splits import choose_splits
+from latent_prior.stage2_prior.validation import choose_splits
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_sample_grids_show_codes_or_images(fit, autoencoder_folder):
 
 
 def test_looking_does_not_disturb(fit, autoencoder_folder):
-    """Evaluating, sampling, logging and checkpointing must not move the random numbers of training."""
+    """Evaluating, sampling, logging and checkpointing leave training's random numbers alone."""
     often = {"evaluate_every": 1, "log_every": 1, "checkpoint_every": 1}
     looked_at = fit("often", autoencoder=autoencoder_folder, **often)
     alone = fit("seldom", autoencoder=autoencoder_folder, evaluate_every=100, checkpoint_every=100)

@@ -112,7 +112,7 @@ def test_rows_turn_one_half_of_the_channels_and_columns_the_other():
 
 
 def test_queries_and_keys_have_places_of_their_own():
-    """In raster order with rows and columns a query asks about another place than its own code's."""
+    """With 2-D positions in raster order a query has the position of the code to predict."""
     queries, keys = torch.tensor([[5.0], [1.0]]), torch.tensor([[2.0], [3.0]])
     x = torch.randn(1, 2, 3, 1, 4)
     q, k, v = rotate(x, rotations(queries, keys, 4)).unbind(2)

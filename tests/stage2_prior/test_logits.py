@@ -5,8 +5,17 @@ import typing
 import pytest
 import torch
 
-from latent_prior.stage2_prior import sampling
-from latent_prior.stage2_prior.sampler import GuidanceSchedule
+from latent_prior.stage2_prior.logits import (
+    apply_guidance,
+    apply_temperature,
+    choose,
+    draw_uniforms,
+    filter_logits,
+    guidance_scales,
+    keep_top_k,
+    keep_top_p,
+)
+from latent_prior.stage2_prior.sampler import GuidanceSchedule, Sampler
 
 K = 13
 
@@ -51,8 +60,8 @@ def slow_top_p(row, p):
 def test_top_k_is_the_slow_reference(dtype, k):
     logits = kinds_of_logits(dtype)
     expected = [slow_top_k(row, k) for row in logits.tolist()]
-    assert sampling.keep_top_k(logits, k).tolist() == expected
-    assert sampling.filter_logits(logits, 1.0, k, 1.0).tolist() == expected
+    assert keep_top_k(logits, k).tolist() == expected
+    assert filter_logits(logits, Sampler(top_k=k)).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -60,8 +69,8 @@ def test_top_k_is_the_slow_reference(dtype, k):
 def test_top_p_is_the_slow_reference(dtype, p):
     logits = kinds_of_logits(dtype)
     expected = [slow_top_p(row, p) for row in logits.tolist()]
-    assert sampling.keep_top_p(logits, p).tolist() == expected
-    assert sampling.keep_top_p(logits.view(2, -1, K), p).flatten(0, 1).tolist() == expected
+    assert keep_top_p(logits, p).tolist() == expected
+    assert keep_top_p(logits.view(2, -1, K), p).flatten(0, 1).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -72,11 +81,14 @@ def test_a_filter_is_temperature_then_top_k_then_top_p(dtype, temperature, k, p)
     logits = kinds_of_logits(dtype)
     warmed = (logits / temperature).tolist()
     expected = [slow_top_p(slow_top_k(row, k), p) for row in warmed]
-    assert sampling.filter_logits(logits, temperature, k, p).tolist() == expected
+    assert (
+        filter_logits(logits, Sampler(temperature=temperature, top_k=k, top_p=p)).tolist()
+        == expected
+    )
 
 
 def test_a_filter_takes_the_likeliest_code_at_temperature_zero(logits):
-    kept = sampling.filter_logits(logits, 0.0, 5, 0.5).isfinite()
+    kept = filter_logits(logits, Sampler(temperature=0.0, top_k=5, top_p=0.5)).isfinite()
     assert torch.equal(kept.nonzero()[:, 1], logits.argmax(-1))
 
 
@@ -85,9 +97,9 @@ def test_filters_of_any_size_leave_the_nucleus_and_the_input(num_codes):
     logits = torch.randn(7, num_codes, generator=torch.Generator().manual_seed(7))
     before = logits.clone()
     with torch.inference_mode():
-        kept = sampling.filter_logits(logits, 1.0, 200, 0.9).isfinite()
+        kept = filter_logits(logits, Sampler(top_k=200, top_p=0.9)).isfinite()
     assert torch.equal(logits, before)
-    among = sampling.keep_top_k(logits, 200).double().softmax(-1)
+    among = keep_top_k(logits, 200).double().softmax(-1)
     mass = (among * kept).sum(-1)
     smallest = torch.where(kept, among, 2.0).amin(-1)
     assert (mass >= 0.9 - 1e-6).all()
@@ -97,74 +109,73 @@ def test_filters_of_any_size_leave_the_nucleus_and_the_input(num_codes):
 
 def test_top_p_keeps_the_code_that_reaches_p_and_breaks_ties_by_number():
     logits = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.3, 0.2, 0.0]]).log()
-    kept = sampling.keep_top_p(logits, 0.5).isfinite()
+    kept = keep_top_p(logits, 0.5).isfinite()
     assert kept.tolist() == [[True, True, False, False], [True, False, False, False]]
-    assert sampling.keep_top_p(logits[:1], 0.75).isfinite().tolist() == [[True, True, True, False]]
+    assert keep_top_p(logits[:1], 0.75).isfinite().tolist() == [[True, True, True, False]]
     # The peers' `mass > p` without the shift by one loses the only code of a sure distribution.
     sure = torch.tensor([[0.0, -50.0, -50.0]])
-    assert sampling.keep_top_p(sure, 0.3).isfinite().tolist() == [[True, False, False]]
+    assert keep_top_p(sure, 0.3).isfinite().tolist() == [[True, False, False]]
 
 
 def test_what_is_off_does_no_work(logits):
-    assert sampling.keep_top_p(logits, 1.0) is logits
-    assert sampling.keep_top_k(logits, 0) is logits
-    assert sampling.apply_temperature(logits, 1.0) is logits
-    assert sampling.apply_guidance(logits, logits + 1, 1.0) is logits
+    assert keep_top_p(logits, 1.0) is logits
+    assert keep_top_k(logits, 0) is logits
+    assert apply_temperature(logits, 1.0) is logits
+    assert apply_guidance(logits, logits + 1, 1.0) is logits
 
 
 def test_temperature(logits):
-    assert torch.equal(sampling.apply_temperature(logits, 0.5), logits * 2)
-    greedy = sampling.apply_temperature(logits, 0.0)
+    assert torch.equal(apply_temperature(logits, 0.5), logits * 2)
+    greedy = apply_temperature(logits, 0.0)
     assert torch.equal(greedy.isfinite().sum(-1), torch.ones(40, dtype=torch.long))
     assert torch.equal(greedy.argmax(-1), logits.argmax(-1))
-    nearly = sampling.apply_temperature(logits, 1e-4)
+    nearly = apply_temperature(logits, 1e-4)
     for uniform in (0.0, 0.5, 1 - 1e-9):
         uniforms = torch.full((40,), uniform, dtype=torch.float64)
-        assert torch.equal(sampling.choose(greedy, uniforms), logits.argmax(-1))
-        assert torch.equal(sampling.choose(nearly, uniforms), logits.argmax(-1))
+        assert torch.equal(choose(greedy, uniforms), logits.argmax(-1))
+        assert torch.equal(choose(nearly, uniforms), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.0, 1.5, 7.0])
 def test_guidance_moves_along_the_difference_whatever_the_constants(logits, scale):
     unconditional = logits.flip(0)
     expected = unconditional.double() + scale * (logits.double() - unconditional.double())
-    guided = sampling.apply_guidance(logits, unconditional, scale)
+    guided = apply_guidance(logits, unconditional, scale)
     torch.testing.assert_close(guided.double(), expected, rtol=0, atol=2e-5)
-    normalised = sampling.apply_guidance(
-        logits.log_softmax(-1), unconditional.log_softmax(-1), scale
-    )
+    normalised = apply_guidance(logits.log_softmax(-1), unconditional.log_softmax(-1), scale)
     torch.testing.assert_close(normalised.softmax(-1), guided.softmax(-1))
 
 
 def test_guidance_towards_itself_changes_no_bit(logits):
-    assert torch.equal(sampling.apply_guidance(logits, logits.clone(), 3.7), logits)
+    assert torch.equal(apply_guidance(logits, logits.clone(), 3.7), logits)
 
 
 @pytest.mark.parametrize("schedule", typing.get_args(GuidanceSchedule))
 @pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 3.3])
 def test_guidance_rises_from_none_to_the_full_scale(schedule, scale):
-    scales = sampling.guidance_scales(9, scale, schedule, (0.0, 1.0))
+    scales = guidance_scales(Sampler(scale, schedule), 9)
     assert len(scales) == 9
     assert scales[0] == (scale if schedule == "constant" else 1.0)
     assert scales[-1] == scale  # no rounding: a scale of 1 must be seen as none
     gains = [abs(after - 1) - abs(before - 1) for before, after in itertools.pairwise(scales)]
     assert min(gains) >= (0 if schedule == "constant" or scale == 1 else 1e-3)
-    assert sampling.guidance_scales(1, scale, schedule, (0.0, 1.0)) == [scale]
+    assert guidance_scales(Sampler(scale, schedule), 1) == [scale]
 
 
 def test_guidance_schedules_are_their_papers_formulas():
-    # VAR and MAR: 1 + (w - 1) i / (n - 1); RAR: power cosine of power 1, half way at the middle, slower at both ends.
-    linear = sampling.guidance_scales(5, 5.0, "linear", (0.0, 1.0))
+    # VAR and MAR: 1 + (w - 1) i / (n - 1).
+    # RAR: power cosine of power 1, half way at the middle, slower at both ends.
+    linear = guidance_scales(Sampler(5.0, "linear"), 5)
     assert linear == pytest.approx([1, 2, 3, 4, 5])
-    cosine = sampling.guidance_scales(5, 5.0, "cosine", (0.0, 1.0))
+    cosine = guidance_scales(Sampler(5.0, "cosine"), 5)
     root = math.sqrt(0.5)
     assert cosine == pytest.approx([1, 3 - 2 * root, 3, 3 + 2 * root, 5])
 
 
 @pytest.mark.parametrize("schedule", typing.get_args(GuidanceSchedule))
 def test_guidance_is_none_outside_its_interval_and_the_same_inside(schedule):
-    whole = sampling.guidance_scales(11, 4.0, schedule, (0.0, 1.0))
-    part = sampling.guidance_scales(11, 4.0, schedule, (0.3, 0.8))
+    whole = guidance_scales(Sampler(4.0, schedule), 11)
+    part = guidance_scales(Sampler(4.0, schedule, (0.3, 0.8)), 11)
     assert part[3:9] == whole[3:9]
     assert part[:3] + part[9:] == [1.0] * 5
 
@@ -176,7 +187,7 @@ def test_choice_is_the_slow_inverse_of_the_distribution(logits):
         next(code for code in range(K) if sum(row[: code + 1]) > uniform)
         for row, uniform in zip(probabilities.tolist(), uniforms.tolist(), strict=True)
     ]
-    assert sampling.choose(logits, uniforms).tolist() == expected
+    assert choose(logits, uniforms).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -187,10 +198,10 @@ def test_choice_at_the_ends_never_takes_an_excluded_code(dtype):
     logits[:, 10:20] = -200.0  # a probability that is 0 in float32
     below_one = torch.nextafter(torch.ones(500, dtype=dtype), torch.zeros(500, dtype=dtype))
     for uniforms in (torch.zeros(500, dtype=dtype), below_one, torch.ones(500, dtype=dtype)):
-        chosen = sampling.choose(logits, uniforms)
+        chosen = choose(logits, uniforms)
         assert (logits.gather(1, chosen.unsqueeze(1)) > -100).all()
-    assert (sampling.choose(logits, torch.zeros(500, dtype=dtype)) == 3).all()
-    assert (sampling.choose(logits, below_one) > 900).all()
+    assert (choose(logits, torch.zeros(500, dtype=dtype)) == 3).all()
+    assert (choose(logits, below_one) > 900).all()
 
 
 @pytest.mark.parametrize(
@@ -201,8 +212,10 @@ def test_choice_has_the_right_frequencies(temperature, top_k, top_p, possible):
     logits = torch.tensor([1.0, -1.0, 0.0, -math.inf, 2.0, -3.0])
     count = 100_000
     uniforms = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    filtered = sampling.filter_logits(logits.expand(count, -1), temperature, top_k, top_p)
-    observed = sampling.choose(filtered, uniforms).bincount(minlength=6)
+    filtered = filter_logits(
+        logits.expand(count, -1), Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+    )
+    observed = choose(filtered, uniforms).bincount(minlength=6)
     row = [value / temperature for value in logits.tolist()]
     expected = torch.tensor(slow_top_p(slow_top_k(row, top_k), top_p)).softmax(-1) * count
     seen = expected > 0
@@ -213,10 +226,10 @@ def test_choice_has_the_right_frequencies(temperature, top_k, top_p, possible):
 
 
 def test_uniforms_are_drawn_image_after_image():
-    whole = sampling.draw_uniforms(5, 7, torch.Generator().manual_seed(0))
+    whole = draw_uniforms(5, 7, torch.Generator().manual_seed(0))
     assert whole.shape == (5, 7)
     parted = torch.Generator().manual_seed(0)
-    parts = [sampling.draw_uniforms(count, 7, parted) for count in (2, 1, 2)]
+    parts = [draw_uniforms(count, 7, parted) for count in (2, 1, 2)]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -224,14 +237,14 @@ def test_uniforms_of_one_generator_each_depend_on_nothing_else():
     def generators(seeds):
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    together = sampling.draw_uniforms(3, 7, generators((4, 5, 6)))
-    assert torch.equal(sampling.draw_uniforms(2, 7, generators((6, 4))), together[[2, 0]])
+    together = draw_uniforms(3, 7, generators((4, 5, 6)))
+    assert torch.equal(draw_uniforms(2, 7, generators((6, 4))), together[[2, 0]])
     with pytest.raises(ValueError, match="3 images need one generator, or one each, not 2"):
-        sampling.draw_uniforms(3, 7, generators((1, 2)))
+        draw_uniforms(3, 7, generators((1, 2)))
 
 
 def test_uniforms_without_a_generator_follow_the_global_seed():
     torch.manual_seed(3)
-    first = sampling.draw_uniforms(2, 4, None)
+    first = draw_uniforms(2, 4, None)
     torch.manual_seed(3)
-    assert torch.equal(sampling.draw_uniforms(2, 4, None), first)
+    assert torch.equal(draw_uniforms(2, 4, None), first)

@@ -1,0 +1,174 @@
+"""The network under the prior: a sequence in, the head's outputs for every position out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from latent_prior.data.codes import CodeSpec
+from latent_prior.models import ModelConfig, StrictModel
+from latent_prior.stage2_prior import mixtures, sequences
+from latent_prior.stage2_prior.options import PriorOptions
+from latent_prior.stage2_prior.transformer import Block, normalise, rotations, swiglu_width
+
+
+class PriorConfig(ModelConfig, PriorOptions):
+    """Shape of a prior, and the codes it models."""
+
+    model_type = "latent_prior_transformer"
+
+    code_spec: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """`CodeSpec.to_dict` of the codes; vocabulary, length and classes come from it."""
+
+
+class CodeTransformer(StrictModel):
+    """A Transformer in Llama form over the codes or latents of an image.
+
+    Its head is categorical over codes, or a mixture of Gaussians over latents (`mixtures`). In
+    raster order a position sees all positions before it, in masked order every unmasked position.
+
+    Token numbers: codes first, then classes, then the null class ("any class"), which replaces the
+    labels that label dropout hides and starts every sequence of a prior without classes. A masked
+    prior has one more token, the mask. The head has outputs for codes only.
+    """
+
+    config_class = PriorConfig
+    config: PriorConfig
+    projection: nn.Linear | None
+    latent_shift: Tensor
+    latent_scale: Tensor
+    last_decoder: tuple[object, Any] | None = None
+    """Kept by `kv_cache.decoder_for` for the next call."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        """Build the model with fresh weights.
+
+        Raises:
+            ValueError: the code spec is invalid, or does not suit the order or the chunk.
+        """
+        super().__init__(config)
+        spec = self.code_spec = CodeSpec.from_dict(config.code_spec)
+        self.masked = config.order == "masked"
+        self.latents = spec.kind == "latents"
+        if self.latents:
+            self._prepare_latents(spec, config)
+        else:
+            self.levels = sequences.level_spans(spec)
+            self.length, self.num_codes = spec.length, self.levels[-1].last
+            self.projection = None
+        self.num_classes = len(spec.class_names) if config.class_conditional else 0
+        self.null_token = self.num_codes + self.num_classes
+        self.mask_token = self.null_token + 1
+        hidden = swiglu_width(config.width, config.mlp_ratio)
+        self.embedding = nn.Embedding(self.null_token + 1 + self.masked, config.width)
+        # Rotation alone suffices for one code map in raster order, as in Llama.
+        one_map = config.positions == "1d" and len(self.levels) == 1
+        self.position_embedding = (
+            None
+            if one_map and not self.masked and not self.latents
+            else nn.Parameter(torch.empty(self.length, config.width))
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, hidden, config.dropout, causal=not self.masked)
+            for _ in range(config.depth)
+        )
+        self.final_gain = nn.Parameter(torch.ones(config.width))
+        self.head = nn.Linear(config.width, self.levels[-1].last, bias=False)
+        self._initialise()
+        # Accelerate shards these as units of their own.
+        self._no_split_modules, self._input_embed_layer = ["Block"], "embedding"
+        self.post_init()
+
+    def logits_of(self, start: Tensor, sequence: Tensor) -> Tensor:
+        """Outputs of the head for every position, teacher-forced.
+
+        Args:
+            start: first tokens (B,), a class or the null class.
+            sequence: tokens int64 (B, L), or normalised latents (B, L, D). In raster order a
+                position sees those before it, in masked order all of them and itself.
+
+        Returns:
+            float32 (B, L, outputs), see `PriorOutput.logits`.
+        """
+        if not self.masked:
+            sequence = sequence[:, :-1]
+        if self.projection is not None:
+            first = self.embedding(start).unsqueeze(1)
+            vectors = self.projection(sequence.to(self.projection.weight.dtype))
+            x = torch.cat((first, vectors.to(first.dtype)), dim=1)
+        else:
+            x = self.embedding(torch.cat((start.unsqueeze(1), sequence), dim=1))
+        if self.position_embedding is not None:
+            # The class token precedes a masked sequence, but is the first input of a raster one.
+            x = x + F.pad(self.position_embedding, (0, 0, int(self.masked), 0))
+        x = self.dropout(x)
+        rotation = self.rotation()
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, rotation, use_reentrant=False)
+            else:
+                x = block(x, rotation)
+        return self._head_outputs(normalise(x[:, 1:] if self.masked else x))
+
+    def rotation(self) -> Tensor:
+        """Factors that rotate queries and keys, complex64 (positions, 3, 1, head width / 2).
+
+        With 2-D positions in raster order, a query has the position of the code to predict, a key
+        that of the code it carries; the class token lies outside the image.
+        """
+        head_width, device = self.config.width // self.config.heads, self.embedding.weight.device
+        if self.config.positions == "1d":
+            line = torch.arange(self.length + self.masked, device=device).unsqueeze(1)
+            return rotations(line, line, head_width)
+        grid = sequences.grid_positions(self.levels, device)
+        with_class = F.pad(grid, (0, 0, 1, 0), value=-1.0)
+        if self.masked:
+            return rotations(with_class, with_class, head_width)
+        return rotations(grid, with_class[:-1], head_width)
+
+    def _prepare_latents(self, spec: CodeSpec, config: PriorConfig) -> None:
+        """Set what only a prior over latents has."""
+        if self.masked:
+            raise ValueError("--model.order masked is for codes; latents need --model.order raster")
+        level = sequences.latent_level(spec)
+        self.chunk = sequences.chunk_width(level, config.chunk)
+        assert level.channels is not None
+        self.length, self.num_codes = level.length * level.channels // self.chunk, 0
+        outputs = mixtures.num_outputs(config.mixtures, self.chunk)
+        span = (level.name, level.height, level.width, 0, self.length, 0, outputs, self.chunk)
+        self.levels = (sequences.Span(*span),)
+        scale = torch.tensor(spec.latent_scale).clamp(sequences.SMALLEST_SCALE)
+        self.register_buffer("latent_shift", torch.tensor(spec.latent_shift))
+        self.register_buffer("latent_scale", scale)
+        self.projection = nn.Linear(self.chunk, config.width, bias=False)
+
+    def _initialise(self) -> None:
+        """Normal weights of deviation 0.02, scaled down where a matrix adds to the residual stream.
+
+        Radford et al., Language models are unsupervised multitask learners, 2019, section 2.3.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                to_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
+                scale = math.sqrt(2 * self.config.depth) if to_residual else 1
+                nn.init.normal_(parameter, std=0.02 / scale)
+
+    def _head_outputs(self, x: Tensor) -> Tensor:
+        """Float32 outputs for normalised activations (B, L, W); each level over its own tokens."""
+        weight = self.head.weight * self.final_gain
+        if len(self.levels) == 1:
+            return F.linear(x, weight).float()
+        parts = []
+        for level in self.levels:
+            of_level = x[:, level.start : level.stop]
+            logits = F.linear(of_level, weight[level.first : level.last]).float()
+            padding = (level.first, self.num_codes - level.last)
+            parts.append(F.pad(logits, padding, value=-math.inf))
+        return torch.cat(parts, dim=1)
