@@ -25,8 +25,7 @@ $(READY): pyproject.toml
 # Every stage of the demo leaves a mark in its own folder, so that a second call does nothing and a stopped one goes on.
 demo: $(READY)
 	@$(MAKE) --no-print-directory $(OUT)/scores/scores.json
-	@echo && cat $(OUT)/scores/scores.md && echo
-	@echo "table and pictures in one page:  $(OUT)/scores/report.html"
+	@echo && $(BIN)/python -c "from pathlib import Path; from latent_prior.evaluation.report.compare import show; show(Path('$(OUT)/scores/scores.json'))" && echo
 	@echo "generated images:                $(OUT)/samples (all together: $(OUT)/samples/grid.png)"
 	@echo "originals | reconstructions:     $(OUT)/vqvae/samples/"
 
@@ -53,7 +52,7 @@ $(OUT)/random_codes/grid.png: $(OUT)/samples/grid.png
 $(OUT)/scores/scores.json: $(OUT)/random_codes/grid.png
 	$(BIN)/python evaluation/score.py --reference mnist5k --reference_split test --features efficientnet_lite0 --num_images 1000 \
 		--pipeline $(OUT)/pipeline --candidates "real_train=mnist5k[train]" samples=$(OUT)/samples random_codes=$(OUT)/random_codes \
-		--output_dir $(OUT)/scores
+		--output_dir $(OUT)/scores > /dev/null
 
 # Ten minutes of training for each of seven contestants, one on every core; with CIFAR10=FOLDER also twenty on its images.
 league: $(READY)

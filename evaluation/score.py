@@ -36,10 +36,9 @@ from latent_prior.evaluation.measures.reconstruction import Reconstructing
 from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.compare import compare
 from latent_prior.evaluation.report.files import (
-    HTML_FILE,
     Grid,
     check_sizes,
-    markdown,
+    terminal_table,
     write_report,
 )
 from latent_prior.evaluation.report.pictures import (
@@ -121,8 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             pipeline, originals = sets.autoencoder.pipeline, sets.autoencoder.originals
             grids.append(pictured_reconstructions(pipeline, originals, accelerator.device))
         write_report(output_dir, protocol, rows, network.column, network.title, grids, pairs)
-        print(markdown(protocol, rows, network.column, network.title))
-        print(f"Pictures: {output_dir / HTML_FILE}")
+        print(terminal_table(rows, network.column, network.title, output_dir))
     accelerator.end_training()
 
 

@@ -27,6 +27,7 @@ class Measure:
         scale: what is shown is `scale` times the value.
         decimals: digits after the point; None shows two, or below 1 three digits.
         unit: behind the number.
+        brief: whether the narrow table in the terminal shows it too.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Measure:
     scale: float = 1.0
     decimals: int | None = None
     unit: str = ""
+    brief: bool = False
 
     @property
     def heading(self) -> str:
@@ -125,6 +127,7 @@ def distance_measures(column: str, title: str) -> list[Measure]:
         "lower",
         "Frechet distance of the two sets' features, each seen as a Gaussian; falls as sets grow.",
         "Heusel et al., 2017, arXiv:1706.08500",
+        brief=True,
     )
     infinity = Measure(
         f"{column}_infinity",
@@ -145,17 +148,17 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "kid", "KID x 1000", "lower",
             "Squared maximum mean discrepancy of the features; unbiased, so that 0 means equal.",
-            "Binkowski et al., 2018, arXiv:1801.01401", scale=1000,
+            "Binkowski et al., 2018, arXiv:1801.01401", scale=1000, brief=True,
         ),
         Measure(
             "precision", "Precision", "higher",
             "Share of these images that lie among the reference: are they good?",
-            _MANIFOLDS, decimals=3,
+            _MANIFOLDS, decimals=3, brief=True,
         ),
         Measure(
             "recall", "Recall", "higher",
             "Share of the reference that lies among these images: is everything there?",
-            _MANIFOLDS, decimals=3,
+            _MANIFOLDS, decimals=3, brief=True,
         ),
         Measure(
             "density", "Density", "higher",
@@ -175,7 +178,7 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "class_accuracy", "Class accuracy", "higher",
             "Share of the images that a classifier of real images takes for the class they were asked to show.",
-            "Shmelkov et al., 2018, arXiv:1807.09499", scale=100, decimals=1, unit=" %",
+            "Shmelkov et al., 2018, arXiv:1807.09499", scale=100, decimals=1, unit=" %", brief=True,
         ),
         Measure(
             "authenticity", "Authenticity", "higher",
@@ -189,7 +192,7 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "psnr", "PSNR (dB)", "higher",
             "Mean squared error of the reconstruction, in decibels below the largest value.",
-            decimals=2,
+            decimals=2, brief=True,
         ),
         Measure(
             "ssim", "SSIM", "higher",
@@ -246,14 +249,26 @@ def best(rows: Sequence[Row], measure: Measure) -> set[str]:
     return winners if len(winners) < len(values) else set()
 
 
-def table(rows: Sequence[Row], column: str, title: str) -> Table:
-    """Name, number of images, and one column for each measure that some row has."""
+def table(rows: Sequence[Row], column: str, title: str, *, brief: bool = False) -> Table:
+    """Name, number of images, and one column for each measure that some row has.
+
+    Args:
+        rows: in the order of the table.
+        column: key of the feature distance.
+        title: heading of the feature distance.
+        brief: leave out standard errors and the measures that are not `brief`.
+    """
     measures = measures_of(rows, column, title)
+    if brief:
+        measures = [measure for measure in measures if measure.brief]
     winners = [best(rows, measure) for measure in measures]
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     cells = [
         [row.name, f"{row.num_images:,}"]
-        + [m.text(row.values.get(m.key), row.errors.get(m.key)) for m in measures]
+        + [
+            m.text(row.values.get(m.key), None if brief else row.errors.get(m.key))
+            for m in measures
+        ]
         for row in rows
     ]
     return Table(
@@ -263,6 +278,11 @@ def table(rows: Sequence[Row], column: str, title: str) -> Table:
         [[notes.index(note) + 1 for note in row.notes] for row in rows],
         notes,
     )
+
+
+def shorten(text: str, length: int) -> str:
+    """Text cut to a length, with an ellipsis as its last character."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from latent_prior.evaluation.measures.table import Measure, Row, best
+from latent_prior.evaluation.measures.table import Measure, Row, best, shorten
 
 COLOURS = 8
 WIDTH, HEIGHT = 360.0, 270.0
@@ -75,7 +75,7 @@ def bars(measure: Measure, rows: Sequence[Row]) -> str:
         left, right = sorted((axis(0.0), axis(value)))
         parts.append(
             f'<g class="row {kind}"><title>{_escape(row.name)}: {_escape(text)}</title>'
-            f'<text x="0" y="{top + 14:g}">{_escape(_short(row.name))}</text>'
+            f'<text x="0" y="{top + 14:g}">{_escape(shorten(row.name, LONGEST_NAME))}</text>'
             f'<text x="{WIDTH:g}" y="{top + 14:g}" class="end">{_escape(text)}</text>'
             f'<rect class="bar" x="{left:.2f}" y="{top + 20:g}" width="{right - left:.2f}" height="{BAR_HEIGHT:g}"/>'
             + (_error_bar(axis, value, error, top + 20 + BAR_HEIGHT / 2) if error else "")
@@ -243,10 +243,6 @@ def _svg(content: str, label: str, height: float) -> str:
 def _error(row: Row, measure: Measure) -> float:
     error = row.errors.get(measure.key, 0.0)
     return error if math.isfinite(error) else 0.0
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
 def _escape(text: str) -> str:

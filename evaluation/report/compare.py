@@ -20,11 +20,10 @@ from PIL import Image
 
 from latent_prior.evaluation.measures.table import MEASURES, Row, distance_measures
 from latent_prior.evaluation.report.files import (
-    HTML_FILE,
     JSON_FILE,
     check_sizes,
     comparable,
-    markdown,
+    terminal_table,
     write_report,
 )
 from latent_prior.evaluation.report.html import Grid
@@ -84,8 +83,17 @@ def compare(paths: Sequence[Path], output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     column, title = scores[0].column, scores[0].title
     write_report(output_dir, protocol, rows, column, title, _pictures(rows, candidates))
-    print(markdown(protocol, rows, column, title))
-    print(f"Charts: {output_dir / HTML_FILE}")
+    print(terminal_table(rows, column, title, output_dir))
+
+
+def show(path: Path) -> None:
+    """Print the table of a scores.json, as `evaluation/score.py` does.
+
+    Raises:
+        ValueError: naming the file and what is wrong with it.
+    """
+    scores = read_scores(path)
+    print(terminal_table(scores.rows, scores.column, scores.title, path.parent))
 
 
 def read_scores(path: Path) -> Scores:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import json
+import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,13 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from latent_prior.data.images import grid, to_pil
-from latent_prior.evaluation.measures.table import MEASURES, Row, table
+from latent_prior.evaluation.measures.table import MEASURES, Row, shorten, table
 from latent_prior.evaluation.report.html import Grid, page
 from latent_prior.files import whole_file
+from latent_prior.markdown import markdown_table
 
 JSON_FILE = "scores.json"
 MARKDOWN_FILE = "scores.md"
 HTML_FILE = "report.html"
+NAME_WIDTH = 24  # characters of a name in the terminal
 
 # What two runs may differ in and still share a table: what was scored, and with which programs.
 NOT_COMPARED = (
@@ -120,16 +123,39 @@ def fingerprint(protocol: dict[str, Any]) -> str:
 def markdown(protocol: dict[str, Any], rows: Sequence[Row], column: str, title: str) -> str:
     """A Markdown table, the best values in bold, its notes, and the sentences that make its numbers comparable."""
     shown = table(rows, column, title)
-    lines = [
-        "| " + " | ".join(shown.headings) + " |",
-        "|" + "|".join([" --- "] + [" ---: "] * (len(shown.headings) - 1)) + "|",
-    ]
-    for cells, wins, marks in zip(shown.cells, shown.best, shown.marks, strict=True):
-        texts = [_in_table(cell, win) for cell, win in zip(cells, wins, strict=True)]
-        texts[0] += "".join(f" [{mark}]" for mark in marks)
-        lines.append("| " + " | ".join(texts) + " |")
+    cells = []
+    for texts, wins, marks in zip(shown.cells, shown.best, shown.marks, strict=True):
+        row = [f"**{text}**" if win else text for text, win in zip(texts, wins, strict=True)]
+        row[0] += "".join(f" [{mark}]" for mark in marks)
+        cells.append(row)
+    lines = markdown_table(shown.headings, cells)
     notes = "".join(f"\n[{mark}] {note}\n" for mark, note in enumerate(shown.notes, 1))
     return "\n".join(lines) + f"\n{notes}\n{describe(protocol)}\n"
+
+
+def terminal_table(rows: Sequence[Row], column: str, title: str, folder: Path) -> str:
+    """The main columns in at most 100 characters a line, and where the other columns are.
+
+    Args:
+        rows: in the order of the table.
+        column: key of the feature distance.
+        title: its heading.
+        folder: of the report.
+    """
+    shown = table(rows, column, title, brief=True)
+    halves = [heading.partition(" ") for heading in shown.headings]
+    lines = [[first for first, _, _ in halves], [second for _, _, second in halves]]
+    for cells, wins in zip(shown.cells, shown.best, strict=True):
+        marked = [text + " *"[win] for text, win in zip(cells, wins, strict=True)]
+        lines.append([shorten(cells[0], NAME_WIDTH), *marked[1:]])
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    formats = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
+    aligned = ["  ".join(formats).format(*line).rstrip() for line in lines]
+    notes = [textwrap.fill(note, 100) for note in shown.notes]
+    if any(map(any, shown.best)):
+        notes.append("* is the best of its column.")
+    files = f"All columns: {folder / MARKDOWN_FILE}\nCharts, images, protocol: {folder / HTML_FILE}"
+    return "\n".join([*aligned, "", *notes, files])
 
 
 def describe(protocol: dict[str, Any]) -> str:
@@ -167,11 +193,6 @@ def picture(
     buffer = io.BytesIO()
     sheet.save(buffer, "png")
     return Grid(name, caption, buffer.getvalue(), sheet.width)
-
-
-def _in_table(cell: str, win: bool) -> str:
-    text = cell.replace("|", "\\|")
-    return f"**{text}**" if win else text
 
 
 def _write_together(folder: Path, texts: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.sweep_options import SWEPT
+from latent_prior.markdown import markdown_table
 
 CELL = 0.9  # inches
 DARK = 0.6  # share of the colour scale from which text on it is white
@@ -33,10 +34,11 @@ def markdown(
         title: what it is called.
     """
     names = [name for name in SWEPT if name in rows[0]["settings"]]
-    lines = ["| " + " | ".join([*names, f"{title} ↓"]) + " |", "|" + " ---: |" * (len(names) + 1)]
-    for row in sorted(rows, key=lambda row: row[column]):
-        cells = [*(str(row["settings"][name]) for name in names), _number(row, column)]
-        lines.append("| " + " | ".join(cells) + " |")
+    cells = [
+        [*(str(row["settings"][name]) for name in names), _number(row, column)]
+        for row in sorted(rows, key=lambda row: row[column])
+    ]
+    lines = markdown_table([*names, f"{title} ↓"], cells, left=0)
     text = (
         f"{protocol['num_images']:,} images for each row, all from the same random numbers (seed {protocol['seed']}), "
         f"against {protocol['reference']}; features: {protocol['features']} ({protocol['resizer']})."

@@ -1,10 +1,11 @@
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from latent_prior.evaluation.measures.table import Row
-from latent_prior.evaluation.report.compare import compare, read_scores
+from latent_prior.evaluation.report.compare import compare, read_scores, show
 from latent_prior.evaluation.report.files import fingerprint, write_report
 
 PROTOCOL = {
@@ -60,7 +61,11 @@ def test_rows_of_several_files_stand_in_one_table_under_names_of_their_own(two, 
     assert [origin.get("pipeline") for origin in origins] == [None, "p"]
     assert [origin.get("command") for origin in origins] == [None, "score"]
     assert "command" not in found["protocol"]
-    assert "| ours (long) [1] | 50 | **5.00** |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"^ours \(long\) +50 +5\.00\* +", printed, re.M)
+    assert "| ours (long) [1] | 50 | **5.00** |" in (tmp_path / "both/scores.md").read_text()
+    show(tmp_path / "both/scores.json")
+    assert capsys.readouterr().out == printed
     assert 'd="M' in (tmp_path / "both/report.html").read_text()
 
 

@@ -12,6 +12,7 @@ from latent_prior.evaluation.report.files import (
     fingerprint,
     markdown,
     picture,
+    terminal_table,
     write_report,
 )
 
@@ -79,6 +80,27 @@ def test_markdown_has_one_cell_per_column_the_best_in_bold_and_notes_below(writt
 
 def test_columns_without_values_are_left_out():
     assert "PSNR" not in markdown(PROTOCOL, ROWS[:3], "fid", "FID")
+
+
+def test_the_terminal_shows_the_main_columns_and_where_the_others_are(tmp_path):
+    values = {
+        "fid": 2893.84, "fid_infinity": 2872.86, "kid": 28.277, "precision": 0.0, "recall": 0.005, "density": 0.1,
+        "class_accuracy": 0.9725, "psnr": 21.5, "parameters": 5e6,
+    }  # fmt: skip
+    rows = [
+        Row("the first of the names that is too long", 1000, values, {"kid": 0.58}, ("many words " * 20,)),
+        Row("b", 1000, values | {"fid": 2.0}),
+    ]  # fmt: skip
+    lines = terminal_table(rows, "fid", "FD-EffNet-Lite0", tmp_path).splitlines()
+    assert lines[0].split() == ["Images", "N", "FD-EffNet-Lite0", "KID", "Precision", "Recall", "Class", "PSNR"]  # fmt: skip
+    assert lines[1].split() == ["↓", "x", "1000", "↓", "↑", "↑", "accuracy", "↑", "(dB)", "↑"]
+    assert lines[2].split()[-8:] == ["1,000", "2,893.84", "28,277.00", "0.000", "0.005", "97.2", "%", "21.50"]  # fmt: skip
+    assert lines[3].split()[:3] == ["b", "1,000", "2.00*"]
+    assert lines[2].find("2,893.84") + len("2,893.84") == lines[3].find("*")
+    assert max(map(len, lines[:-2])) <= 100
+    assert lines[-3] == "* is the best of its column."
+    assert str(tmp_path / "scores.md") in lines[-2]
+    assert "best" not in terminal_table(rows[:1], "fid", "FID", tmp_path)
 
 
 def test_what_is_no_number_is_never_shown_as_one(tmp_path):
