@@ -108,14 +108,14 @@ def measure(images: int, dimension: int, threads: int, turns: int) -> Line:
         from cleanfid.fid import frechet_distance
     torch.set_num_threads(threads)
     first, second = features(images, dimension, 0), features(images, dimension, 1)
-    arguments = (*fid.statistics(first), *fid.statistics(second))
-    reference = fid.Reference(fid.statistics(first))
-    reference.distance_to(second)  # libraries' own buffers
+    gaussians = fid.statistics(first), fid.statistics(second)
+    reference = fid.Reference(gaussians[0])
+    fid.frechet_distance(reference, second)  # libraries' own buffers
     found = []
     for _ in range(turns):
-        theirs = timed(lambda: float(frechet_distance(*arguments)))
-        ours = timed(lambda: fid.frechet_distance(*arguments))
-        prepared = timed(lambda: reference.distance_to(second))
+        theirs = timed(lambda: float(frechet_distance(*gaussians[0], *gaussians[1])))
+        ours = timed(lambda: fid.frechet_distance(fid.Reference(gaussians[0]), gaussians[1]))
+        prepared = timed(lambda: fid.frechet_distance(reference, second))
         found.append((theirs, ours, prepared))
     (_, theirs_value), (_, ours_value), (_, prepared_value) = found[0]
     theirs_s, ours_s, prepared_s = ([turn[place][0] for turn in found] for place in range(3))

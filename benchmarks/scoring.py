@@ -27,9 +27,9 @@ from PIL import Image
 from latent_prior.cli import parse_config, run
 from latent_prior.evaluation.features.extract import stream
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
-from latent_prior.evaluation.features.reference_cache import ReferenceStatistics
 from latent_prior.evaluation.judge import Judge
 from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.options import Candidate, ScoreOptions
 from latent_prior.evaluation.sets import open_candidate
 from latent_prior.processes import share
@@ -141,11 +141,11 @@ def time_row(network: FeatureNetwork, count: int) -> float:
     reference = ReferenceStatistics(fid.statistics(expected), expected, count, "random", "")
     options = ScoreOptions(candidates=["a=x"], output_dir="", features="efficientnet_lite0")
     judge = Judge(network, reference, None, options)
-    judge.row("first", found[:1000], contestant=True)
+    judge.row("first", judge.inputs(found[:1000]), contestant=True)
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        judge.row("row", found, contestant=True)
+        judge.row("row", judge.inputs(found), contestant=True)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
 

@@ -1,7 +1,7 @@
-"""Class accuracy: the share of images that a classifier, trained on originals, takes for the class asked for.
+"""Class accuracy: the share of images that a classifier assigns to the class they should show.
 
-The classifier is made anew for every run, from the reference's own training split and at its size; the generators
-never see it. What it reaches on the reference itself is the most that a perfect generator could be credited with.
+The classifier is trained for every run on the reference's training split, at the reference's size;
+the generators never see it. Its accuracy on the reference is the ceiling for a perfect generator.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from latent_prior.data.images import ImageSet, open_images, square_size, to_float
-from latent_prior.evaluation.classes import asked_classes
 from latent_prior.evaluation.features.extract import gather_in_order
-from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.features.resizing import resize_clean
 from latent_prior.evaluation.options import ScoreOptions
-from latent_prior.evaluation.sets import ScoredSet
+from latent_prior.evaluation.sets import ScoredSet, class_numbers
 from latent_prior.options import RunOptions
 from latent_prior.processes import share
 from latent_prior.seeds import derive_seed, generator
 from latent_prior.training.optim import learning_rate_at, make_optimizer
 
-IMAGES_SEEN = 80_000  # in training, at least; 20 epochs of the embedded digits
+IMAGES_SEEN = 80_000  # in training, at least; 20 epochs of mnist5k
 FEWEST_EPOCHS = 4
 BATCH_SIZE = 64
 LABEL_SMOOTHING = 0.1
-CACHED_BYTES = 2**28  # training images up to here are decoded once
-ROTATION, SCALE, SHEAR, SHIFT = math.radians(12), 0.1, 0.1, 1 / 14  # largest; the shift of the side
+CACHED_BYTES = 2**28  # smaller sets of training images are decoded once
+# Largest augmentations; the shift is a share of the side.
+ROTATION, SCALE, SHEAR, SHIFT = math.radians(12), 0.1, 0.1, 1 / 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,13 @@ class Classifier:
     """A trained network and what it was trained on.
 
     Attributes:
-        network: float32 (B, channels, image_size, image_size) in [-1, 1] -> logits (B, K), in evaluation mode.
+        network: float32 (B, channels, image_size, image_size) in [-1, 1] -> logits (B, K), in
+            evaluation mode.
         class_names: K names in the order of the logits.
-        image_size: pixels.
+        image_size: height and width in pixels.
         channels: 1 or 3.
-        num_images: how many images it was trained on.
-        images_seen: the same, counted once in every epoch.
+        num_images: number of training images.
+        images_seen: number of training images over all epochs.
     """
 
     network: nn.Module
@@ -59,8 +60,8 @@ class Classifier:
     num_images: int
     images_seen: int
 
-    def protocol(self, split: str, reference_accuracy: float) -> dict[str, Any]:
-        """How it came about and how good it is, JSON-ready."""
+    def protocol(self, split: str, reference_accuracy: float | None) -> dict[str, Any]:
+        """Its training and its accuracy, JSON-ready."""
         return {
             "split": split,
             "num_images": self.num_images,
@@ -75,47 +76,51 @@ class Classifier:
     def accuracy(
         self, scored: ScoredSet, batch_size: int, accelerator: Accelerator
     ) -> float | None:
-        """Share of the images with a class that are taken for it, the same in every process; None without classes.
+        """Share of the images with a class that are assigned to it; None without classes.
+
+        The same in every process.
 
         Raises:
             ValueError: a class is unknown, or an image cannot be read.
         """
-        asked = asked_classes(scored, self.class_names)
-        if asked is None:
+        labels = class_numbers(scored, self.class_names)
+        if labels is None:
             return None
         images = replace(scored.images, channels=1 if self.channels == 1 else 3)
         scored = replace(scored, images=images)
-        right = [np.empty((0, 1), np.float32)]
+        correct = [np.empty((0, 1), np.float32)]
         for batch in share(len(scored), batch_size, accelerator):
-            found = self.classify(scored.arrays(batch), accelerator.device)
-            right.append((found == asked[batch.start : batch.stop]).astype(np.float32)[:, None])
-        gathered = gather_in_order(np.concatenate(right), accelerator)
-        return float(gathered[asked >= 0].mean(dtype=np.float64))
+            predicted = self.classify(scored.arrays(batch), accelerator.device)
+            hits = predicted == labels[batch.start : batch.stop]
+            correct.append(hits.astype(np.float32)[:, None])
+        gathered = gather_in_order(np.concatenate(correct), accelerator)
+        return float(gathered[labels >= 0].mean(dtype=np.float64))
 
     def classify(
         self, images: Sequence[NDArray[np.uint8]], device: torch.device
     ) -> NDArray[np.int64]:
-        """The most likely class of each image, int64 (N,); uint8 (H, W, channels) of other sizes are resized."""
-        pixels = np.stack([_fitted(image, self.image_size) for image in images])
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+        """The most likely class of each uint8 image (H, W, channels) of any size: int64 (N,)."""
+        pixels = torch.from_numpy(resize_clean(images, self.image_size)[:, : self.channels])
+        batch = pixels.to(device).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             return self.network(batch / 127.5 - 1).argmax(1).cpu().numpy()
 
 
 def open_class_images(options: ScoreOptions, scored: Sequence[ScoredSet]) -> ImageSet:
-    """The labelled images that the classifier learns from, of one size, at the reference's own number of channels.
+    """The labelled training images, of one size and with the reference's number of channels.
 
     Args:
         options: name the reference and the split.
-        scored: the sets that will be classified, the reference first; their classes are checked here, before any work.
+        scored: the sets to be classified, the reference first; their classes are checked here.
 
     Raises:
-        ValueError: no such split, no labels there or in the reference, images of several sizes, or see `asked_classes`.
+        ValueError: no such split, no labels in it or in the reference, images of several sizes, or
+            an unknown class (see `class_numbers`).
     """
     split, name = options.train_split, f"split {options.train_split} of {options.reference}"
-    wanted = replace(options.image_options(options.reference), channels=options.channels)
+    image_options = replace(options.image_options(options.reference), channels=options.channels)
     try:
-        images = open_images(wanted, split)
+        images = open_images(image_options, split)
     except ValueError as error:
         raise ValueError(str(error).replace("--dataset", "--train_split:")) from error
     labels = images.labels
@@ -123,32 +128,32 @@ def open_class_images(options: ScoreOptions, scored: Sequence[ScoredSet]) -> Ima
         raise ValueError(
             f"--train_split: {name} has no class labels; name their column by --label_column"
         )
-    asked = [asked_classes(each, images.class_names) for each in scored]
-    if asked[0] is None:
+    numbers = [class_numbers(each, images.class_names) for each in scored]
+    if numbers[0] is None:
         raise ValueError(
             f"--class_accuracy: split {options.reference_split} of {options.reference} has no class labels "
             "to measure the classifier on; choose another --reference_split"
         )
     images = replace(images, source_index=images.source_index[(labels >= 0).numpy()])
     size = options.image_size or square_size(images)
-    images = replace(images, options=replace(wanted, image_size=size))
+    images = replace(images, options=replace(image_options, image_size=size))
     if len(images) * images.channels * size**2 <= CACHED_BYTES:
         images.cached = images.read(torch.arange(len(images)))
     return images
 
 
 def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> Classifier:
-    """A small convolutional network after a cosine schedule over slightly moved, turned and stretched images.
+    """Train a small convolutional network on augmented images.
 
-    Every process trains the same network, from the same random numbers; that of the first is used by all.
+    Every process trains the same network from the same random numbers; all use the first one's.
 
     Args:
         images: labelled, of one size; see `open_class_images`.
-        seed: of the weights, the order and the changes.
+        seed: of the weights, the order and the augmentation.
         accelerator: the processes.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     labels, size = images.labels, images.options.image_size
     assert labels is not None
@@ -170,7 +175,7 @@ def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> C
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, options)
         batch = to_float(images.read(rows).to(accelerator.device))
-        batch = moved(batch, random).contiguous(memory_format=torch.channels_last)
+        batch = augmented(batch, random).contiguous(memory_format=torch.channels_last)
         loss = F.cross_entropy(
             network(batch), labels[rows].to(batch.device), label_smoothing=LABEL_SMOOTHING
         )
@@ -179,18 +184,13 @@ def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> C
         optimizer.zero_grad()
     if accelerator.num_processes > 1:
         broadcast(network.state_dict())
-    return Classifier(
-        network.eval(),
-        images.class_names,
-        size,
-        images.channels,
-        len(images),
-        steps * BATCH_SIZE,
-    )
+    seen = steps * BATCH_SIZE
+    names, channels = images.class_names, images.channels
+    return Classifier(network.eval(), names, size, channels, len(images), seen)
 
 
 def convolutional_network(channels: int, size: int, num_classes: int) -> nn.Module:
-    """(B, channels, size, size) -> (B, num_classes); work on a 14 to 31 wide grid, whatever the size of the images."""
+    """(B, channels, size, size) -> (B, num_classes), on a grid of at most 31 x 31 for any size."""
     width = 16 if channels == 1 else 32  # colour images show more than strokes
     stride = max(2, size // 16)
 
@@ -202,7 +202,7 @@ def convolutional_network(channels: int, size: int, num_classes: int) -> nn.Modu
         block(channels, width, 2 * stride + 1, stride),
         block(width, 2 * width, 3),
         block(2 * width, 2 * width, 3),
-        nn.MaxPool2d(2, ceil_mode=True),  # so that even a single pixel remains one
+        nn.MaxPool2d(2, ceil_mode=True),  # keeps a single pixel
         block(2 * width, 4 * width, 3),
         block(4 * width, 4 * width, 3),
         nn.AdaptiveMaxPool2d(1),
@@ -211,31 +211,22 @@ def convolutional_network(channels: int, size: int, num_classes: int) -> nn.Modu
     )
 
 
-def moved(images: Tensor, random: torch.Generator) -> Tensor:
-    """Every image (B, C, H, W) shifted, turned, stretched and slanted a little, its edge repeated outwards.
+def augmented(images: Tensor, random: torch.Generator) -> Tensor:
+    """Shift, rotate, scale and shear images (B, C, H, W) slightly, repeating their edges.
 
-    Never mirrored: a mirrored digit is another one, or none.
+    They are not mirrored: a mirrored digit is a different one, or none.
     """
-    draws = 2 * torch.rand(5, len(images), generator=random) - 1  # on the CPU: equal on all devices
+    draws = 2 * torch.rand(5, len(images), generator=random) - 1  # CPU: the same on all devices
     angle, scale, slant = ROTATION * draws[0], 1 + SCALE * draws[1], SHEAR * draws[2]
-    shifts = 2 * SHIFT * draws[3:].T  # (B, 2) in grid coordinates, 2 to a side
+    shifts = 2 * SHIFT * draws[3:].T  # (B, 2) in grid coordinates; a side is 2
     cos, sin = scale * angle.cos(), scale * angle.sin()
     rows = torch.stack([cos, slant - sin, sin, cos], 1).view(-1, 2, 2)
     matrices = torch.cat([rows, shifts[:, :, None]], 2).to(images.device)  # (B, 2, 3)
-    places = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images, places, padding_mode="border", align_corners=False)
+    positions = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, positions, padding_mode="border", align_corners=False)
 
 
 def _epochs(count: int, total: int, random: torch.Generator) -> Tensor:
-    """The first `total` places of shuffled epochs over `count` images, int64 (total,)."""
+    """The first `total` indices of shuffled epochs over `count` images, int64 (total,)."""
     epochs = [torch.randperm(count, generator=random) for _ in range(-(-total // count))]
     return torch.cat(epochs)[:total]
-
-
-def _fitted(image: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """uint8 (H, W, C) -> float32 (size, size, C) in [0, 255], resized as for the feature networks."""
-    if image.shape[:2] == (size, size):
-        return image.astype(np.float32)
-    channels = image.shape[2]
-    rgb = np.broadcast_to(image, (*image.shape[:2], 3))  # the resizer takes nothing else
-    return fid.clean_resizer(size)(rgb)[..., :channels]

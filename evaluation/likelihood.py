@@ -1,14 +1,45 @@
-"""Bits per dimension of held-out images under a pipeline: `python evaluation/likelihood.py --pipeline DIR --output_dir DIR`.
+"""Bits per dimension of held-out images under a pipeline, an upper bound.
 
-An upper bound, from the prior over the codes or latents and the distribution of the pixels given them (see
-`latent_prior.pipelines.bounds`), beside the same with the prior that nobody had to learn. Writes likelihood.json (protocol and rows)
-and likelihood.md (the table). Several processes share the images, started as those of score.py.
+    python evaluation/likelihood.py --pipeline DIR --output_dir DIR
+
+The bound combines the prior over codes or latents with the distribution of the pixels given them,
+and is compared with that of a fixed prior. Writes likelihood.json (protocol and rows) and
+likelihood.md (the table). Several processes share the images; start them as for score.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from latent_prior.cli import answer_early, parse_config, run
-from latent_prior.evaluation.likelihood_options import LikelihoodOptions
+from latent_prior.options import ComputeOptions, ImageOptions, option
+
+
+@dataclass(kw_only=True)
+class LikelihoodOptions(ComputeOptions, ImageOptions):
+    """Bits per dimension of held-out images under a whole pipeline: an upper bound, from the prior and the decoder."""
+
+    pipeline: str
+    """Folder or hub id of a pipeline."""
+    output_dir: str
+    """Folder for likelihood.json and likelihood.md."""
+    split: str = "test"
+    """Split of the images to measure."""
+    num_images: int | None = option(None, at_least=2)
+    """Images to measure, a seeded random choice; null takes all."""
+    draws: int | None = option(None, at_least=1)
+    """Samples per image from a VAE's posterior or of a masked prior's masks; null is 4, or 1 if nothing is random."""
+    conditional: bool = True
+    """Give a class-conditional prior the class of each image; false measures it as a prior of any class."""
+    fit_split: str = "train"
+    """Split to fit the scales of the pixels' distribution to, for autoencoders that define none."""
+    fit_images: int = option(1000, at_least=1)
+    """Most images to fit them to, a seeded random choice."""
+    batch_size: int = option(64, at_least=1)
+    """Images per forward pass."""
+    seed: int = option(0, at_least=0)
+    """Seed of the choice of images and of the samples, which depend on it and on the image's row alone."""
+
 
 answer_early(__name__, LikelihoodOptions)
 
@@ -31,6 +62,7 @@ from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.sets import choose
 from latent_prior.files import whole_file
 from latent_prior.machine import versions
+from latent_prior.markdown import markdown_table
 from latent_prior.pipelines import Pipeline
 from latent_prior.pipelines.arguments import label_number
 from latent_prior.pipelines.bounds import Bound, fit_logistic
@@ -57,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = open_images(options, options.split)
     where = f"split {options.split} of {options.dataset}"
     chosen = choose(len(images), options.num_images, options.seed, where)
-    labels = own_classes(pipe, images) if options.conditional else None
+    labels = prior_classes(pipe, images) if options.conditional else None
     bound, fitted_to = make_bound(pipe, options)
     draws = count_draws(bound, options)
     rows = measure(bound, images, chosen, labels, draws, options, accelerator)
@@ -73,8 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator.end_training()
 
 
-def own_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
-    """The prior's class number of every image, int64 (N,), -1 where it is unknown; None where either side has no classes.
+def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
+    """The prior's class number of every image: int64 (N,), -1 for an image without a class.
+
+    None if the images or the prior have no classes.
 
     Raises:
         ValueError: the images have a class that the prior does not know.
@@ -91,7 +125,7 @@ def own_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
 
 
 def make_bound(pipe: Pipeline, options: LikelihoodOptions) -> tuple[Bound, int | None]:
-    """The bound, and how many images the pixels' scales were fitted to, if they were.
+    """The bound, and the number of images that the pixels' scales were fitted to, if any.
 
     Raises:
         ValueError: no images to fit to.
@@ -116,13 +150,13 @@ def count_draws(bound: Bound, options: LikelihoodOptions) -> int:
     """Draws per image.
 
     Raises:
-        ValueError: several of something that is not random.
+        ValueError: several draws of a deterministic bound.
     """
     if bound.is_random:
         return options.draws or DRAWS
     if options.draws not in (None, 1):
         raise ValueError(
-            f"--draws {options.draws}: codes are certain and this prior states their probability; leave the flag out"
+            f"--draws {options.draws}: nothing is random in this bound; leave the flag out"
         )
     return 1
 
@@ -139,10 +173,10 @@ def measure(
     """One row for each prior, the same in every process.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     levels = [level.name for level in bound.pipe.code_spec.levels]
-    # Pixels, posterior and every level of every prior.
+    # Columns: pixels, posterior, and every level of every prior.
     parts = [np.empty((0, 2 + len(bound.priors) * len(levels)), np.float32)]
     batches = share(len(chosen), options.batch_size, accelerator)
     hidden = not accelerator.is_main_process
@@ -162,13 +196,13 @@ def measure(
     values = torch.from_numpy(gather_in_order(np.concatenate(parts), accelerator)).double()
     pixels, posterior, priors = values[:, 0], values[:, 1], values[:, 2:]
     return [
-        describe_row(bound, name, pixels, posterior, of_levels)
-        for name, of_levels in zip(bound.priors, priors.split(len(levels), dim=1), strict=True)
+        describe_row(bound, name, pixels, posterior, levels_nats)
+        for name, levels_nats in zip(bound.priors, priors.split(len(levels), dim=1), strict=True)
     ]
 
 
 def draw_noise(bound: Bound, rows: Sequence[int], draw: int, seed: int) -> Tensor | None:
-    """Standard normal noise for the posteriors of the images in these rows, whatever the batch; None of codes."""
+    """Noise for the posteriors of these rows, independent of the batch; None for codes."""
     if bound.vae is None:
         return None
     shape = bound.pipe.code_spec.levels[0].shape
@@ -178,24 +212,24 @@ def draw_noise(bound: Bound, rows: Sequence[int], draw: int, seed: int) -> Tenso
 
 
 def describe_row(
-    bound: Bound, name: str, pixels: Tensor, posterior: Tensor, of_levels: Tensor
+    bound: Bound, name: str, pixels: Tensor, posterior: Tensor, levels_nats: Tensor
 ) -> dict[str, Any]:
-    """One prior's figures, JSON-ready.
+    """Results of one prior, JSON-ready.
 
     Args:
-        bound: what was measured.
+        bound: the bound.
         name: of the prior.
-        pixels: nats per image, float64 (N,); see `Nats` for this and the next two.
-        posterior: nats per image (N,).
-        of_levels: nats of every level (N, levels).
+        pixels: nats per image, float64 (N,), as the next two; see `Nats`.
+        posterior: (N,).
+        levels_nats: (N, levels).
     """
     spec = bound.pipe.code_spec
     dims = spec.image_channels * spec.image_size**2
-    codes = of_levels.sum(1) + posterior
+    codes = levels_nats.sum(1) + posterior
     bits = bound.likelihood.bits_per_dim(pixels + codes, dims)
     unit = "code" if spec.kind == "codes" else "latent"
     numbers = [math.prod(level.shape) for level in spec.levels]
-    means = of_levels.mean(0).tolist()
+    means = levels_nats.mean(0).tolist()
     return {
         "name": name,
         "num_images": len(bits),
@@ -219,7 +253,7 @@ def describe_protocol(
     fitted_to: int | None,
     options: LikelihoodOptions,
 ) -> dict[str, Any]:
-    """Everything a reader needs to get the same numbers, JSON-ready."""
+    """Everything needed to reproduce the numbers, JSON-ready."""
     fit = {"fit_split": options.fit_split, "fit_images": fitted_to} if fitted_to else {}
     autoencoder, prior = bound.pipe.autoencoder, bound.pipe.prior
     return {
@@ -248,19 +282,23 @@ def describe_protocol(
 
 
 def markdown(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table and the sentences that make its numbers comparable."""
+    """A Markdown table and a description of the protocol."""
     unit = "code" if "nats_per_code" in rows[0] else "latent"
     levels = list(rows[0]["levels"]) if len(rows[0]["levels"]) > 1 else []
-    heads = ["prior", "bits/dim", "of these pixels", f"bits per image in the {unit}s"]
-    heads += [f"nats per {unit}", *(f"nats per {unit}, {level}" for level in levels)]
-    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
-    for row in rows:
-        cells = [row["name"], f"{row['bits_per_dim']:.4f} ± {row['bits_per_dim_stderr']:.4f}"]
-        cells += [f"{row['pixels_bits_per_dim']:.4f}", f"{row['codes_bits_per_image']:,.1f}"]
-        cells += [f"{row[f'nats_per_{unit}']:.4f}"]
-        cells += [f"{row['levels'][level][f'nats_per_{unit}']:.4f}" for level in levels]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + f"\n\n{describe(protocol)}\n"
+    headings = ["prior", "bits/dim", "of these pixels", f"bits per image in the {unit}s"]
+    headings += [f"nats per {unit}", *(f"nats per {unit}, {level}" for level in levels)]
+    cells = [
+        [
+            row["name"],
+            f"{row['bits_per_dim']:.4f} ± {row['bits_per_dim_stderr']:.4f}",
+            f"{row['pixels_bits_per_dim']:.4f}",
+            f"{row['codes_bits_per_image']:,.1f}",
+            f"{row[f'nats_per_{unit}']:.4f}",
+            *(f"{row['levels'][level][f'nats_per_{unit}']:.4f}" for level in levels),
+        ]
+        for row in rows
+    ]
+    return "\n".join(markdown_table(headings, cells)) + f"\n\n{describe(protocol)}\n"
 
 
 def describe(protocol: dict[str, Any]) -> str:

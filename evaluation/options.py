@@ -1,18 +1,20 @@
-"""What a user can set when scoring; torch-free, so that `--help` answers at once."""
+"""Options of `score.py` and what they share with `sweep.py`; torch-free."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from latent_prior.options import ImageOptions
+from latent_prior.options import ComputeOptions, ImageOptions, ReadOptions, option
 
 REFERENCE = "reference"
 RECONSTRUCTIONS = "reconstructions"
 PUBLISHED = "fid:"
 NETWORKS = ("inception", "clip", "efficientnet_lite0")
+SWEPT = ("guidance_scale", "temperature", "top_k", "top_p")
+"""Sampler settings that `sweep.py` tries values of."""
 
 
 class Candidate(NamedTuple):
@@ -24,69 +26,93 @@ class Candidate(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class ScoreOptions:
-    """Score sets of images against a reference: FID, KID, precision and recall, and PSNR and SSIM of reconstructions."""
+class ReferenceOptions(ComputeOptions, ReadOptions):
+    """The images that others are compared with, and the features that are compared."""
 
-    candidates: list[str] = field(default_factory=list)
-    """What to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT], as `real=mnist5k[train]`, a point of reference that no best value is given to; with pipeline none is needed."""
-    output_dir: str
-    """Folder for scores.json, scores.md and report.html."""
     reference: str = "mnist5k"
-    """Images to compare with: `mnist5k` (embedded), a local image folder, a folder of parquet or arrow files, a hub id, or `fid:NAME/RESOLUTION/SPLIT` for statistics that clean-fid publishes, as `fid:cifar10/32/train`."""
+    """Images to compare with: `mnist5k` (embedded), a local image folder, a folder of parquet or arrow files, a hub id, or `fid:NAME/RESOLUTION/SPLIT` for statistics published by clean-fid, e.g. `fid:cifar10/32/train`."""
     reference_split: str = "test"
     """Split of the reference."""
     features: str = "inception"
     """Feature network: `inception` (clean-fid's), `clip`, `efficientnet_lite0`, or the path of a TorchScript file."""
-    num_images: int | None = None
-    """Images taken from every set, a seeded random choice; null takes all that each has, and candidates must then have equally many."""
-    pipeline: str | None = None
-    """Pipeline folder or hub id; adds the row `reconstructions`, the reference through its autoencoder and back."""
-    perceptual: Literal["none", "lpips"] = "none"
-    """Add the column `lpips` to the reconstructions; its weights, VGG-16's, must be on this machine."""
-    class_accuracy: bool = False
-    """Add the column `class_accuracy`, higher is better: the share of a candidate's images that a classifier takes for the class in the folder's labels.csv, or in the data set. The classifier is a small convolutional network trained for this run on `train_split`, half a minute for mnist5k on one core; what it reaches on the reference, the ceiling, stands in the protocol."""
-    nearest: bool = False
-    """Look up the nearest training image of every candidate's image, in the features: the column `authenticity` and pairs of pictures."""
-    train_split: str = "train"
-    """Split of the reference that the classifier of class_accuracy learns from and that nearest looks in."""
-    compare: list[str] = field(default_factory=list)
-    """Put the rows of several scores.json of one protocol into one table and one report, in place of scoring."""
-    batch_size: int = 64
+    batch_size: int = option(64, at_least=1)
     """Images per forward pass."""
-    kid_subsets: int = 100
-    """Random subsets that KID is averaged over, where a set is larger than one subset."""
-    kid_subset_size: int = 1000
-    """Images in each of KID's subsets."""
-    seed: int = 0
-    """Seed of the choice of images, of KID's subsets and of the classifier."""
-    image_column: str = "image"
-    """Column of a data set that holds the images."""
-    label_column: str | None = None
-    """Column of a data set that holds the class labels; null takes `label` where it exists."""
-    image_size: int | None = None
-    """Pixels every image, scored or reference, is first resized and cropped to; null leaves its size alone."""
+    image_size: int | None = option(None, at_least=1)
+    """Height and width in pixels that every image, scored or reference, is first resized and cropped to; null keeps its size."""
     channels: Literal[1, 3] | None = None
-    """1 compares the images as grey; 3 or null as RGB, grey images with equal channels. Transparency is laid over white."""
-    on_corrupt: Literal["error", "skip"] = "error"
-    """What an unreadable image does: end the program with its name, or be left out and counted."""
-    cpu_threads: int | None = None
-    """Threads per process on a CPU; null shares the cores out among the processes of this machine."""
+    """1 compares the images as grey, 3 or null as RGB (grey images get equal channels). Transparency is laid over white."""
 
     def __post_init__(self) -> None:
-        """Check what can be checked without reading images."""
-        self._check_numbers()
+        """Check the ranges and the feature network."""
+        super().__post_init__()
         if self.features not in NETWORKS and not Path(self.features).is_file():
             raise ValueError(
                 f"--features {self.features!r} is neither {', '.join(NETWORKS)} nor an existing TorchScript file"
             )
+
+    @property
+    def published(self) -> str | None:
+        """NAME/RESOLUTION/SPLIT of published statistics; None if the reference is images."""
+        is_published = self.reference.startswith(PUBLISHED)
+        return self.reference.removeprefix(PUBLISHED) if is_published else None
+
+    def image_options(self, dataset: str) -> ImageOptions:
+        """How the images of the data set or folder `dataset` are read: in order, never cached."""
+        return ImageOptions(
+            dataset=dataset,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            image_size=self.image_size,
+            channels=self.channels or 3,
+            on_corrupt=self.on_corrupt,
+            cache_mb=0,
+        )
+
+
+@dataclass(kw_only=True)
+class ScoreOptions(ReferenceOptions):
+    """Score sets of images against a reference: FID, KID, precision and recall, and PSNR and SSIM of reconstructions."""
+
+    candidates: list[str] = option(factory=list)
+    """Sets to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT]. A dataset split such as `real=mnist5k[train]` is a baseline and is never marked best. Optional with --pipeline."""
+    output_dir: str
+    """Folder for scores.json, scores.md and report.html."""
+    num_images: int | None = option(None, at_least=2)
+    """Images taken from every set, a seeded random choice; null takes all, and the candidates must then have equally many."""
+    pipeline: str | None = None
+    """Pipeline folder or hub id; adds the row `reconstructions`: the reference encoded and decoded by its autoencoder."""
+    perceptual: Literal["none", "lpips"] = "none"
+    """Add the column `lpips` to the reconstructions; needs the weights of VGG-16 on this machine."""
+    class_accuracy: bool = False
+    """Add the column `class_accuracy`: the share of images that a small classifier assigns to the class they were generated for (labels.csv) or labelled with. It is trained on `train_split` for this run. Its accuracy on the reference, recorded in the protocol, is the ceiling."""
+    nearest: bool = False
+    """Find the nearest training image of every generated image in feature space: adds the column `authenticity` and pairs of images to the report."""
+    train_split: str = "train"
+    """Split of the reference that class_accuracy trains on and nearest searches."""
+    compare: list[str] = option(factory=list)
+    """Instead of scoring, merge several scores.json of one protocol into one table and one report."""
+    kid_subsets: int = option(100, at_least=1)
+    """Random subsets that KID is averaged over, if a set is larger than one subset."""
+    kid_subset_size: int = option(1000, at_least=2)
+    """Images in each of KID's subsets."""
+    seed: int = option(0, at_least=0)
+    """Seed of the choice of images, of KID's subsets and of the classifier."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading images."""
+        super().__post_init__()
         if self.compare and (self.candidates or self.pipeline is not None):
             raise ValueError("--compare scores nothing: leave out --candidates and --pipeline")
         if self.perceptual != "none" and self.pipeline is None:
             raise ValueError(
                 f"--perceptual {self.perceptual} measures reconstructions: give the autoencoder by --pipeline"
             )
-        if self.published:
-            self._check_published()
+        for name in ("pipeline", "class_accuracy", "nearest"):
+            if self.published and getattr(self, name):
+                raise ValueError(
+                    f"--{name} needs the reference's images, but --reference {self.reference} is statistics alone: "
+                    "name the data set"
+                )
         if not self.candidates and self.pipeline is None and not self.compare:
             raise ValueError(
                 "there is nothing to score: name sets of images by --candidates NAME=FOLDER, or give --pipeline"
@@ -100,63 +126,19 @@ class ScoreOptions:
                     f"--candidates: the name {name!r} is taken by the row that --pipeline adds"
                 )
 
-    def _check_numbers(self) -> None:
-        for name in ("batch_size", "kid_subsets", "image_size", "cpu_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, not {value}")
-        for name in ("num_images", "kid_subset_size"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise ValueError(f"--{name} must be at least 2, not {value}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, not {self.seed}")
-
-    @property
-    def published(self) -> str | None:
-        """NAME/RESOLUTION/SPLIT of the published statistics that are the reference; None where it is images."""
-        return (
-            self.reference.removeprefix(PUBLISHED) if self.reference.startswith(PUBLISHED) else None
-        )
-
-    def _check_published(self) -> None:
-        """Statistics hold no images.
-
-        Raises:
-            ValueError: naming the flag that needs images.
-        """
-        for name in ("pipeline", "class_accuracy", "nearest"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"--{name} needs the reference's images, --reference {self.reference} is statistics alone: name the data set"
-                )
-
     def parsed_candidates(self) -> list[Candidate]:
         """The candidates in the order given.
 
         Raises:
-            ValueError: naming the entry that is neither NAME=FOLDER nor NAME=DATASET[SPLIT].
+            ValueError: an entry is neither NAME=FOLDER nor NAME=DATASET[SPLIT].
         """
         return [_parse(entry) for entry in self.candidates]
 
-    def image_options(self, dataset: str) -> ImageOptions:
-        """How the images of the data set or folder `dataset` are read: one after the other, never kept."""
-        return ImageOptions(
-            dataset=dataset,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            image_size=self.image_size,
-            channels=self.channels or 3,
-            on_corrupt=self.on_corrupt,
-            cache_mb=0,
-        )
-
 
 def _parse(entry: str) -> Candidate:
-    name, equals, source = entry.partition("=")
-    if not equals or not name.strip() or not source.strip():
+    name, _, source = (part.strip() for part in entry.partition("="))
+    if not name or not source:
         raise ValueError(f"--candidates: {entry!r} is neither NAME=FOLDER nor NAME=DATASET[SPLIT]")
-    name, source = name.strip(), source.strip()
     match = re.fullmatch(r"(?P<dataset>.+)\[(?P<split>[^\[\]]+)\]", source)
     if match is None or Path(source).is_dir():  # a folder may have brackets in its name
         return Candidate(name, source, None)

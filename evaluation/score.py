@@ -1,8 +1,9 @@
-"""Score sets of images against a reference: `python evaluation/score.py --candidates samples=FOLDER --output_dir DIR`.
+"""Score sets of images: `python evaluation/score.py --candidates NAME=FOLDER --output_dir DIR`.
 
-With `--pipeline` an autoencoder's reconstructions are scored beside them, or alone; with `--compare` the tables of
-several calls become one. Writes scores.json (protocol and rows), scores.md (the table) and report.html (table, charts
-and pictures). Several processes share the images: start them with `accelerate launch`, or on a CPU with
+With `--pipeline` an autoencoder's reconstructions are scored too, or alone; `--compare` merges the
+tables of several calls. Writes scores.json (protocol and rows), scores.md (the table) and
+report.html (table, charts and images). Several processes share the images: start them with
+`accelerate launch`, or on a CPU with
 `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 evaluation/score.py ...`.
 """
 
@@ -18,19 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from latent_prior.evaluation.class_accuracy import Classifier, open_class_images, train_classifier
-from latent_prior.evaluation.classes import own_classes
 from latent_prior.evaluation.features.extract import extract, extract_reconstructions
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
-from latent_prior.evaluation.features.reference_cache import (
-    ReferenceStatistics,
-    published_statistics,
-    reference_statistics,
-)
+from latent_prior.evaluation.features.reference_cache import load_reference, reference_statistics
 from latent_prior.evaluation.judge import Judge
 from latent_prior.evaluation.measures.reconstruction import Reconstructing
 from latent_prior.evaluation.measures.table import Row
@@ -49,12 +43,20 @@ from latent_prior.evaluation.report.pictures import (
 from latent_prior.evaluation.sets import ScoredSet, open_candidate, open_reference
 from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
 from latent_prior.machine import versions
+from latent_prior.pipelines import Pipeline
 from latent_prior.processes import start_processes
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A pipeline, its autoencoder's fingerprint, the reference as it wants to see it, and LPIPS's network if asked for."""
+    """A pipeline whose reconstructions are scored.
+
+    Attributes:
+        pipeline: encodes and decodes.
+        fingerprint: of its autoencoder.
+        originals: the reference at the size and channels of the pipeline.
+        perceptual: the network of LPIPS, if measured.
+    """
 
     pipeline: Reconstructing
     fingerprint: str
@@ -67,17 +69,15 @@ class Sets:
     """Everything that is read.
 
     Attributes:
-        reference: the images that candidates are compared with; None where published statistics take their place.
-        training: the images that the generators have learnt from, where nearest ones are looked up.
+        reference: the images that candidates are compared with; None for published statistics.
+        training: the images that the generators were trained on; None without `--nearest`.
         candidates: in the order of the table.
-        labels: for each of them the class of every image, where it has classes.
-        autoencoder: the pipeline whose reconstructions are scored, if one is.
+        autoencoder: the pipeline whose reconstructions are scored, if any.
     """
 
     reference: ScoredSet | None
     training: ScoredSet | None
     candidates: list[ScoredSet]
-    labels: list[NDArray[np.int64] | None]
     autoencoder: Autoencoder | None
 
 
@@ -96,26 +96,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     sets = open_sets(options, accelerator)
-    class_images = None
+    labelled = None
     if options.class_accuracy:
-        assert sets.reference is not None
-        class_images = open_class_images(options, [sets.reference, *sets.candidates])
-    with accelerator.local_main_process_first():  # so that weights are downloaded once
+        assert sets.reference is not None, "options refuse class_accuracy of published statistics"
+        labelled = open_class_images(options, [sets.reference, *sets.candidates])
+    with accelerator.local_main_process_first():  # weights are downloaded once
         network = load_network(options.features, accelerator.device)
     judge = prepare(sets, network, options, accelerator)
-    classifier, ceiling = None, None
-    if class_images is not None:
-        assert sets.reference is not None
-        classifier = train_classifier(class_images, options.seed, accelerator)
+    classifier = None if labelled is None else train_classifier(labelled, options.seed, accelerator)
+    protocol = describe_protocol(options, sets, judge)
+    if classifier is not None and sets.reference is not None:
         ceiling = classifier.accuracy(sets.reference, options.batch_size, accelerator)
+        protocol["classifier"] = classifier.protocol(options.train_split, ceiling)
     output_dir.mkdir(parents=True, exist_ok=True)
     rows, pairs = score(sets, judge, classifier, options, accelerator)
     if accelerator.is_main_process:
-        protocol = describe_protocol(options, sets, judge.reference, network)
-        if classifier is not None and ceiling is not None:
-            protocol["classifier"] = classifier.protocol(options.train_split, ceiling)
-        scored = sets.candidates if sets.reference is None else [sets.reference, *sets.candidates]
-        grids = [pictured(one) for one in scored]
+        grids = [pictured(each) for each in (sets.reference, *sets.candidates) if each is not None]
         if sets.autoencoder is not None:
             pipeline, originals = sets.autoencoder.pipeline, sets.autoencoder.originals
             grids.append(pictured_reconstructions(pipeline, originals, accelerator.device))
@@ -125,10 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
-    """Open everything that is read, so that mistakes are told before any work is done.
+    """Open everything that is read, so that mistakes are reported before any work is done.
 
     Raises:
-        ValueError: a set is missing or too small, its labels are wrong, or candidates hold different numbers of images.
+        ValueError: a set is missing or too small, its labels are wrong, the candidates differ in
+            their numbers of images, or the pipeline or the weights of LPIPS are missing.
     """
     reference = None if options.published else open_reference(options)
     candidates = [open_candidate(candidate, options) for candidate in options.parsed_candidates()]
@@ -137,42 +134,44 @@ def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
             accelerator.print(
                 f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
             )
-    autoencoder = open_autoencoder(options, reference, accelerator)
     sizes = [(candidate.name, len(candidate)) for candidate in candidates]
-    if autoencoder is not None:
-        sizes.append((RECONSTRUCTIONS, len(autoencoder.originals)))
+    autoencoder = None
+    if reference is not None and options.pipeline is not None:
+        autoencoder = open_autoencoder(options.pipeline, options, reference, accelerator)
+        sizes.append((RECONSTRUCTIONS, len(reference)))
     check_sizes(sizes)
     training = None
     if options.nearest:
-        trained_on = replace(options, reference_split=options.train_split, num_images=None)
-        training = open_reference(trained_on)
-    labels = [own_classes(candidate) for candidate in candidates]
-    return Sets(reference, training, candidates, labels, autoencoder)
+        training = open_reference(
+            replace(options, reference_split=options.train_split, num_images=None)
+        )
+    return Sets(reference, training, candidates, autoencoder)
+
+
+def open_autoencoder(
+    pipeline: str, options: ScoreOptions, reference: ScoredSet, accelerator: Accelerator
+) -> Autoencoder:
+    """Load a pipeline and the reference as its autoencoder takes it."""
+    perceptual = make_perceptual(options.perceptual, accelerator.device, "--perceptual")
+    pipe = Pipeline.from_pretrained(pipeline).to(accelerator.device)
+    spec = pipe.code_spec
+    originals = reference.resized(spec.image_size, spec.image_channels)
+    return Autoencoder(pipe, spec.autoencoder_fingerprint, originals, perceptual)
 
 
 def prepare(
     sets: Sets, network: FeatureNetwork, options: ScoreOptions, accelerator: Accelerator
 ) -> Judge:
-    """What candidates are measured by: statistics of the reference, and features of the training images.
+    """Statistics of the reference, and features of the training images.
 
     Raises:
         ValueError: an image cannot be read, or there are no such published statistics.
     """
-    if sets.reference is None:
-        assert options.published is not None
-        with accelerator.local_main_process_first():
-            reference = published_statistics(options.published, network)
-    else:
-        reference = reference_statistics(network, sets.reference, options.batch_size, accelerator)
-    trained_on = None
+    reference = load_reference(network, sets.reference, options, accelerator)
+    training = None
     if sets.training is not None:
-        trained_on = reference_statistics(network, sets.training, options.batch_size, accelerator)
-    return Judge(
-        network,
-        reference,
-        None if trained_on is None else trained_on.features,
-        options,
-    )
+        training = reference_statistics(network, sets.training, options.batch_size, accelerator)
+    return Judge(network, reference, None if training is None else training.features, options)
 
 
 def score(
@@ -182,26 +181,25 @@ def score(
     options: ScoreOptions,
     accelerator: Accelerator,
 ) -> tuple[list[Row], list[Grid]]:
-    """One row for each candidate and one for the reconstructions, and pairs of nearest images; empty but in the main process.
+    """A row for each candidate and for the reconstructions, and pairs of nearest images.
 
-    With a classifier, candidates whose classes are known get their class accuracy.
+    Both lists are empty in other processes than the main one.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     rows, pairs = [], []
-    main = accelerator.is_main_process
-    for candidate, labels in zip(sets.candidates, sets.labels, strict=True):
-        found = extract(judge.network, candidate, options.batch_size, accelerator)
+    for candidate in sets.candidates:
+        features = extract(judge.network, candidate, options.batch_size, accelerator)
         accuracy = None
         if classifier is not None:
             accuracy = classifier.accuracy(candidate, options.batch_size, accelerator)
-        if main:
-            rows.append(judge.candidate(candidate, found, labels, accuracy))
-            if sets.training is not None and judge.trained_on is not None:
-                pairs.append(pictured_pairs(candidate, found, sets.training, judge.trained_on))
+        if accelerator.is_main_process:
+            rows.append(judge.candidate(candidate, features, accuracy))
+            if sets.training is not None and judge.training is not None:
+                pairs.append(pictured_pairs(candidate, features, sets.training, judge.training))
     if sets.autoencoder is not None:
-        given_back = extract_reconstructions(
+        reconstructions = extract_reconstructions(
             judge.network,
             sets.autoencoder.pipeline,
             sets.autoencoder.originals,
@@ -209,36 +207,14 @@ def score(
             options.batch_size,
             accelerator,
         )
-        if main:
-            rows.append(judge.reconstructions(given_back))
+        if accelerator.is_main_process:
+            rows.append(judge.reconstructions(reconstructions))
     return rows, pairs
 
 
-def open_autoencoder(
-    options: ScoreOptions, reference: ScoredSet | None, accelerator: Accelerator
-) -> Autoencoder | None:
-    """The pipeline whose reconstructions are scored, if one is.
-
-    Raises:
-        ValueError: no such pipeline, or weights of a perceptual network are missing.
-    """
-    if options.pipeline is None:
-        return None
-    from latent_prior.pipelines import Pipeline
-
-    assert reference is not None, "options refuse a pipeline beside published statistics"
-    perceptual = make_perceptual(options.perceptual, accelerator.device, "--perceptual")
-    pipeline = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
-    spec = pipeline.code_spec
-    originals = reference.resized(spec.image_size, spec.image_channels)
-    return Autoencoder(pipeline, spec.autoencoder_fingerprint, originals, perceptual)
-
-
-def describe_protocol(
-    options: ScoreOptions, sets: Sets, reference: ReferenceStatistics, network: FeatureNetwork
-) -> dict[str, Any]:
-    """Everything a reader needs to get the same numbers, JSON-ready."""
-    images = sets.reference
+def describe_protocol(options: ScoreOptions, sets: Sets, judge: Judge) -> dict[str, Any]:
+    """Everything needed to reproduce the numbers, JSON-ready."""
+    images, reference, network = sets.reference, judge.reference, judge.network
     return {
         "reference": reference.source if images is None else images.source,
         "reference_split": None if images is None else images.split,
@@ -261,9 +237,7 @@ def describe_protocol(
         "classifier": None,
         "perceptual": None if options.perceptual == "none" else options.perceptual,
         "pipeline": options.pipeline,
-        "autoencoder_fingerprint": None
-        if sets.autoencoder is None
-        else sets.autoencoder.fingerprint,
+        "autoencoder_fingerprint": sets.autoencoder and sets.autoencoder.fingerprint,
         "candidates": {candidate.name: candidate.protocol() for candidate in sets.candidates},
         "versions": versions(),
         "command": command_line(),

@@ -1,10 +1,14 @@
-"""The sets of images that are compared: splits of data sets, and folders filled by any generator."""
+"""The sets of images that are compared: splits of data sets, and folders of any generator's images.
+
+Classes of different sets are matched by name; their numbers may differ.
+"""
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,10 @@ from latent_prior.machine import thread_pool
 from latent_prior.options import ImageOptions
 
 ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
-# Written by the generators of this project: how the images were made, and what that has cost.
-GENERATION_FILE, ABOUT_FILE = "generation.json", "about.json"
-TOGETHER = 8  # images decoded by a thread in one go
+# Written by this project's generators: sampler settings, costs, and the class of each file.
+GENERATION_FILE, ABOUT_FILE, LABELS_FILE = "generation.json", "about.json", "labels.csv"
+NAMES_SHOWN = 10  # of the classes, in a message
+TOGETHER = 8  # images decoded by a thread at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +40,12 @@ class ScoredSet:
         name: of the row.
         source: folder or data set.
         split: of the data set; None for a folder.
-        images: all images there are.
+        images: all images of the source.
         chosen: int64 (N,), ascending, the images that take part.
-        sampler: content of the generator's `generation.json`, where there is one.
-        about: content of its `about.json`, what the generator has cost.
+        labels: int64 (N,), their classes in the set's own numbers, -1 without one; None if no image
+            has a class.
+        sampler: content of the generator's `generation.json`, if there is one.
+        about: content of its `about.json`, the generator's costs.
     """
 
     name: str
@@ -46,6 +53,7 @@ class ScoredSet:
     split: str | None
     images: ImageSet
     chosen: NDArray[np.int64]
+    labels: NDArray[np.int64] | None = None
     sampler: dict[str, Any] | None = None
     about: dict[str, Any] | None = None
 
@@ -60,6 +68,31 @@ class ScoredSet:
             ValueError: naming an image that cannot be read.
         """
         return list(_in_threads(self.images.array, self.chosen[np.asarray(positions)]))
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the set is never marked best: images of a data set, or of random codes."""
+        return self.split is not None or (self.sampler or {}).get("random_codes") is True
+
+    @property
+    def flag(self) -> str:
+        """The flag that names this set, for messages."""
+        return "--reference" if self.name == REFERENCE else f"--candidates {self.name}"
+
+    def costs(self) -> dict[str, float | tuple[float, float]]:
+        """Size, speed and training costs from `about.json`, by the keys of `MEASURES`."""
+        about = self.about or {}
+        training = about.get("training") or {}
+        clock = "cpu_seconds" if training.get("device") == "cpu" else "seconds"
+        values = {
+            "seconds_per_image": about.get("seconds_per_image"),
+            "parameters": about.get("parameters"),
+            "training_images": training.get("images_seen"),
+            "training_seconds": training.get(clock),
+        }
+        return {
+            key: float(value) for key, value in values.items() if isinstance(value, int | float)
+        }
 
     def protocol(self) -> dict[str, Any]:
         """Where the images came from, JSON-ready."""
@@ -93,7 +126,7 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     """The images of one entry of `--candidates`.
 
     Raises:
-        ValueError: no such folder or data set, or too few images.
+        ValueError: no such folder or data set, too few images, or a wrong labels.csv.
     """
     flag = f"--candidates {candidate.name}"
     if candidate.split is not None:
@@ -110,13 +143,34 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     chosen = choose(len(images), options.num_images, options.seed, f"{flag}: {folder}")
     if options.image_size is None:
         _check_sizes(images, chosen, flag, f"write {candidate.name}={folder}[train] for a data set")
-    sampler, about = (_settings(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
-    return ScoredSet(candidate.name, candidate.source, None, images, chosen, sampler, about)
+    sampler, about = (_read_json(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
+    scored = ScoredSet(candidate.name, candidate.source, None, images, chosen, None, sampler, about)
+    names = set(_classes_by_file(scored).values()) - {""}
+    return replace(scored, labels=class_numbers(scored, sorted(names)) if names else None)
+
+
+def class_numbers(scored: ScoredSet, class_names: Sequence[str]) -> NDArray[np.int64] | None:
+    """Classes of the images that take part, from the data set or from the folder's labels.csv.
+
+    Args:
+        scored: a split of a data set, or a folder.
+        class_names: the names of the classes in the order of their numbers.
+
+    Returns:
+        int64 (N,), indices of `class_names`, -1 without a class; None if no image has one.
+
+    Raises:
+        ValueError: a class is not among `class_names`, or labels.csv lacks a column or an image.
+    """
+    number_of = {name: number for number, name in enumerate(class_names)}
+    find = _numbers_of_folder if scored.split is None else _numbers_of_split
+    numbers = find(scored, number_of)
+    return None if numbers is None or (numbers < 0).all() else numbers
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files in `folder` and below, sorted; the overview grids of this project's generators are no samples."""
-    generated = any((folder / name).is_file() for name in (GENERATION_FILE, "labels.csv"))
+    """Image files in `folder` and below, sorted, without the overview grids of our generators."""
+    generated = any((folder / name).is_file() for name in (GENERATION_FILE, LABELS_FILE))
     return [
         path
         for path in files_below(folder)
@@ -126,9 +180,9 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def choose(available: int, wanted: int | None, seed: int, where: str) -> NDArray[np.int64]:
-    """Ascending indices of the images that take part: all, or a seeded random `wanted` of them.
+    """Ascending indices of the images that take part: all, or `wanted` of them chosen at random.
 
-    The choice depends on nothing but these numbers: not on the set's name, its place or its neighbours.
+    The choice depends on these numbers alone, not on the set's name or source.
 
     Raises:
         ValueError: there are too few images.
@@ -153,7 +207,8 @@ def _open_split(name: str, source: str, split: str, flag: str, options: ScoreOpt
     chosen = choose(
         len(images), options.num_images, options.seed, f"{flag}: split {split} of {source}"
     )
-    return ScoredSet(name, source, split, images, chosen)
+    scored = ScoredSet(name, source, split, images, chosen)
+    return replace(scored, labels=class_numbers(scored, images.class_names))
 
 
 def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
@@ -189,25 +244,25 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
 
 
 def _check_nesting(folder: Path, files: list[Path], flag: str) -> None:
-    """Images in sub-folders are one set, as of classes; sets within a set are a mistake, and would be counted silently.
+    """Sub-folders (e.g. classes) form one set; a set nested in another would be counted twice.
 
     Raises:
-        ValueError: naming the folder that is within another one.
+        ValueError: naming the nested folder.
     """
-    places = {path.parent for path in files}
-    for place in sorted(places - {folder}):
-        within = set(place.parents) & places
-        if within or (place / GENERATION_FILE).is_file():
-            around = max(within, default=folder, key=lambda one: len(one.parts))
+    parents = {path.parent for path in files}
+    for inner in sorted(parents - {folder}):
+        within = set(inner.parents) & parents
+        if within or (inner / GENERATION_FILE).is_file():
+            outer = max(within, default=folder, key=lambda parent: len(parent.parts))
             raise ValueError(
-                f"{flag}: {place} is a folder of images within {around}, which "
+                f"{flag}: {inner} is a folder of images within {outer}, which "
                 + ("has images of its own" if within else "is not the folder of one set")
                 + ": name the folder of one set, or move the other one away"
             )
 
 
 def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwise: str) -> None:
-    """Generated images have one size; only the files' headers are read.
+    """Generated images must have one size; only the headers of the files are read.
 
     Raises:
         ValueError: naming two images of different sizes, or one that cannot be read.
@@ -218,22 +273,22 @@ def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwi
             with Image.open(images.table.name_of(row)) as opened:
                 return opened.size
         except UNREADABLE:
-            height, width = images.decode_row(row).shape[:2]  # says what is wrong with it
+            height, width = images.decode_row(row).shape[:2]  # raises what is wrong with it
             return width, height
 
     rows = images.source_index[chosen]
     sizes = _in_threads(size, rows)
-    other = next((place for place, found in enumerate(sizes) if found != sizes[0]), None)
+    other = next((index for index, each in enumerate(sizes) if each != sizes[0]), None)
     if other is not None:
         (width, height), (other_width, other_height) = sizes[0], sizes[other]
         raise ValueError(
             f"{flag}: {images.table.name_of(int(rows[0]))} has {width} x {height} pixels and "
-            f"{images.table.name_of(int(rows[other]))} {other_width} x {other_height}, so they are not of one generator: "
+            f"{images.table.name_of(int(rows[other]))} {other_width} x {other_height}, so they do not come from one generator: "
             f"separate them, bring them to one size by --image_size, or {otherwise}"
         )
 
 
-def _settings(path: Path, flag: str) -> dict[str, Any] | None:
+def _read_json(path: Path, flag: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
@@ -243,8 +298,59 @@ def _settings(path: Path, flag: str) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else {"settings": settings}
 
 
+def _numbers_of_split(scored: ScoredSet, number_of: Mapping[str, int]) -> NDArray[np.int64] | None:
+    labels, names = scored.images.labels, scored.images.class_names
+    if labels is None:
+        return None
+    chosen = labels.numpy()[scored.chosen]
+    numbers = np.full(len(names) + 1, -1)  # the last one belongs to the label -1
+    for label in np.unique(chosen[chosen >= 0]).tolist():
+        where = f"{scored.flag}: {scored.source} has images of"
+        numbers[label] = _number(names[label], number_of, where)
+    return numbers[chosen]
+
+
+def _numbers_of_folder(scored: ScoredSet, number_of: Mapping[str, int]) -> NDArray[np.int64] | None:
+    path = Path(scored.source) / LABELS_FILE
+    if not path.is_file():
+        return None
+    class_of = _classes_by_file(scored)
+    known = {"": -1} | {
+        name: _number(name, number_of, f"{scored.flag}: {path} asks for")
+        for name in sorted(set(class_of.values()) - {""})
+    }
+    numbers = np.empty(len(scored), np.int64)
+    for index, row in enumerate(scored.images.source_index[scored.chosen].tolist()):
+        file = Path(scored.images.table.name_of(row)).relative_to(scored.source).as_posix()
+        if file not in class_of:
+            raise ValueError(
+                f"{scored.flag}: {path} has no row for the image {file}; add it, or remove the table"
+            )
+        numbers[index] = known[class_of[file]]
+    return numbers
+
+
+def _classes_by_file(scored: ScoredSet) -> dict[str, str]:
+    """Class names of the files in labels.csv, "" for a file without a class."""
+    path = Path(scored.source) / LABELS_FILE
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file, restval="")
+        if not {"file", "class"} <= set(table.fieldnames or ()):
+            raise ValueError(f"{scored.flag}: {path} needs the columns file and class")
+        return {row["file"]: row["class"] for row in table}
+
+
+def _number(name: str, number_of: Mapping[str, int], where: str) -> int:
+    if name not in number_of:
+        shown = ", ".join([*number_of][:NAMES_SHOWN]) + ", ..." * (len(number_of) > NAMES_SHOWN)
+        raise ValueError(f"{where} the class {name!r}, which --train_split lacks; it has: {shown}")
+    return number_of[name]
+
+
 def _in_threads(function: Callable[[int], Any], rows: NDArray[np.int64]) -> list[Any]:
-    """Files are read and decoded outside the interpreter's lock; small ones are not worth a task each."""
+    """Files are read and decoded outside Python's lock; small ones are not worth a task each."""
     pieces = [rows[start : start + TOGETHER].tolist() for start in range(0, len(rows), TOGETHER)]
     found = thread_pool().map(lambda piece: [function(row) for row in piece], pieces)
     return list(itertools.chain.from_iterable(found))

@@ -1,19 +1,79 @@
-"""Find a pipeline's best sampler settings: `python evaluation/sweep.py --pipeline DIR --guidance_scale 1 1.5 2 --temperature 0.9 1 --output_dir DIR`.
+"""Find a pipeline's best sampler settings.
 
-Writes sweep.json, sweep.md and heatmap.png, images of the best settings with their score, and those settings into the
-pipeline folder. Several processes share the images, started as those of score.py.
+    python evaluation/sweep.py --pipeline DIR --guidance_scale 1 1.5 2 --output_dir DIR
+
+Writes sweep.json, sweep.md, heatmap.png and images drawn with the best settings, and makes these
+the default of the pipeline folder. Several processes share the images; start them as for score.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from typing import Literal
+
 from latent_prior.cli import answer_early, parse_config, run
-from latent_prior.evaluation.sweep_options import SWEPT, SweepOptions
+from latent_prior.evaluation.options import SWEPT, Candidate, ReferenceOptions, ScoreOptions
+from latent_prior.options import option
+
+
+@dataclass(kw_only=True)
+class SweepOptions(ReferenceOptions):
+    """Find the sampler settings with the lowest distance, draw and score images with them, and make them the pipeline's default.
+
+    Every combination of the values is measured on a few images drawn with the same random numbers, and the best one
+    again on many. Repeating the command resumes it; with other values it adds to the sweep.
+    """
+
+    pipeline: str
+    """Pipeline folder; `sampler` in its pipeline.json becomes the best settings found."""
+    output_dir: str
+    """Folder for sweep.json, sweep.md, heatmap.png and the images of the best settings."""
+    guidance_scale: list[float] = option(factory=list)
+    """Values to try; empty keeps the pipeline's own, here and below."""
+    temperature: list[float] = option(factory=list)
+    """Values to try."""
+    top_k: list[int] = option(factory=list)
+    """Values to try; 0 means all codes."""
+    top_p: list[float] = option(factory=list)
+    """Values to try; 1 means all codes."""
+    minimise: Literal["distance", "kid"] = "distance"
+    """Selects the best settings: the Frechet distance of the features, or KID, which has no bias from few images."""
+    num_images: int = option(200, at_least=2)
+    """Images for each combination."""
+    full_images: int = option(1000, at_least=2)
+    """Images drawn and scored with the best settings."""
+    reference_split: str = "train"
+    """Split of the reference. Report scores on another split: settings chosen on it would look too good."""
+    seed: int = option(0, at_least=0)
+    """Seed of the images, which are those of generate.py with this seed, and of KID's subsets."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the pipeline and the images."""
+        super().__post_init__()
+        for name, values in self.grid().items():
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"--{name} names {value:g} twice")
+        if not self.grid():
+            flags = ", ".join(f"--{name}" for name in SWEPT)
+            raise ValueError(f"there is nothing to try: give values to one of {flags}")
+
+    def grid(self) -> dict[str, list[float]]:
+        """The settings to vary, with their values."""
+        return {name: getattr(self, name) for name in SWEPT if getattr(self, name)}
+
+    def score_options(self) -> ScoreOptions:
+        """How the reference and the images of the best settings are read."""
+        shared = {each.name: getattr(self, each.name) for each in fields(ReferenceOptions)}
+        return ScoreOptions(
+            candidates=["best=."], output_dir=self.output_dir, seed=self.seed, **shared
+        )
+
 
 answer_early(__name__, SweepOptions)
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,13 +85,10 @@ from tqdm import tqdm
 
 from latent_prior.evaluation.features.extract import extract, gather_in_order
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
-from latent_prior.evaluation.features.reference_cache import (
-    ReferenceStatistics,
-    published_statistics,
-    reference_statistics,
-)
+from latent_prior.evaluation.features.reference_cache import load_reference
 from latent_prior.evaluation.measures import fid
-from latent_prior.evaluation.options import Candidate
+from latent_prior.evaluation.measures.inputs import ReferenceStatistics
+from latent_prior.evaluation.measures.kid import kernel_distance
 from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown
 from latent_prior.evaluation.sets import open_candidate, open_reference
 from latent_prior.files import check_output_dir, read_json, whole_file, write_json
@@ -45,12 +102,12 @@ JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "sweep.json", "sweep.md", "heatmap.png"
 
 
 @dataclass(frozen=True, eq=False)
-class Measuring:
-    """What images are measured by.
+class Objective:
+    """Scores features; the lowest score is best.
 
     Attributes:
         network: the feature network.
-        reference: what they are compared with.
+        reference: statistics of the reference.
         options: of the call.
         accelerator: the processes.
     """
@@ -71,15 +128,16 @@ class Measuring:
         return "KID" if self.options.minimise == "kid" else self.network.title
 
     @cached_property
-    def _prepared(self) -> fid.Reference:
+    def _gaussian(self) -> fid.Reference:
         return fid.Reference(self.reference.statistics)
 
-    def __call__(self, found: NDArray[np.float32]) -> dict[str, float]:
-        """Scores of features (N, D)."""
+    def __call__(self, features: NDArray[np.float32]) -> dict[str, float]:
+        """The score of features (N, D), with its standard error if it is KID."""
         if self.options.minimise == "distance":
-            return {self.column: self._prepared.distance(fid.statistics(found))}
+            statistics = fid.statistics(features)
+            return {self.column: fid.frechet_distance(self._gaussian, statistics)}
         assert self.reference.features is not None
-        kid, error = fid.kernel_distance(self.reference.features, found, seed=self.options.seed)
+        kid, error = kernel_distance(self.reference.features, features, seed=self.options.seed)
         return {"kid": kid, "kid_stderr": error}
 
 
@@ -92,37 +150,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_config(SweepOptions, argv)
     if not (Path(options.pipeline) / INDEX_FILE).is_file():
         raise ValueError(
-            f"--pipeline {options.pipeline} is no pipeline folder: its default settings are to be written"
+            f"--pipeline {options.pipeline} is no pipeline folder, so its default settings cannot be written"
         )
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     combinations = combine(pipe, options)
-    measuring = open_measuring(options, accelerator)
-    protocol = describe_protocol(pipe, measuring)
+    objective = open_objective(options, accelerator)
+    protocol = describe_protocol(pipe, objective)
     folder = Path(options.output_dir)
     stored = check_output_dir(folder, JSON_FILE, protocol, "sweep results", section="protocol")
     rows = [] if stored is None else stored["rows"]
-    known = [row["settings"] for row in rows]
-    waiting = [each for each in combinations if each not in known]
-    for settings in tqdm(waiting, desc="settings", disable=not accelerator.is_main_process):
-        found = features_of(pipe, settings, measuring)
-        rows.append({"settings": settings, **measuring(found)})
+    measured = [row["settings"] for row in rows]
+    missing = [settings for settings in combinations if settings not in measured]
+    for settings in tqdm(missing, desc="settings", disable=not accelerator.is_main_process):
+        features = features_of(pipe, settings, objective)
+        rows.append({"settings": settings, **objective(features)})
         if accelerator.is_main_process:
-            write_sweep(folder, protocol, rows, measuring, None)
-    best = min(rows, key=lambda row: row[measuring.column])
-    full = full_run(pipe, best["settings"], measuring)
+            write_sweep(folder, protocol, rows, objective, None)
+    best = min(rows, key=lambda row: row[objective.column])
+    full = full_run(pipe, best["settings"], objective)
     if accelerator.is_main_process:
-        write_sweep(folder, protocol, rows, measuring, full)
+        write_sweep(folder, protocol, rows, objective, full)
         set_default(Path(options.pipeline), best["settings"])
         print((folder / MARKDOWN_FILE).read_text(encoding="utf-8"))
     accelerator.end_training()
 
 
 def combine(pipe: Pipeline, options: SweepOptions) -> list[dict[str, Any]]:
-    """Every combination of values, each with all the settings that have an effect.
+    """Every combination of values, completed with the pipeline's other settings.
 
     Raises:
-        ValueError: nothing to sample from, or a setting out of its range or without effect.
+        ValueError: nothing to sample from, or a setting out of range or without effect.
     """
     if pipe.prior is None and pipe.code_spec.kind == "codes":
         raise ValueError(f"--pipeline {options.pipeline} has no prior to sample from")
@@ -136,66 +194,57 @@ def combine(pipe: Pipeline, options: SweepOptions) -> list[dict[str, Any]]:
     return combinations
 
 
-def open_measuring(options: SweepOptions, accelerator: Accelerator) -> Measuring:
+def open_objective(options: SweepOptions, accelerator: Accelerator) -> Objective:
     """The feature network and the statistics of the reference.
 
     Raises:
         ValueError: either is missing, or the reference holds no images to compute KID from.
     """
-    score = options.score_options()
-    images = None if score.published else open_reference(score)
-    with accelerator.local_main_process_first():  # so that weights are downloaded once
+    images = None if options.published else open_reference(options.score_options())
+    with accelerator.local_main_process_first():  # weights are downloaded once
         network = load_network(options.features, accelerator.device)
-    if images is None:
-        assert score.published is not None
-        with accelerator.local_main_process_first():
-            reference = published_statistics(score.published, network)
-    else:
-        reference = reference_statistics(network, images, options.batch_size, accelerator)
+    reference = load_reference(network, images, options, accelerator)
     if options.minimise == "kid" and reference.features is None:
         raise ValueError(
-            f"--minimise kid needs the reference's features, and {options.reference} publishes none"
+            f"--minimise kid needs the reference's features, but {options.reference} has only statistics"
         )
-    return Measuring(network, reference, options, accelerator)
+    return Objective(network, reference, options, accelerator)
 
 
 def features_of(
-    pipe: Pipeline, settings: Mapping[str, Any], measuring: Measuring
+    pipe: Pipeline, settings: Mapping[str, Any], objective: Objective
 ) -> NDArray[np.float32]:
-    """Features (N, D) of the first N images drawn with these settings, the same in every process."""
-    options, accelerator = measuring.options, measuring.accelerator
+    """Features (N, D) of the first N images with these settings, the same in every process."""
+    options, accelerator = objective.options, objective.accelerator
     labels = pipe.label_numbers(None, options.num_images)
-    features = [np.empty((0, measuring.network.dimension), np.float32)]
+    features = [np.empty((0, objective.network.dimension), np.float32)]
     for numbers in share(options.num_images, options.batch_size, accelerator):
-        own = [labels[number] for number in numbers]
-        features.append(measuring.network(draw(pipe, numbers, own, settings, options.seed)))
+        classes = [labels[number] for number in numbers]
+        images = draw(pipe, numbers, classes, settings, options.seed)
+        features.append(objective.network(images))
     return gather_in_order(np.concatenate(features), accelerator)
 
 
-def full_run(pipe: Pipeline, settings: Mapping[str, Any], measuring: Measuring) -> dict[str, Any]:
+def full_run(pipe: Pipeline, settings: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
     """Draw many images into a folder and score them.
 
     Raises:
         ValueError: the folder holds something else.
     """
-    options, accelerator = measuring.options, measuring.accelerator
+    options, accelerator = objective.options, objective.accelerator
     name = "_".join(f"{key}_{settings[key]}" for key in SWEPT if key in settings)
     folder = Path(options.output_dir) / name
     labels = pipe.label_numbers(None, options.full_images)
     fill_folder(folder, pipe, labels, settings, options.seed, options.batch_size, accelerator)
     best = open_candidate(Candidate("best", str(folder), None), options.score_options())
-    found = extract(measuring.network, best, options.batch_size, accelerator)
-    return {
-        "settings": dict(settings),
-        "num_images": len(found),
-        "images": str(folder),
-        **measuring(found),
-    }
+    features = extract(objective.network, best, options.batch_size, accelerator)
+    row = {"settings": dict(settings), "num_images": len(features), "images": str(folder)}
+    return row | objective(features)
 
 
-def describe_protocol(pipe: Pipeline, measuring: Measuring) -> dict[str, Any]:
-    """Everything that the numbers depend on beside the settings, JSON-ready."""
-    options, network, reference = measuring.options, measuring.network, measuring.reference
+def describe_protocol(pipe: Pipeline, objective: Objective) -> dict[str, Any]:
+    """Everything that the numbers depend on except the settings, JSON-ready."""
+    options, network, reference = objective.options, objective.network, objective.reference
     return {
         "autoencoder_fingerprint": pipe.autoencoder.fingerprint,
         "prior_fingerprint": None if pipe.prior is None else pipe.prior.fingerprint,
@@ -219,23 +268,22 @@ def write_sweep(
     folder: Path,
     protocol: Mapping[str, Any],
     rows: Sequence[dict[str, Any]],
-    measuring: Measuring,
+    objective: Objective,
     full: Mapping[str, Any] | None,
 ) -> None:
-    """Write sweep.json, and once the full run is done sweep.md and the heat map."""
+    """Write sweep.json and, after the full run, sweep.md and the heat map."""
     content = {"protocol": protocol, "rows": rows, "best": full}
+    column, title = objective.column, objective.title
     if full is not None:
         with whole_file(folder / MARKDOWN_FILE) as path:
-            path.write_text(
-                markdown(protocol, rows, full, measuring.column, measuring.title), encoding="utf-8"
-            )
+            path.write_text(markdown(protocol, rows, full, column, title), encoding="utf-8")
         with whole_file(folder / PICTURE_FILE) as path:
-            draw_heatmap(rows, measuring.column, measuring.title, path)
+            draw_heatmap(rows, column, title, path)
     write_json(folder / JSON_FILE, content)
 
 
 def set_default(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write settings into a pipeline folder as its default, and its card anew."""
+    """Make settings the default of a pipeline folder and rewrite its card."""
     index = read_json(folder / INDEX_FILE)
     index["sampler"] = Sampler(**{**index["sampler"], **settings}).to_dict()
     write_json(folder / INDEX_FILE, index)

@@ -1,4 +1,4 @@
-"""What is fetched from the network, and the user's cache folder where it stays."""
+"""Downloads, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from latent_prior.files import whole_file
 
 
 def cache_folder() -> Path:
-    """Where downloads and statistics are kept; $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move it."""
-    own = os.environ.get("LATENT_PRIOR_CACHE")
-    if own:
-        return Path(own).expanduser()
+    """Folder of downloads and statistics; $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move it."""
+    if folder := os.environ.get("LATENT_PRIOR_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latent-prior"
 
 
 def download(url: str, target: Path, otherwise: str) -> None:
-    """Fetch a zip archive (TorchScript files and .npz files are zip archives) to `target`, complete or not at all.
+    """Download a zip archive such as a TorchScript or .npz file to `target`, whole or not at all.
 
     Args:
         url: of the file.
-        target: where it goes.
-        otherwise: what a user without a network can do, beside putting the file there by hand.
+        target: path of the file.
+        otherwise: alternative to the file, for users without a network.
 
     Raises:
         FileNotFoundError: the server has no such file.
-        ValueError: no network, or the transfer broke off, or what arrived is not the file.
+        ValueError: no network, a broken transfer, or a response that is not a zip archive.
     """
     way_out = f"connect to the network, put the file at {target}, or {otherwise}"
     with whole_file(target) as temporary:
@@ -43,7 +42,7 @@ def download(url: str, target: Path, otherwise: str) -> None:
 
 
 def _chunks(url: str, way_out: str) -> Iterator[bytes]:
-    """The body of `url`; errors of the network only, so that those of the disk keep their own message."""
+    """The body of `url`; reports errors of the network, not those of the disk."""
     received = 0
     try:
         with urllib.request.urlopen(url, timeout=60) as response:

@@ -1,7 +1,7 @@
-"""Features and reconstructions of whole sets, streamed in batches and shared out among the processes.
+"""Features and reconstructions of whole sets, in batches shared among the processes.
 
-Batches are the same however many processes there are, each process takes a run of them, and the results are put
-back in the order of the images: so two processes give the numbers of one.
+The batches do not depend on the number of processes and the results are gathered in the order of
+the images, so two processes give the numbers of one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from latent_prior.processes import share
 
 
 class Reconstructions(NamedTuple):
-    """What is kept of reconstructed images."""
+    """Features and measures of reconstructed images."""
 
     features: NDArray[np.float32]  # (N, D)
     psnr: NDArray[np.float32]  # (N,) in dB
@@ -47,7 +47,7 @@ def extract(
     """Features (N, D) of a set in the order of its images, the same in every process.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     features = [np.empty((0, network.dimension), np.float32)]
     batches = share(len(scored), batch_size, accelerator)
@@ -61,10 +61,10 @@ def stream(
     batches: Sequence[range],
     accelerator: Accelerator,
 ) -> Iterator[NDArray[np.float32]]:
-    """Features of one batch after the other; meanwhile the next ones are read and resized.
+    """Yield the features of each batch, while the next ones are read and resized.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     prepared = prefetch(network.prepare(scored.arrays(batch)) for batch in batches)
     with closing(prepared):
@@ -91,25 +91,25 @@ def extract_reconstructions(
         network: the feature network.
         pipeline: the autoencoder.
         scored: the originals at the size and channels that the autoencoder takes.
-        perceptual: the network of LPIPS, if it is asked for.
+        perceptual: the network of LPIPS, if measured.
         batch_size: images per forward pass.
         accelerator: the processes.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     features = [np.empty((0, network.dimension), np.float32)]
     fidelity = [np.empty((0, 3), np.float32)]
     for batch in _own_batches(scored, batch_size, accelerator):
         images = as_batch(scored, batch)
-        given_back = reconstruct(pipeline, images, accelerator.device)
-        features.append(network(given_back))
+        reconstructions = reconstruct(pipeline, images, accelerator.device)
+        features.append(network(reconstructions))
         unknown = torch.full((len(images),), torch.nan)
         fits = min(images.shape[2:]) >= SSIM_WINDOW
         measured = (
-            psnr(images, given_back),
-            ssim(images, given_back) if fits else unknown,
-            unknown if perceptual is None else lpips(perceptual, images, given_back),
+            psnr(images, reconstructions),
+            ssim(images, reconstructions) if fits else unknown,
+            unknown if perceptual is None else lpips(perceptual, images, reconstructions),
         )
         fidelity.append(torch.stack([values.float() for values in measured], 1).numpy())
     gathered = gather_in_order(np.concatenate(fidelity), accelerator)
@@ -130,7 +130,7 @@ def as_batch(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:
 
 
 def gather_in_order(values: NDArray[np.float32], accelerator: Accelerator) -> NDArray[np.float32]:
-    """Rows (n, D) of every process, one after the other, in every process; the n may differ."""
+    """Concatenate the rows (n, D) of all processes in every process; n may differ."""
     if accelerator.num_processes == 1:
         return values
     count = torch.tensor([len(values)], device=accelerator.device)

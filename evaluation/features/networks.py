@@ -1,9 +1,9 @@
 """Feature networks: images of any size -> one vector each.
 
-Every network gets its images through clean-fid's resizer and sees grey images as RGB with equal channels, so two
-scores differ only where the images do. Only features of clean-fid's Inception give a number that may be called
-FID; each other network has a column name of its own. Weights that have to be downloaded go into the user's cache
-folder (`latent_prior.evaluation.features.downloads`) and appear there only when they are complete.
+All images are resized as clean-fid does and grey ones become RGB with equal channels, so scores
+differ only where the images do. Only the features of clean-fid's Inception give a number that may be
+called FID; every other network has its own column name. Downloaded weights are kept in the user's
+cache folder.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from latent_prior.evaluation.features.clean_fid import (
+    INCEPTION_FILE,
+    inception_url,
+    load_inception,
+)
 from latent_prior.evaluation.features.downloads import cache_folder, download
 from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
-from latent_prior.evaluation.measures import fid
 from latent_prior.losses.efficientnet import WEIGHTS_SHA256, load_efficientnet_lite0
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's CLIP features
@@ -42,14 +46,14 @@ class FeatureNetwork:
         title: heading of that column.
         size: height and width in pixels that images are resized to.
         dimension: length of a feature vector.
-        weights: where the weights come from, as recorded in the protocol.
+        weights: origin of the weights, as recorded in the protocol.
         digest: sha256 of the weights.
         forward: float32 (N, 3, size, size) in [0, 255] -> (N, dimension), on `device`.
-        device: where the network is.
-        resizer: the resizing, in words, as recorded in the protocol.
+        device: of the network.
+        resizer: description of the resizing, as recorded in the protocol.
         resize: N uint8 arrays (H, W, C) and `size` -> float32 (N, 3, size, size) in [0, 255].
-        probabilities: features (N, dimension) -> float32 (N, K), how likely the network finds each of its K classes;
-            None where it knows no classes.
+        probabilities: features (N, dimension) -> float32 (N, K), probabilities of the network's K
+            classes; None for a network without classes.
     """
 
     name: str
@@ -76,7 +80,7 @@ class FeatureNetwork:
         return self.features(self.prepare(images))
 
     def prepare(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """What `features` takes, float32 (N, 3, size, size) in [0, 255] on the CPU; can run beside it in a thread."""
+        """Resize images to float32 (N, 3, size, size) in [0, 255] on the CPU; thread-safe."""
         return torch.from_numpy(self.resize(images, self.size))
 
     def features(self, batch: Tensor) -> NDArray[np.float32]:
@@ -89,65 +93,60 @@ def load_network(features: str, device: torch.device | str = "cpu") -> FeatureNe
     """The network that `--features` names.
 
     Args:
-        features: `inception`, `clip`, `efficientnet_lite0`, or the path of a TorchScript file. A scripted module
-            is called like clean-fid's Inception: float32 (N, 3, 299, 299) in [0, 255] -> (N, D).
-        device: where it computes.
+        features: `inception`, `clip`, `efficientnet_lite0`, or the path of a TorchScript module
+            called as clean-fid's Inception: float32 (N, 3, 299, 299) in [0, 255] -> (N, D).
+        device: of the network.
 
     Raises:
-        ValueError: one sentence on what is missing (network, package, file) and what to do.
+        ValueError: the network, its package or a file is missing.
     """
     device = torch.device(device)
-    if features == "inception":
-        return _inception(device)
-    if features == "clip":
-        return _clip(device)
-    if features == "efficientnet_lite0":
-        return _efficientnet_lite0(device)
-    return _torchscript(Path(features), device)
+    load = {"inception": _inception, "clip": _clip, "efficientnet_lite0": _efficientnet_lite0}
+    return load[features](device) if features in load else _torchscript(Path(features), device)
 
 
 def _inception(device: torch.device) -> FeatureNetwork:
-    path, url = cache_folder() / fid.INCEPTION_FILE, fid.inception_url()
+    path, url = cache_folder() / INCEPTION_FILE, inception_url()
     if not path.exists():
         try:
             download(url, path, OFFLINE)
         except FileNotFoundError as error:
             raise ValueError(f"{url} is gone: put the file at {path}, or {OFFLINE}") from error
     try:
-        network = fid.inception(path.parent).to(device).eval()
+        network = load_inception(path.parent).to(device).eval()
     except RuntimeError as error:
         raise ValueError(
-            f"{path} is no readable Inception: delete it, it will be downloaded again"
+            f"{path} is not a readable Inception: delete it, and it will be downloaded again"
         ) from error
-    found = _probed("inception", "fid", "FID", 299, url, _digest(path), network, device)
+    probed = _probed("inception", "fid", "FID", 299, url, _digest(path), network, device)
     last = getattr(network.base, "output", None)
     if last is None:
-        return found
+        return probed
 
     def probabilities(features: NDArray[np.float32]) -> NDArray[np.float32]:
-        # Without the bias, as the Inception Score was first computed and has been since.
+        # Without the bias, as in the original code of the Inception Score.
         with torch.inference_mode():
             logits = functional.linear(torch.from_numpy(features).to(device), last.weight)
             return logits.softmax(1).cpu().numpy()
 
-    return replace(found, probabilities=probabilities)
+    return replace(probed, probabilities=probabilities)
 
 
 def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNetwork:
-    """CLIP's image embeddings before normalisation, of images resized as clean-fid does for CLIP."""
+    """CLIP's image embeddings before normalisation, with clean-fid's resizing for CLIP."""
     from transformers import CLIPVisionModelWithProjection
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the text half of the checkpoint is unused, on purpose
+    logging.set_verbosity_error()  # the text encoder is unused on purpose
     try:
         loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
             repository, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except OSError as error:
         raise ValueError(
-            f"the CLIP weights {repository} could not be loaded from the Hugging Face hub: connect to the network "
-            "once, or choose --features efficientnet_lite0"
+            f"the CLIP weights {repository} could not be loaded from the Hugging Face hub: connect to the network once, "
+            f"or {OFFLINE}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
@@ -165,13 +164,13 @@ def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNet
         return network(pixel_values=(images / 255 - mean) / std).image_embeds
 
     size = network.config.image_size
-    found = _probed("clip", "fd_clip", "FD-CLIP", size, repository, digest, forward, device)
-    words = f"clean-fid CLIP: PIL bicubic, antialiased, uint8, shorter side {size}, centre"
-    return replace(found, resizer=words, resize=resize_for_clip)
+    probed = _probed("clip", "fd_clip", "FD-CLIP", size, repository, digest, forward, device)
+    resizer = f"clean-fid CLIP: PIL bicubic, antialiased, uint8, shorter side {size}, centre"
+    return replace(probed, resizer=resizer, resize=resize_for_clip)
 
 
 def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
-    """Weights come with their package; 64 pixels keep scoring small images quick on a CPU."""
+    """The weights come with their package; 64 pixels keep scoring fast on a CPU."""
     network, weights = load_efficientnet_lite0("--features")
     network.to(device, memory_format=torch.channels_last)
 
@@ -186,7 +185,7 @@ def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
 def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
     try:
         with warnings.catch_warnings():
-            # torch 2.14 calls TorchScript deprecated; it is still the one format that carries its own code.
+            # torch 2.14 deprecates TorchScript, still the only format that contains its code.
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
             network = torch.jit.load(path, map_location=device).eval()

@@ -1,4 +1,4 @@
-"""Statistics of well-known data sets as clean-fid publishes them (`--reference fid:cifar10/32/train`)."""
+"""Statistics of data sets published by clean-fid (`--reference fid:cifar10/32/train`)."""
 
 from __future__ import annotations
 
@@ -7,45 +7,39 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latent_prior.evaluation.features.downloads import cache_folder, download
 from latent_prior.evaluation.features.networks import FeatureNetwork
-from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.measures.fid import Gaussian
+from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.files import whole_file
 
-# Spelled out in the middle of a function of clean-fid; a test compares.
+# A literal inside a function of clean-fid; a test compares them.
 ADDRESS = "https://www.cs.cmu.edu/~clean-fid/stats/"
 SUFFIX = {"inception": "", "clip": "_clip_vit_b_32"}
 OTHERWISE = "give --reference a data set of your own"
 
 
-class Published(NamedTuple):
-    """What clean-fid's server holds for a data set."""
+def published_statistics(name: str, network: FeatureNetwork) -> ReferenceStatistics:
+    """Download clean-fid's statistics of a data set, or read them from the cache.
 
-    name: str  # of the file, without its ending
-    statistics: fid.Gaussian
-    features: NDArray[np.float32] | None  # (N, D), memory-mapped, where they are published for KID
-
-
-def fetch_published(name: str, network: FeatureNetwork) -> Published:
-    """clean-fid's own statistics of a data set, downloaded once.
+    Processes that share a cache folder call this one after the other.
 
     Args:
         name: data set, resolution and split: `cifar10/32/train`.
         network: `inception` or `clip`.
 
     Raises:
-        ValueError: no such name, no statistics for this network, no network connection, a transfer that broke off,
-            or a damaged file.
+        ValueError: no such name, no statistics for this network, a failed download or a damaged
+            file.
     """
     flag = f"--reference fid:{name}"
     if not re.fullmatch(r"[\w-]+/\w+/\w+", name):
         raise ValueError(
-            f"{flag} is not of the form fid:NAME/RESOLUTION/SPLIT, as fid:cifar10/32/train"
+            f"{flag} is not of the form fid:NAME/RESOLUTION/SPLIT, e.g. fid:cifar10/32/train"
         )
     if network.name not in SUFFIX:
         raise ValueError(
@@ -59,11 +53,12 @@ def fetch_published(name: str, network: FeatureNetwork) -> Published:
     statistics = _read_statistics(path, network.dimension)
     kid = _fetched_features(f"{stem}_kid.npz")
     features = None if kid is None else _read_features(kid, network.dimension)
-    return Published(stem, statistics, features)
+    count = None if features is None else len(features)
+    return ReferenceStatistics(statistics, features, count, f"fid:{name}", f"clean-fid:{stem}")
 
 
 def _fetched(file: str) -> Path | None:
-    """A file of clean-fid's server in the cache; None where the server has none."""
+    """The cached file of clean-fid's server; None if the server has none."""
     path = cache_folder() / "published" / file
     if not path.exists():
         try:
@@ -74,7 +69,7 @@ def _fetched(file: str) -> Path | None:
 
 
 def _fetched_features(file: str) -> Path | None:
-    """Like `_fetched`; that there is no such file is kept too, so that the cache does without a network."""
+    """As `_fetched`; a missing file is remembered, so that the cache works without a network."""
     missing = cache_folder() / "published" / f"{file}.missing"
     if missing.exists():
         return None
@@ -84,9 +79,9 @@ def _fetched_features(file: str) -> Path | None:
     return path
 
 
-def _read_statistics(path: Path, dimension: int) -> fid.Gaussian:
+def _read_statistics(path: Path, dimension: int) -> Gaussian:
     try:
-        with np.load(path) as saved:  # the archive's checksums are compared on the way
+        with np.load(path) as saved:  # checks the archive's checksums
             mean, covariance = (saved[name].astype(np.float64) for name in ("mu", "sigma"))
         if mean.shape != (dimension,) or covariance.shape != (dimension, dimension):
             raise ValueError(f"shapes {mean.shape} and {covariance.shape}")
@@ -94,11 +89,11 @@ def _read_statistics(path: Path, dimension: int) -> fid.Gaussian:
             raise ValueError("numbers that are not finite")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, error) from error
-    return fid.Gaussian(mean, covariance)
+    return Gaussian(mean, covariance)
 
 
 def _read_features(path: Path, dimension: int) -> NDArray[np.float32]:
-    """Memory-mapped, from a copy outside the archive."""
+    """Memory-mapped, from a copy extracted from the archive."""
     unpacked = path.with_suffix(".npy")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -129,5 +124,5 @@ def _checksum(path: Path) -> int | None:
 
 def _damaged(path: Path, error: BaseException) -> ValueError:
     return ValueError(
-        f"{path} does not hold the statistics that belong there ({error}): delete it, it will be downloaded again"
+        f"{path} is not a valid statistics file ({error}): delete it, and it will be downloaded again"
     )

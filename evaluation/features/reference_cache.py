@@ -1,9 +1,10 @@
-"""What distances need to know of the reference, computed once and kept in the user's cache folder.
+"""Features and statistics of the reference, computed once and kept in the user's cache folder.
 
-An entry is named after all that its numbers depend on: the content of the images, how they are decoded and resized,
-the network's weights, the packages that do it. It appears whole or not at all, and is read only where its digests
-are right. The features of `PART` images after another are written to their place in one file, so memory stays flat,
-processes share the work, and a run that was killed goes on behind the last finished part.
+The name of an entry is a hash of all that its numbers depend on: the content of the images, how
+they are decoded and resized, the network's weights, the versions of the packages. An entry appears
+whole or not at all, and is used only if its digests match. Features are written in parts of `PART`
+images to one file: memory stays flat, processes share the work, and a killed run continues after
+the last finished part.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from latent_prior.data.image_files import UNREADABLE
 from latent_prior.evaluation.features.downloads import cache_folder
 from latent_prior.evaluation.features.extract import stream
 from latent_prior.evaluation.features.networks import FeatureNetwork
-from latent_prior.evaluation.features.published import fetch_published
+from latent_prior.evaluation.features.published import published_statistics
 from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.measures.inputs import ReferenceStatistics
+from latent_prior.evaluation.options import ReferenceOptions
 from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.files import whole_file, write_json
 from latent_prior.machine import thread_pool, versions
 from latent_prior.processes import share
 
-LAYOUT = 1  # of an entry; a higher number leaves the entries of older versions aside
+LAYOUT = 1  # of an entry; entries of another layout are ignored
 PART = 256  # images, at least
 HASHED_TOGETHER = 64
 PACKAGES = (
@@ -42,38 +43,37 @@ PACKAGES = (
 FEATURES, STATISTICS, RECORD, PARTS = "features.npy", "statistics.npz", "reference.json", "parts"
 
 
-@dataclass(frozen=True, eq=False)
-class ReferenceStatistics:
-    """The reference as distances see it.
+def load_reference(
+    network: FeatureNetwork,
+    images: ScoredSet | None,
+    options: ReferenceOptions,
+    accelerator: Accelerator,
+) -> ReferenceStatistics:
+    """Statistics of the reference's images, or the published ones that the options name.
 
-    Attributes:
-        statistics: mean and covariance of its features.
-        features: float32 (N, D), read-only and memory-mapped; None where only statistics were published.
-        num_images: N; None where it was not published.
-        source: data set and split, or the name of the published statistics.
-        key: names the entry of the cache, and with it everything that the numbers depend on.
+    Raises:
+        ValueError: see `reference_statistics` and `published_statistics`.
     """
-
-    statistics: fid.Gaussian
-    features: NDArray[np.float32] | None
-    num_images: int | None
-    source: str
-    key: str
+    if images is not None:
+        return reference_statistics(network, images, options.batch_size, accelerator)
+    assert options.published is not None
+    with accelerator.local_main_process_first():
+        return published_statistics(options.published, network)
 
 
 def reference_statistics(
     network: FeatureNetwork, scored: ScoredSet, batch_size: int, accelerator: Accelerator
 ) -> ReferenceStatistics:
-    """Statistics and features of a set, from the cache or computed and put there, the same in every process.
+    """Statistics and features of a set from the cache, computed first if they are missing.
 
     Args:
         network: the feature network.
         scored: the reference.
         batch_size: images per forward pass.
-        accelerator: the processes; they share the cache folder.
+        accelerator: the processes; they must share the cache folder.
 
     Raises:
-        ValueError: naming an image that cannot be read; or the processes do not share the cache folder.
+        ValueError: an image cannot be read, or the processes do not share the cache folder.
     """
     depends_on = describe(network, scored)
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
@@ -94,22 +94,11 @@ def reference_statistics(
     return _open(final, scored, key)
 
 
-def published_statistics(name: str, network: FeatureNetwork) -> ReferenceStatistics:
-    """clean-fid's own statistics of a data set, as `cifar10/32/train`; see `fetch_published` for its errors.
-
-    Processes that share a cache folder call this one after the other.
-    """
-    found = fetch_published(name, network)
-    count = None if found.features is None else len(found.features)
-    key = f"clean-fid:{found.name}"
-    return ReferenceStatistics(found.statistics, found.features, count, f"fid:{name}", key)
-
-
 def describe(network: FeatureNetwork, scored: ScoredSet) -> dict[str, Any]:
     """Everything that the features of a set depend on, JSON-ready.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     options = scored.images.options
     return {
@@ -128,10 +117,10 @@ def describe(network: FeatureNetwork, scored: ScoredSet) -> dict[str, Any]:
 
 
 def content_digest(scored: ScoredSet) -> str:
-    """sha256 over the encoded images that take part, in their order; nothing is decoded.
+    """sha256 of the encoded images that take part, in their order; nothing is decoded.
 
     Raises:
-        ValueError: naming an image that cannot be read.
+        ValueError: an image cannot be read.
     """
     table, rows = scored.images.table, scored.images.source_index[scored.chosen]
 
@@ -144,14 +133,14 @@ def content_digest(scored: ScoredSet) -> str:
     pieces = np.array_split(rows, -(-len(rows) // HASHED_TOGETHER))
     digests = thread_pool().map(lambda piece: b"".join(map(digest, piece.tolist())), pieces)
     whole = hashlib.sha256()
-    for each in digests:
-        whole.update(each)
+    for piece in digests:
+        whole.update(piece)
     return whole.hexdigest()
 
 
 @contextmanager
 def _alone(final: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Two runs that need the same entry compute it once, one waiting for the other."""
+    """Lock an entry: of two runs that need it, one computes it and the other waits."""
     if not accelerator.is_main_process:
         yield
         return
@@ -160,7 +149,7 @@ def _alone(final: Path, accelerator: Accelerator) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print("another run computes the statistics of this reference; waiting for it")
+        print("another run is computing the statistics of this reference; waiting for it")
         lock.acquire()
     try:
         yield
@@ -169,10 +158,10 @@ def _alone(final: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def _begin(partial: Path, count: int, dimension: int) -> None:
-    """The file of features at its full size, unless an earlier run left it."""
+    """Create the file of features at its full size, unless an earlier run did."""
     try:
-        found = np.load(partial / FEATURES, mmap_mode="r")
-        begun = found.shape == (count, dimension) and found.dtype == np.float32
+        features = np.load(partial / FEATURES, mmap_mode="r")
+        begun = features.shape == (count, dimension) and features.dtype == np.float32
     except (OSError, ValueError, EOFError):
         begun = False
     if not begun:
@@ -184,13 +173,13 @@ def _begin(partial: Path, count: int, dimension: int) -> None:
 
 
 def _parts(count: int, batch_size: int) -> list[range]:
-    """Whole batches, so that the features are those of a pass without parts."""
+    """Parts of whole batches, so that the features do not depend on the parts."""
     step = -(-PART // batch_size) * batch_size
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def _mark(partial: Path, part: range) -> Path:
-    """Stands beside the features once the part is there, and holds its digest."""
+    """The file that holds the digest of a finished part."""
     return partial / PARTS / f"{part.start:09d}-{part.stop:09d}"
 
 
@@ -202,7 +191,7 @@ def _extract_parts(
     partial: Path,
     accelerator: Accelerator,
 ) -> None:
-    """Write this process's share of the parts, but for those that an earlier run finished."""
+    """Write this process's share of the parts, except those that an earlier run finished."""
     try:
         offset = np.load(partial / FEATURES, mmap_mode="r").offset
     except OSError as error:
@@ -235,7 +224,7 @@ def _extract_parts(
 
 
 def _finish(partial: Path, final: Path, depends_on: dict[str, Any], parts: list[range]) -> None:
-    """Compute the statistics, write down the digests and give the entry its name."""
+    """Compute the statistics, record the digests and give the entry its name."""
     if not all(_mark(partial, part).exists() for part in parts):
         raise _not_shared()
     mean, covariance = fid.statistics(np.load(partial / FEATURES, mmap_mode="r"))
@@ -248,7 +237,7 @@ def _finish(partial: Path, final: Path, depends_on: dict[str, Any], parts: list[
 
 
 def _is_sound(final: Path) -> bool:
-    """Whether the entry is there and its files are as they were written."""
+    """Whether the entry exists and its files match their digests."""
     try:
         digests = json.loads((final / RECORD).read_text())["sha256"]
         return all(digests[name] == _file_digest(final / name) for name in (FEATURES, STATISTICS))

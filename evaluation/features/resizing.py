@@ -1,8 +1,8 @@
-"""The two resizers of clean-fid, many small images at a time and equal to it in every bit.
+"""The two resizers of clean-fid for many small images at a time, bit for bit.
 
-clean-fid takes every channel of every image through PIL by itself, in a dozen steps of Python. PIL resizes one axis
-after the other, so many channels can lie below one another in one picture while their rows are resized, and side by
-side in a second one for their columns: each number is computed as it would be alone.
+clean-fid resizes every channel of every image separately. PIL resizes one axis after the other, so
+many channels can be stacked vertically in one picture while their rows are resized, and side by
+side in another for their columns: each number is computed as it would be alone.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from PIL import Image
 
 from latent_prior.machine import thread_pool
 
-TOGETHER = 2**17  # numbers of a picture, so that it stays in a core's own cache
+TOGETHER = 2**17  # values of a picture, which then fits into a core's cache
 
 
 def resize_clean(images: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.float32]:
-    """clean-fid's "clean" resizing: PIL's antialiased bicubic filter in float32, without rounding to grey values.
+    """clean-fid's "clean" resizing: PIL's antialiased bicubic filter in float32, not rounded.
 
     Args:
         images: uint8 (H, W, C) of any sizes, C 1 or 3.
@@ -35,16 +35,16 @@ def resize_clean(images: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.f
 
     def resize(piece: range) -> None:
         values = _resized(_channels([images[index] for index in piece]), size)
-        channels, ours = values.shape[1], resized[piece.start : piece.stop]
-        np.clip(values, 0, 255, out=ours[:, :channels])
-        ours[:, channels:] = ours[:, :1]
+        channels, target = values.shape[1], resized[piece.start : piece.stop]
+        np.clip(values, 0, 255, out=target[:, :channels])
+        target[:, channels:] = target[:, :1]
 
     list(thread_pool().map(resize, _pieces(images, size)))
     return resized
 
 
 def resize_for_clip(images: Sequence[NDArray[np.uint8]], size: int) -> NDArray[np.float32]:
-    """clean-fid's resizing for CLIP: the shorter side bicubically to `size` in whole grey values, then the centre.
+    """clean-fid's resizing for CLIP: the shorter side to `size`, bicubic in uint8, then the centre.
 
     Arguments and result are those of `resize_clean`.
     """
@@ -76,7 +76,7 @@ def _pieces(images: Sequence[NDArray[np.uint8]], size: int) -> list[range]:
 
 
 def _channels(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """uint8 (N, C, H, W) of images of one shape; C is 1 where all channels are equal."""
+    """Stack images of one shape to uint8 (N, C, H, W); C is 1 if all channels are equal."""
     if all((image[..., :1] == image[..., 1:]).all() for image in images):
         images = [image[..., :1] for image in images]
     stacked = np.stack(images)
@@ -101,7 +101,7 @@ def _resized(values: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
 
 @lru_cache
 def _first_axis(height: int, width: int, size: int) -> Literal["rows", "columns"] | None:
-    """What PIL resizes first, which depends on the shape and on PIL's version; None where this cannot be seen."""
+    """The axis that PIL resizes first for this shape; None if neither order reproduces it."""
     plane = np.random.default_rng(0).uniform(0, 255, (1, height, width)).astype(np.float32)
     alone = _through_pil(plane[0], size, size)
     if np.array_equal(_columns(_rows(plane, size), size)[0], alone):

@@ -8,18 +8,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
+
 BLOCK = 1024  # images at a time
+
+
+def diversity(inputs: MeasureInputs) -> Values:
+    """Diversity within the classes, if there are any."""
+    if inputs.labels is None:
+        return {}
+    return {"diversity": within_class_diversity(inputs.features, inputs.labels)}
 
 
 def within_class_diversity(features: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """Mean Euclidean distance between two images of one class, averaged over the classes.
 
-    Neither high nor low is good by itself: read it beside the reference's. A generator that shows the same few
-    images of each class falls far below; one that confuses classes rises above.
+    Compare it with the reference's: a generator that repeats a few images of each class falls far
+    below, one that confuses classes rises above.
 
     Args:
         features: (M, D).
-        labels: (M,), the class of each image; negative for an image without one, which is left out.
+        labels: (M,), the class of each image; images with a negative one are left out.
 
     Returns:
         The distance in the units of the features; nan where no class has two images.

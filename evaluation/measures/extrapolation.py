@@ -1,76 +1,71 @@
 """The Frechet distance that infinitely many images of the same source would have.
 
-Fewer images have a larger distance, by an amount that differs from one generator to the next (Chong and Forsyth, 2020,
-https://arxiv.org/abs/1911.07023): the distance at several sizes tells how much of it is owed to their number.
+Fewer images have a larger distance, by an amount that depends on the generator (Chong and Forsyth,
+2020, https://arxiv.org/abs/1911.07023). The distance at several sizes shows this bias.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_prior.evaluation.measures.fid import Moments, Reference, moments
+from latent_prior.evaluation.measures.fid import Gaussian, Moments, moments
 
-POINTS = 8  # of a curve
-# From all images to half of them. The line holds for many images only: for 1,000 images of 1,280 features a range down to
-# a tenth puts the intercept above the distance of all images, several times the true one; half comes near it.
+POINTS = 8  # sizes
+# The smallest subset's share. The line holds for many images only: for 1,000 images of 1,280
+# features, subsets down to a tenth put the intercept several times above the true distance.
 SMALLEST = 0.5
 
 
-def distance_curve(
-    reference: Reference, found: NDArray[np.floating], *, seed: int
-) -> list[tuple[int, float]]:
-    """Frechet distance of random subsets to a reference, their sizes evenly spaced in 1/N.
+def random_subsets(
+    features: NDArray[np.floating], rank: int, *, seed: int
+) -> Iterator[tuple[int, NDArray[np.floating] | Gaussian]]:
+    """Random subsets whose sizes are evenly spaced in 1/N, from all images down to half of them.
 
-    The images are put in a random order, closed to a ring, and each subset begins where the last one ends. Subsets that
-    hold each other would scatter less about the line than the line does from one set of images to another. The ring is cut where
-    subsets begin, and each piece taken in once.
+    They are consecutive arcs of a shuffled ring; nested subsets would understate the error. The
+    moments of each piece between two ends of arcs are computed once.
 
     Args:
-        reference: the Gaussian compared with; all its images are always used.
-        found: (M, D), M >= 2.
+        features: (M, D), M >= 2.
+        rank: subsets of more images are yielded as Gaussians, as `frechet_distance` needs them.
         seed: of the order.
 
-    Returns:
-        (N, distance) from the smallest N to N = M, whose distance is that of all images; POINTS of them or, for fewer
-        than about 30 images, as many as there are different sizes.
+    Yields:
+        (N, features or Gaussian) of `POINTS` subsets; fewer below about 30 images, where sizes
+        coincide.
     """
-    count = len(found)
+    count = len(features)
     order = np.random.default_rng(seed).permutation(count)
     shares = np.linspace(1 / SMALLEST, 1, POINTS)
     sizes = sorted({max(2, round(count / share)) for share in shares})
     starts = np.cumsum([0, *sizes[:-1]]) % count
     cuts = np.unique(starts)
     pieces: list[Moments] = []
-    if count > reference.rank:
-        pieces = [moments(found[np.sort(rows)]) for rows in np.split(order, cuts[1:])]
-    curve = []
-    for start, size in zip(starts.tolist(), sizes, strict=True):
-        if size <= reference.rank:
-            rows = np.roll(order, -start)[:size]
-            distance = reference.distance_to(found[np.sort(rows)])
+    if count > rank:
+        pieces = [moments(features[np.sort(rows)]) for rows in np.split(order, cuts[1:])]
+    for start, size in zip(reversed(starts.tolist()), reversed(sizes), strict=True):
+        if size <= rank:
+            yield size, features[np.sort(np.roll(order, -start)[:size])]
         else:
             within = np.flatnonzero((cuts - start) % count < size)
-            joined = functools.reduce(Moments.joined, [pieces[i] for i in within])
-            distance = reference.distance(joined.gaussian())
-        curve.append((size, distance))
-    return curve
+            yield size, functools.reduce(Moments.joined, [pieces[i] for i in within]).gaussian()
 
 
-def at_infinity(curve: list[tuple[int, float]]) -> tuple[float, float]:
-    """Intercept of the least-squares line through the distances over 1/N (Chong and Forsyth, 2020, section 3).
+def at_infinity(curve: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Intercept of the least-squares line of the distances over 1/N (Chong and Forsyth, section 3).
 
-    With few images beside the features the line is bent and the intercept only a better guess than the distance
-    itself. It may be negative where the true distance is small.
+    With few images beside the features the line is bent and the intercept only a better guess than
+    the distance itself. It may be negative where the true distance is small.
 
     Args:
-        curve: what `distance_curve` gives; at least 3 points, which 6 images are enough for.
+        curve: (N, distance) at 3 sizes or more.
 
     Returns:
-        The intercept and its standard error, about what other images of the same source would change.
+        The intercept and its standard error over other images of the same source.
     """
     assert len(curve) >= 3, "a line with a standard error needs three sizes"
     sizes, distances = np.array(curve, np.float64).T

@@ -1,28 +1,37 @@
-"""The Inception Score, of the class probabilities that Inception gives to generated images."""
+"""The Inception Score, from Inception's class probabilities of generated images."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
+
 SEED = 0  # of the order in which images are split
+
+
+def score(inputs: MeasureInputs) -> Values:
+    """The Inception Score, if the feature network has classes."""
+    if inputs.probabilities is None:
+        return {}
+    return {"inception_score": inception_score(inputs.probabilities)}
 
 
 def inception_score(probabilities: NDArray[np.floating], splits: int = 10) -> tuple[float, float]:
     """exp(E KL(p(y|x) || p(y))): high where each image shows one class clearly and all classes are shown.
 
-    Salimans et al., 2016 (https://arxiv.org/abs/1606.03498), section 4. It knows no reference: copies of one good image of
-    each class score best. The images are split at random: folders often go by class, and a split of one class alone
-    would score 1.
+    Salimans et al., 2016 (https://arxiv.org/abs/1606.03498), section 4. There is no reference:
+    copies of one good image of each class score best. The images are split at random, because
+    folders are often sorted by class and a split of one class alone would score 1.
 
     Args:
         probabilities: (N, C), N >= 1; rows sum to 1.
-        splits: parts that are scored by themselves, no more than there are images. A score falls with the images of
-            a part; the papers' have 5,000.
+        splits: parts that are scored separately, at most one per image. Smaller parts score lower;
+            the papers' have 5,000 images.
 
     Returns:
-        Mean and standard deviation (as in the paper's code, divided by the number of parts) over the parts, the mean between
-        1 and C.
+        Mean, between 1 and C, and standard deviation over the parts (divided by their number, as in
+        the paper's code).
     """
     assert len(probabilities), "no images to score"
     assert splits >= 1
@@ -35,7 +44,7 @@ def inception_score(probabilities: NDArray[np.floating], splits: int = 10) -> tu
 
 
 def _score(given: NDArray[np.float64]) -> float:
-    """Of one part; 0 log 0 = 0."""
+    """Score of one part; 0 log 0 = 0."""
     marginal = given.mean(0)
     ratio = np.divide(given, marginal, out=np.ones_like(given), where=given > 0)
     return float(np.exp((given * np.log(ratio)).sum(1).mean()))

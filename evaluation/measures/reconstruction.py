@@ -1,4 +1,4 @@
-"""How well an autoencoder gives images back: PSNR, SSIM and LPIPS, all on the uint8 images that would be saved."""
+"""PSNR, SSIM and LPIPS of reconstructions, on the uint8 images that would be saved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_prior.data.images import to_float, to_uint8
+from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
 from latent_prior.losses.perceptual import PerceptualDistance
 
 SSIM_WINDOW = 11  # pixels
 SSIM_SIGMA = 1.5  # pixels
-PSNR_CAP = 100.0  # dB: keeps one image given back without any error from making the mean infinite
+PSNR_CAP = 100.0  # dB: one perfect reconstruction must not make the mean infinite
 
 
 class Reconstructing(Protocol):
@@ -30,6 +31,15 @@ def reconstruct(pipeline: Reconstructing, images: Tensor, device: torch.device) 
     """uint8 images (N, C, H, W) through the pipeline's autoencoder and back to uint8."""
     with torch.inference_mode():
         return to_uint8(pipeline.reconstruct(to_float(images).to(device))).cpu()
+
+
+def fidelity(inputs: MeasureInputs) -> Values:
+    """Means of PSNR, SSIM and LPIPS over the reconstructions."""
+    values: Values = {} if inputs.psnr is None else {"psnr": mean_psnr(inputs.psnr)}
+    for key, each in (("ssim", inputs.ssim), ("lpips", inputs.lpips)):
+        if each is not None:
+            values[key] = float(each.mean(dtype=np.float64))
+    return values
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:

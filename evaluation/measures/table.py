@@ -7,9 +7,16 @@ here. The feature distance has a column of its own name for every feature networ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
+
+from latent_prior.evaluation.measures.diversity import diversity
+from latent_prior.evaluation.measures.inception_score import score
+from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
+from latent_prior.evaluation.measures.kid import kid
+from latent_prior.evaluation.measures.precision_recall import originality, overlap
+from latent_prior.evaluation.measures.reconstruction import fidelity
 
 NOTHING = "n/a"  # in place of a number that is not finite
 
@@ -28,6 +35,8 @@ class Measure:
         decimals: digits after the point; None shows two, or below 1 three digits.
         unit: behind the number.
         brief: whether the narrow table in the terminal shows it too.
+        compute: the function that returns this value, perhaps among others; None if it is measured
+            elsewhere.
     """
 
     key: str
@@ -39,6 +48,7 @@ class Measure:
     decimals: int | None = None
     unit: str = ""
     brief: bool = False
+    compute: Callable[[MeasureInputs], Values] | None = None
 
     @property
     def heading(self) -> str:
@@ -148,32 +158,32 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "kid", "KID x 1000", "lower",
             "Squared maximum mean discrepancy of the features; unbiased, so that 0 means equal.",
-            "Binkowski et al., 2018, arXiv:1801.01401", scale=1000, brief=True,
+            "Binkowski et al., 2018, arXiv:1801.01401", scale=1000, brief=True, compute=kid,
         ),
         Measure(
             "precision", "Precision", "higher",
             "Share of these images that lie among the reference: are they good?",
-            _MANIFOLDS, decimals=3, brief=True,
+            _MANIFOLDS, decimals=3, brief=True, compute=overlap,
         ),
         Measure(
             "recall", "Recall", "higher",
             "Share of the reference that lies among these images: is everything there?",
-            _MANIFOLDS, decimals=3, brief=True,
+            _MANIFOLDS, decimals=3, brief=True, compute=overlap,
         ),
         Measure(
             "density", "Density", "higher",
             "Precision that counts neighbours and so cannot be bought by one outlier; may exceed 1.",
-            _DENSITIES, decimals=3,
+            _DENSITIES, decimals=3, compute=overlap,
         ),
         Measure(
             "coverage", "Coverage", "higher",
             "Share of the reference images that have one of these images in their neighbourhood.",
-            _DENSITIES, decimals=3,
+            _DENSITIES, decimals=3, compute=overlap,
         ),
         Measure(
             "inception_score", "Inception Score", "higher",
             "How sure Inception is of each image's class, and how many classes there are; knows no reference.",
-            "Salimans et al., 2016, arXiv:1606.03498", decimals=2,
+            "Salimans et al., 2016, arXiv:1606.03498", decimals=2, compute=score,
         ),
         Measure(
             "class_accuracy", "Class accuracy", "higher",
@@ -183,26 +193,26 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "authenticity", "Authenticity", "higher",
             "Share of the images farther from their nearest training image than that one is from its own neighbour.",
-            "Alaa et al., 2022, arXiv:2102.08921", decimals=3,
+            "Alaa et al., 2022, arXiv:2102.08921", decimals=3, compute=originality,
         ),
         Measure(
             "diversity", "Diversity in class", None,
-            "Mean distance of two images of one class; as large as that of real images is right.",
+            "Mean distance of two images of one class; as large as that of real images is right.", compute=diversity,
         ),
         Measure(
             "psnr", "PSNR (dB)", "higher",
             "Mean squared error of the reconstruction, in decibels below the largest value.",
-            decimals=2, brief=True,
+            decimals=2, brief=True, compute=fidelity,
         ),
         Measure(
             "ssim", "SSIM", "higher",
             "Agreement of the reconstruction in local brightness, contrast and structure.",
-            "Wang et al., 2004, doi:10.1109/TIP.2003.819861", decimals=4,
+            "Wang et al., 2004, doi:10.1109/TIP.2003.819861", decimals=4, compute=fidelity,
         ),
         Measure(
             "lpips", "LPIPS", "lower",
             "Distance of the reconstruction in features weighted to agree with human judgement.",
-            "Zhang et al., 2018, arXiv:1801.03924", decimals=4,
+            "Zhang et al., 2018, arXiv:1801.03924", decimals=4, compute=fidelity,
         ),
         Measure(
             "seconds_per_image", "Seconds per image", "lower",

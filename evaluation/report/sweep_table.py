@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_prior.evaluation.measures import fid
-from latent_prior.evaluation.sweep_options import SWEPT
+from latent_prior.evaluation.options import SWEPT
 from latent_prior.markdown import markdown_table
 
 CELL = 0.9  # inches

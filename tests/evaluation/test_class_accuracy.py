@@ -8,8 +8,9 @@ from PIL import Image, ImageOps
 
 from latent_prior.evaluation import class_accuracy
 from latent_prior.evaluation.class_accuracy import (
+    Classifier,
+    augmented,
     convolutional_network,
-    moved,
     open_class_images,
     train_classifier,
 )
@@ -93,9 +94,26 @@ def test_resizing_is_the_evaluators_own():
     cleanfid = pytest.importorskip("cleanfid.resize")
     image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
     expected = cleanfid.make_resizer("PIL", False, "bicubic", (12, 12))(image)
-    np.testing.assert_array_equal(class_accuracy._fitted(image, 12), expected)
-    np.testing.assert_array_equal(class_accuracy._fitted(image[:, :, :1], 12), expected[:, :, :1])
-    np.testing.assert_array_equal(class_accuracy._fitted(image[:20, :20], 20), image[:20, :20])
+
+    def resized(image, size):
+        """What a classifier of this size sees of an image."""
+        seen = []
+
+        def network(batch):
+            seen.append(batch[0].permute(1, 2, 0))
+            return torch.zeros(1, 2)
+
+        classifier = Classifier(network, ("a", "b"), size, image.shape[2], 0, 0)
+        classifier.classify([image], torch.device("cpu"))
+        return seen[0].numpy()
+
+    square = image[:20, :20]
+    for given, wanted in (
+        (image, expected),
+        (image[..., :1], expected[..., :1]),
+        (square, square.astype(np.float32)),
+    ):
+        np.testing.assert_array_equal(resized(given, len(wanted)), wanted / 127.5 - 1)
 
 
 def test_training_is_seeded_and_leaves_the_global_generator_alone(data, monkeypatch):
@@ -127,10 +145,10 @@ def test_networks_take_every_size_and_do_about_the_same_work(channels, size):
     assert sum(p.numel() for p in network.parameters()) < 1_000_000
 
 
-def test_moved_images_stay_near_and_in_range():
+def test_augmented_images_stay_near_and_in_range():
     images = torch.full((64, 1, 28, 28), -1.0)
     images[:, :, 10:18, 12:16] = 1
-    found = moved(images, torch.Generator().manual_seed(0))
+    found = augmented(images, torch.Generator().manual_seed(0))
     assert found.shape == images.shape
     assert found.min() == -1  # the edge is repeated: no grey frame comes into view
     assert found.max() <= 1

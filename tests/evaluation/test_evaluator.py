@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from latent_prior.data.mnist5k import digits
 from latent_prior.evaluation.features.networks import load_network
 from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.measures.kid import kernel_distance
 from latent_prior.evaluation.measures.precision_recall import Manifolds, manifolds
 
 COUNT = 250
@@ -51,8 +52,8 @@ def expected() -> np.ndarray:
 def scored(images: list[np.ndarray]) -> Scores:
     found = network()(images)
     reference = fid.Reference(fid.statistics(expected()))
-    kid, _ = fid.kernel_distance(expected(), found)
-    return Scores(reference.distance_to(found), kid, manifolds(expected(), found))
+    kid, _ = kernel_distance(expected(), found)
+    return Scores(fid.frechet_distance(reference, found), kid, manifolds(expected(), found))
 
 
 def blurred(image: np.ndarray, strength: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 
 from latent_prior.data.images import open_images, to_float
 from latent_prior.evaluation import likelihood
-from latent_prior.evaluation.likelihood_options import LikelihoodOptions
+from latent_prior.evaluation.likelihood import LikelihoodOptions
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior

@@ -1,4 +1,4 @@
-"""Class accuracy as a column of scores: what score.py makes of classifier.py."""
+"""Class accuracy as a column of scores: what score.py makes of class_accuracy.py."""
 
 import json
 import os
@@ -89,7 +89,8 @@ def test_classes_are_checked_before_anything_is_written(folders, scripted_featur
 def test_two_processes_agree_on_the_classes(folders, scripted_features, tmp_path):
     script = tmp_path / "short_score.py"
     script.write_text(
-        "from evaluation import classifier, score\nclassifier.IMAGES_SEEN = 1280\nscore.main()\n"
+        "from latent_prior.evaluation import class_accuracy, score\n"
+        "class_accuracy.IMAGES_SEEN = 1280\nscore.main()\n"
     )
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     found = []

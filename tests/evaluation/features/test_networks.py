@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from latent_prior.evaluation import score
 from latent_prior.evaluation.features import networks
+from latent_prior.evaluation.features.clean_fid import INCEPTION_FILE, load_inception
 from latent_prior.evaluation.measures import fid
 from tests.evaluation.conftest import save_scripted
 
@@ -150,7 +151,7 @@ def inception_at(monkeypatch):
 def inception(cache, weights):
     """The stand-in behind clean-fid's wrapper, its file already where it belongs."""
     cache.mkdir()
-    (cache / fid.INCEPTION_FILE).write_bytes(weights)
+    (cache / INCEPTION_FILE).write_bytes(weights)
     return networks.load_network("inception")
 
 
@@ -161,7 +162,7 @@ def test_inception_is_downloaded_once_and_used_through_clean_fid(
     network = networks.load_network("inception")
     assert (network.column, network.title, network.dimension) == ("fid", "FID", 2048)
     assert network.digest == hashlib.sha256(weights).hexdigest()
-    assert [path.name for path in cache.iterdir()] == [fid.INCEPTION_FILE]
+    assert [path.name for path in cache.iterdir()] == [INCEPTION_FILE]
     inception_at("http://127.0.0.1:9/gone")  # from now on the cache has to do
     again = networks.load_network("inception")
     images = list(noise(2))
@@ -198,7 +199,7 @@ def test_features_of_folders_through_inception_are_clean_fids(inception, cache, 
         warnings.simplefilter("ignore")  # clean-fid 0.1.35 imports deprecated names
         from cleanfid import fid as cleanfid
 
-        theirs = fid.inception(cache)
+        theirs = load_inception(cache)
     images = noise(5, 32, 32)
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
@@ -240,7 +241,7 @@ def test_class_probabilities_are_those_of_the_inception_score(inception, cache):
     """The features suffice, so no second pass is needed; the bias is left out, as the score's authors did."""
     images = list(noise(3))
     found = inception.probabilities(inception(images))
-    base = fid.inception(cache).base
+    base = load_inception(cache).base
     with torch.inference_mode():
         expected = base(inception.prepare(images), no_output_bias=True)
         biased = base(inception.prepare(images))
@@ -255,7 +256,7 @@ def test_other_networks_know_no_classes(tiny):
 
 def test_a_broken_file_in_the_cache_is_named(cache, inception_at):
     cache.mkdir()
-    (cache / fid.INCEPTION_FILE).write_bytes(b"half a file")
+    (cache / INCEPTION_FILE).write_bytes(b"half a file")
     with pytest.raises(ValueError, match="delete it"):
         networks.load_network("inception")
 

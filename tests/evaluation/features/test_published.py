@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latent_prior.evaluation.features import published
-from latent_prior.evaluation.features.reference_cache import published_statistics
+from latent_prior.evaluation.features.published import published_statistics
 
 NAME, FILE = "cifar10/32/train", "cifar10_clean_train_32"
 INCEPTION = SimpleNamespace(name="inception", dimension=6)
@@ -138,7 +138,7 @@ def damaged():
 def test_a_file_of_something_else_is_never_a_number(publish, content):
     publish(**{FILE: content})
     with pytest.raises(
-        ValueError, match=rf"{FILE}\.npz does not hold the statistics .* delete it"
+        ValueError, match=rf"{FILE}\.npz is not a valid statistics file .* delete it"
     ) as caught:
         published_statistics(NAME, INCEPTION)
     assert "\n" not in str(caught.value)

@@ -297,7 +297,7 @@ torch.set_num_threads(1)
 from accelerate import Accelerator
 from latent_prior.evaluation.features import reference_cache
 sys.path.append(sys.argv[3])
-from test_reference import Counting, network, opened
+from test_reference_cache import Counting, network, opened
 
 class Dying(Counting):
     def __call__(self, images):

@@ -2,10 +2,10 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
-from latent_prior.evaluation.measures import fid
 
 
 def noise(shape, count=1, seed=0):
@@ -13,7 +13,9 @@ def noise(shape, count=1, seed=0):
 
 
 def as_cleanfid(images, size):
-    resize = fid.clean_resizer(size)
+    resize = pytest.importorskip("cleanfid.resize").make_resizer(
+        "PIL", False, "bicubic", (size, size)
+    )
     rgb = [np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image for image in images]
     return np.stack([resize(image) for image in rgb]).transpose(0, 3, 1, 2)
 
@@ -87,3 +89,17 @@ def test_clips_resizer_is_that_of_clean_fid(shape):
 def test_two_channels_are_refused(resize):
     with pytest.raises(AssertionError, match="1 or 3 channels"):
         resize(noise((8, 8, 2)), 16)
+
+
+def test_clean_resizing_is_antialiased_and_keeps_fractions():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255  # finer than 16 pixels can show
+    small = resize_clean([stripes], 16)
+    assert small.shape == (1, 3, 16, 16)
+    assert small.dtype == np.float32
+    assert np.abs(small - 127.5).max() < 20  # torch's bilinear without antialiasing would alias
+    assert (small != np.rint(small)).any()
+    aliased = torch.nn.functional.interpolate(
+        torch.from_numpy(stripes).permute(2, 0, 1)[None].float(), size=16, mode="nearest"
+    )
+    assert (aliased - 127.5).abs().max() > 100

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latent_prior.evaluation.measures import fid
-from latent_prior.evaluation.measures.extrapolation import POINTS, at_infinity, distance_curve
+from latent_prior.evaluation.measures.extrapolation import POINTS, at_infinity, random_subsets
 
 
 def sources(dimension):
@@ -14,6 +14,11 @@ def sources(dimension):
     mean = 0.3 * np.sqrt(variances) * np.cos(np.arange(dimension))
     reference = fid.Reference(fid.Gaussian(np.zeros(dimension), np.diag(variances)))
     return reference, mean, others
+
+
+def distance_curve(reference, features, *, seed):
+    subsets = random_subsets(features, reference.rank, seed=seed)
+    return [(size, fid.frechet_distance(reference, subset)) for size, subset in subsets][::-1]
 
 
 def draw(count, mean, variances, seed):
@@ -32,7 +37,7 @@ def test_a_curve_goes_to_all_images_in_even_steps_of_1_over_n(count, dimension):
     assert sizes[-1] == count
     steps = np.diff(1 / sizes) * count
     np.testing.assert_allclose(steps, steps.mean(), atol=2 / sizes[0] + 0.02)
-    assert curve[-1][1] == pytest.approx(reference.distance_to(found), rel=1e-9)
+    assert curve[-1][1] == pytest.approx(fid.frechet_distance(reference, found), rel=1e-9)
 
 
 @pytest.mark.parametrize(("count", "dimension"), [(50, 6), (50, 40), (30, 40)])
@@ -43,7 +48,7 @@ def test_the_points_are_distances_of_subsets_that_follow_each_other(count, dimen
     start = 0
     for size, distance in distance_curve(reference, found, seed=5):
         rows = order[(start + np.arange(size)) % count]
-        expected = reference.distance(fid.statistics(found[rows]))
+        expected = fid.frechet_distance(reference, fid.statistics(found[rows]))
         assert distance == pytest.approx(expected, rel=1e-6)
         start += size
 
@@ -84,7 +89,7 @@ def test_the_standard_error_is_that_of_least_squares():
 
 def test_infinity_is_the_distance_of_the_sources_within_its_error():
     reference, mean, variances = sources(64)
-    true = reference.distance(fid.Gaussian(mean, np.diag(variances)))
+    true = fid.frechet_distance(reference, fid.Gaussian(mean, np.diag(variances)))
     found = [draw(600, mean, variances, seed) for seed in range(40)]
     curves = [distance_curve(reference, one, seed=seed) for seed, one in enumerate(found)]
     ends = np.array([curve[-1][1] for curve in curves])
@@ -97,10 +102,13 @@ def test_infinity_is_the_distance_of_the_sources_within_its_error():
 def test_fewer_images_than_features_still_come_closer():
     """A line down to a tenth of the images would end above the distance of all of them."""
     reference, mean, variances = sources(256)
-    true = reference.distance(fid.Gaussian(mean, np.diag(variances)))
+    true = fid.frechet_distance(reference, fid.Gaussian(mean, np.diag(variances)))
     found = draw(200, mean, variances, 0)
-    end = reference.distance_to(found)
+    end = fid.frechet_distance(reference, found)
     intercept, _ = at_infinity(distance_curve(reference, found, seed=0))
     assert abs(intercept - true) < 0.25 * (end - true)
-    wide = [(size, reference.distance_to(found[:size])) for size in (20, 24, 29, 36, 50, 80, 200)]
+    wide = [
+        (size, fid.frechet_distance(reference, found[:size]))
+        for size in (20, 24, 29, 36, 50, 80, 200)
+    ]
     assert at_infinity(wide)[0] > end

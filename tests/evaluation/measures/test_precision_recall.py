@@ -156,7 +156,7 @@ def test_nearest_is_the_least_distance():
     np.testing.assert_allclose(found, table.min(1), rtol=1e-6)
     assert places.dtype == np.int64
     assert found.dtype == np.float32
-    others, apart = nearest(base, base, exclude_self=True)
+    others, apart = nearest(base, base, excluded=np.arange(len(base)))
     table = distances(base, base) + np.diag(np.full(33, np.inf))
     np.testing.assert_array_equal(others, table.argmin(1))
     np.testing.assert_allclose(apart, table.min(1), rtol=1e-6)
@@ -168,7 +168,8 @@ def test_a_copy_is_at_distance_0():
     places, found = nearest(base[10:20], base)
     np.testing.assert_array_equal(places, np.arange(10, 20))
     assert (found == 0).all()
-    assert nearest(np.repeat(base, 2, axis=0), np.repeat(base, 2, axis=0), exclude_self=True)[1].max() == 0  # fmt: skip
+    twice = np.repeat(base, 2, axis=0)
+    assert nearest(twice, twice, excluded=np.arange(len(twice)))[1].max() == 0
 
 
 def test_features_may_be_mapped(tmp_path):
