@@ -43,7 +43,6 @@ class LikelihoodOptions(ComputeOptions, ImageOptions):
 
 answer_early(__name__, LikelihoodOptions)
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ from latent_prior.data.codes import fit_images
 from latent_prior.data.images import ImageSet, open_images, to_float
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.sets import choose
-from latent_prior.files import whole_file
+from latent_prior.files import whole_file, write_json
 from latent_prior.machine import versions
 from latent_prior.markdown import markdown_table
 from latent_prior.pipelines import Pipeline
@@ -97,10 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         protocol = describe_protocol(bound, images, labels, draws, fitted_to, options)
         protocol |= {"num_images": len(chosen)}
         table = markdown(protocol, rows)
-        content = {"protocol": protocol, "rows": rows}
-        for name, text in ((JSON_FILE, json.dumps(content, indent=2) + "\n"), (MARKDOWN_FILE, table)):  # fmt: skip
-            with whole_file(output_dir / name) as path:
-                path.write_text(text, encoding="utf-8")
+        write_json(output_dir / JSON_FILE, {"protocol": protocol, "rows": rows})
+        with whole_file(output_dir / MARKDOWN_FILE) as path:
+            path.write_text(table, encoding="utf-8")
         print(table)
     accelerator.end_training()
 
