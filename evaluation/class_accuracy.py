@@ -24,7 +24,7 @@ from latent_prior.data.images import ImageSet, open_images, square_size, to_floa
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.features.resizing import resize_clean
 from latent_prior.evaluation.options import ScoreOptions
-from latent_prior.evaluation.sets import ScoredSet, class_numbers
+from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.options import RunOptions
 from latent_prior.processes import share
 from latent_prior.seeds import derive_seed, generator
@@ -83,7 +83,7 @@ class Classifier:
         Raises:
             ValueError: a class is unknown, or an image cannot be read.
         """
-        labels = class_numbers(scored, self.class_names)
+        labels = scored.labels(self.class_names)
         if labels is None:
             return None
         images = replace(scored.images, channels=1 if self.channels == 1 else 3)
@@ -115,7 +115,7 @@ def open_class_images(options: ScoreOptions, scored: Sequence[ScoredSet]) -> Ima
 
     Raises:
         ValueError: no such split, no labels in it or in the reference, images of several sizes, or
-            an unknown class (see `class_numbers`).
+            an unknown class.
     """
     split, name = options.train_split, f"split {options.train_split} of {options.reference}"
     image_options = replace(options.image_options(options.reference), channels=options.channels)
@@ -128,7 +128,7 @@ def open_class_images(options: ScoreOptions, scored: Sequence[ScoredSet]) -> Ima
         raise ValueError(
             f"--train_split: {name} has no class labels; name their column by --label_column"
         )
-    numbers = [class_numbers(each, images.class_names) for each in scored]
+    numbers = [each.labels(images.class_names) for each in scored]
     if numbers[0] is None:
         raise ValueError(
             f"--class_accuracy: split {options.reference_split} of {options.reference} has no class labels "

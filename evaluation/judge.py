@@ -62,7 +62,7 @@ class Judge:
             self.inputs(features),
             training=self.training if scored.split is None else None,
             probabilities=None if probabilities is None else probabilities(features),
-            labels=scored.labels,
+            labels=scored.labels(),
         )
         measured: Values = {} if class_accuracy is None else {"class_accuracy": class_accuracy}
         measured |= scored.costs()

@@ -17,7 +17,7 @@ from latent_prior.options import ComputeOptions, ImageOptions, option
 
 @dataclass(kw_only=True)
 class LikelihoodOptions(ComputeOptions, ImageOptions):
-    """Bits per dimension of held-out images under a whole pipeline: an upper bound, from the prior and the decoder."""
+    """An upper bound of the bits per dimension of held-out images under a pipeline."""
 
     pipeline: str
     """Folder or hub id of a pipeline."""
@@ -28,9 +28,9 @@ class LikelihoodOptions(ComputeOptions, ImageOptions):
     num_images: int | None = option(None, at_least=2)
     """Images to measure, a seeded random choice; null takes all."""
     draws: int | None = option(None, at_least=1)
-    """Samples per image from a VAE's posterior or of a masked prior's masks; null is 4, or 1 if nothing is random."""
+    """Samples per image of a VAE's posterior or a prior's masks; null: 4, or 1 without them."""
     conditional: bool = True
-    """Give a class-conditional prior the class of each image; false measures it as a prior of any class."""
+    """Give a class-conditional prior the class of each image; false: measure it for any class."""
     fit_split: str = "train"
     """Split to fit the scales of the pixels' distribution to, for autoencoders that define none."""
     fit_images: int = option(1000, at_least=1)
@@ -38,13 +38,13 @@ class LikelihoodOptions(ComputeOptions, ImageOptions):
     batch_size: int = option(64, at_least=1)
     """Images per forward pass."""
     seed: int = option(0, at_least=0)
-    """Seed of the choice of images and of the samples, which depend on it and on the image's row alone."""
+    """Seed of the choice of images and of the samples, which do not depend on the batch."""
 
 
 answer_early(__name__, LikelihoodOptions)
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the files.
 
     Raises:
-        ValueError: options, images, the pipeline or the output folder are at fault; nothing is written then.
+        ValueError: the options, images, pipeline or output folder are wrong; nothing is written.
     """
     options = parse_config(LikelihoodOptions, argv)
     output_dir = Path(options.output_dir)
@@ -104,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
-    """The prior's class number of every image: int64 (N,), -1 for an image without a class.
-
-    None if the images or the prior have no classes.
+    """The prior's class number of every image, int64 (N,), or -1; None if either has no classes.
 
     Raises:
         ValueError: the images have a class that the prior does not know.
@@ -134,14 +132,9 @@ def make_bound(pipe: Pipeline, options: LikelihoodOptions) -> tuple[Bound, int |
     count = min(len(images), options.fit_images)
     seed = derive_seed(options.seed, "fit")
     chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
-
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, count, options.batch_size):
-            yield to_float(
-                images.read(torch.from_numpy(chosen[start : start + options.batch_size]))
-            )
-
-    return Bound(pipe, fit_logistic(pipe, batches(), generator(options.seed, "pixels"))), count
+    parts = torch.from_numpy(chosen).split(options.batch_size)
+    batches = (to_float(images.read(part)) for part in parts)
+    return Bound(pipe, fit_logistic(pipe, batches, generator(options.seed, "pixels"))), count
 
 
 def count_draws(bound: Bound, options: LikelihoodOptions) -> int:

@@ -30,17 +30,19 @@ class ReferenceOptions(ComputeOptions, ReadOptions):
     """The images that others are compared with, and the features that are compared."""
 
     reference: str = "mnist5k"
-    """Images to compare with: `mnist5k` (embedded), a local image folder, a folder of parquet or arrow files, a hub id, or `fid:NAME/RESOLUTION/SPLIT` for statistics published by clean-fid, e.g. `fid:cifar10/32/train`."""
+    """Images to compare with: `mnist5k` (embedded), a local image folder, a folder of parquet or
+    arrow files, a hub id, or statistics published by clean-fid, e.g. `fid:cifar10/32/train`."""
     reference_split: str = "test"
     """Split of the reference."""
     features: str = "inception"
-    """Feature network: `inception` (clean-fid's), `clip`, `efficientnet_lite0`, or the path of a TorchScript file."""
+    """Feature network: `inception` (clean-fid's), `clip`, `efficientnet_lite0`, or the path of
+    a TorchScript file."""
     batch_size: int = option(64, at_least=1)
     """Images per forward pass."""
     image_size: int | None = option(None, at_least=1)
-    """Height and width in pixels that every image, scored or reference, is first resized and cropped to; null keeps its size."""
+    """Height and width that all images are first resized and cropped to; null keeps their sizes."""
     channels: Literal[1, 3] | None = None
-    """1 compares the images as grey, 3 or null as RGB (grey images get equal channels). Transparency is laid over white."""
+    """1 compares images as grey, 3 or null as RGB. Transparency is laid over white."""
 
     def __post_init__(self) -> None:
         """Check the ranges and the feature network."""
@@ -71,26 +73,30 @@ class ReferenceOptions(ComputeOptions, ReadOptions):
 
 @dataclass(kw_only=True)
 class ScoreOptions(ReferenceOptions):
-    """Score sets of images against a reference: FID, KID, precision and recall, and PSNR and SSIM of reconstructions."""
+    """Score sets of images against a reference: FID, KID, precision, recall and others."""
 
     candidates: list[str] = option(factory=list)
-    """Sets to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT]. A dataset split such as `real=mnist5k[train]` is a baseline and is never marked best. Optional with --pipeline."""
+    """Sets to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT]. A dataset
+    split such as `real=mnist5k[train]` is a baseline and is never marked best. Optional with
+    --pipeline."""
     output_dir: str
     """Folder for scores.json, scores.md and report.html."""
     num_images: int | None = option(None, at_least=2)
-    """Images taken from every set, a seeded random choice; null takes all, and the candidates must then have equally many."""
+    """Images chosen at random from every set; null takes all, which must be equally many."""
     pipeline: str | None = None
-    """Pipeline folder or hub id; adds the row `reconstructions`: the reference encoded and decoded by its autoencoder."""
+    """Pipeline folder or hub id; adds the row `reconstructions` of the reference."""
     perceptual: Literal["none", "lpips"] = "none"
-    """Add the column `lpips` to the reconstructions; needs the weights of VGG-16 on this machine."""
+    """Add the column `lpips` to the reconstructions; needs VGG-16's weights on this machine."""
     class_accuracy: bool = False
-    """Add the column `class_accuracy`: the share of images that a small classifier assigns to the class they were generated for (labels.csv) or labelled with. It is trained on `train_split` for this run. Its accuracy on the reference, recorded in the protocol, is the ceiling."""
+    """Add the column `class_accuracy`: the share of images that a small classifier, trained on
+    train_split for this run, assigns to their class (in labels.csv or in the data set)."""
     nearest: bool = False
-    """Find the nearest training image of every generated image in feature space: adds the column `authenticity` and pairs of images to the report."""
+    """Find the nearest training image of every generated image: adds the column `authenticity` and
+    pairs of images."""
     train_split: str = "train"
     """Split of the reference that class_accuracy trains on and nearest searches."""
     compare: list[str] = option(factory=list)
-    """Instead of scoring, merge several scores.json of one protocol into one table and one report."""
+    """Instead of scoring, merge several scores.json of one protocol into one report."""
     kid_subsets: int = option(100, at_least=1)
     """Random subsets that KID is averaged over, if a set is larger than one subset."""
     kid_subset_size: int = option(1000, at_least=2)

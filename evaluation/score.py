@@ -26,7 +26,6 @@ from latent_prior.evaluation.features.extract import extract, extract_reconstruc
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
 from latent_prior.evaluation.features.reference_cache import load_reference, reference_statistics
 from latent_prior.evaluation.judge import Judge
-from latent_prior.evaluation.measures.reconstruction import Reconstructing
 from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.compare import compare
 from latent_prior.evaluation.report.files import (
@@ -48,23 +47,6 @@ from latent_prior.processes import start_processes
 
 
 @dataclass(frozen=True)
-class Autoencoder:
-    """A pipeline whose reconstructions are scored.
-
-    Attributes:
-        pipeline: encodes and decodes.
-        fingerprint: of its autoencoder.
-        originals: the reference at the size and channels of the pipeline.
-        perceptual: the network of LPIPS, if measured.
-    """
-
-    pipeline: Reconstructing
-    fingerprint: str
-    originals: ScoredSet
-    perceptual: PerceptualDistance | None = None
-
-
-@dataclass(frozen=True)
 class Sets:
     """Everything that is read.
 
@@ -72,13 +54,17 @@ class Sets:
         reference: the images that candidates are compared with; None for published statistics.
         training: the images that the generators were trained on; None without `--nearest`.
         candidates: in the order of the table.
-        autoencoder: the pipeline whose reconstructions are scored, if any.
+        pipeline: whose reconstructions are scored, if any.
+        originals: the reference at the size and channels of the pipeline.
+        perceptual: the network of LPIPS, if measured.
     """
 
     reference: ScoredSet | None
-    training: ScoredSet | None
-    candidates: list[ScoredSet]
-    autoencoder: Autoencoder | None
+    training: ScoredSet | None = None
+    candidates: Sequence[ScoredSet] = ()
+    pipeline: Pipeline | None = None
+    originals: ScoredSet | None = None
+    perceptual: PerceptualDistance | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, pairs = score(sets, judge, classifier, options, accelerator)
     if accelerator.is_main_process:
         grids = [pictured(each) for each in (sets.reference, *sets.candidates) if each is not None]
-        if sets.autoencoder is not None:
-            pipeline, originals = sets.autoencoder.pipeline, sets.autoencoder.originals
-            grids.append(pictured_reconstructions(pipeline, originals, accelerator.device))
+        if sets.pipeline is not None and sets.originals is not None:
+            device = accelerator.device
+            grids.append(pictured_reconstructions(sets.pipeline, sets.originals, device))
         write_report(output_dir, protocol, rows, network.column, network.title, grids, pairs)
         print(terminal_table(rows, network.column, network.title, output_dir))
     accelerator.end_training()
@@ -134,29 +120,20 @@ def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
             accelerator.print(
                 f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
             )
+    sets = Sets(reference, candidates=candidates)
     sizes = [(candidate.name, len(candidate)) for candidate in candidates]
-    autoencoder = None
     if reference is not None and options.pipeline is not None:
-        autoencoder = open_autoencoder(options.pipeline, options, reference, accelerator)
-        sizes.append((RECONSTRUCTIONS, len(reference)))
+        perceptual = make_perceptual(options.perceptual, accelerator.device, "--perceptual")
+        pipeline = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
+        spec = pipeline.code_spec
+        originals = reference.resized(spec.image_size, spec.image_channels)
+        sets = replace(sets, pipeline=pipeline, originals=originals, perceptual=perceptual)
+        sizes.append((RECONSTRUCTIONS, len(originals)))
     check_sizes(sizes)
-    training = None
     if options.nearest:
-        training = open_reference(
-            replace(options, reference_split=options.train_split, num_images=None)
-        )
-    return Sets(reference, training, candidates, autoencoder)
-
-
-def open_autoencoder(
-    pipeline: str, options: ScoreOptions, reference: ScoredSet, accelerator: Accelerator
-) -> Autoencoder:
-    """Load a pipeline and the reference as its autoencoder takes it."""
-    perceptual = make_perceptual(options.perceptual, accelerator.device, "--perceptual")
-    pipe = Pipeline.from_pretrained(pipeline).to(accelerator.device)
-    spec = pipe.code_spec
-    originals = reference.resized(spec.image_size, spec.image_channels)
-    return Autoencoder(pipe, spec.autoencoder_fingerprint, originals, perceptual)
+        training = replace(options, reference_split=options.train_split, num_images=None)
+        sets = replace(sets, training=open_reference(training))
+    return sets
 
 
 def prepare(
@@ -198,12 +175,12 @@ def score(
             rows.append(judge.candidate(candidate, features, accuracy))
             if sets.training is not None and judge.training is not None:
                 pairs.append(pictured_pairs(candidate, features, sets.training, judge.training))
-    if sets.autoencoder is not None:
+    if sets.pipeline is not None and sets.originals is not None:
         reconstructions = extract_reconstructions(
             judge.network,
-            sets.autoencoder.pipeline,
-            sets.autoencoder.originals,
-            sets.autoencoder.perceptual,
+            sets.pipeline,
+            sets.originals,
+            sets.perceptual,
             options.batch_size,
             accelerator,
         )
@@ -237,7 +214,8 @@ def describe_protocol(options: ScoreOptions, sets: Sets, judge: Judge) -> dict[s
         "classifier": None,
         "perceptual": None if options.perceptual == "none" else options.perceptual,
         "pipeline": options.pipeline,
-        "autoencoder_fingerprint": sets.autoencoder and sets.autoencoder.fingerprint,
+        "autoencoder_fingerprint": sets.pipeline
+        and sets.pipeline.code_spec.autoencoder_fingerprint,
         "candidates": {candidate.name: candidate.protocol() for candidate in sets.candidates},
         "versions": versions(),
         "command": command_line(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,7 @@ class ScoredSet:
         split: of the data set; None for a folder.
         images: all images of the source.
         chosen: int64 (N,), ascending, the images that take part.
-        labels: int64 (N,), their classes in the set's own numbers, -1 without one; None if no image
-            has a class.
+        classes: the name of the class of each, "" without one; None if no image has a class.
         sampler: content of the generator's `generation.json`, if there is one.
         about: content of its `about.json`, the generator's costs.
     """
@@ -53,7 +52,7 @@ class ScoredSet:
     split: str | None
     images: ImageSet
     chosen: NDArray[np.int64]
-    labels: NDArray[np.int64] | None = None
+    classes: list[str] | None = None
     sampler: dict[str, Any] | None = None
     about: dict[str, Any] | None = None
 
@@ -78,6 +77,32 @@ class ScoredSet:
     def flag(self) -> str:
         """The flag that names this set, for messages."""
         return "--reference" if self.name == REFERENCE else f"--candidates {self.name}"
+
+    def labels(self, class_names: Sequence[str] = ()) -> NDArray[np.int64] | None:
+        """Class numbers of the images that take part; None if no image has a class.
+
+        Args:
+            class_names: the classes in the order of their numbers; empty takes the set's own.
+
+        Returns:
+            int64 (N,), -1 for an image without a class.
+
+        Raises:
+            ValueError: a class is not among `class_names`.
+        """
+        if self.classes is None:
+            return None
+        present = sorted({*self.classes} - {""})
+        names = class_names or self.images.class_names or present
+        unknown = [name for name in present if name not in names]
+        if unknown:
+            known = ", ".join([*names[:NAMES_SHOWN], "..."][: len(names)])
+            raise ValueError(
+                f"{self.flag}: {self.source} has images of the class {unknown[0]!r}, which --train_split lacks; "
+                f"it has: {known}"
+            )
+        number_of = {"": -1} | {name: number for number, name in enumerate(names)}
+        return np.array([number_of[name] for name in self.classes])
 
     def costs(self) -> dict[str, float | tuple[float, float]]:
         """Size, speed and training costs from `about.json`, by the keys of `MEASURES`."""
@@ -144,28 +169,10 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     if options.image_size is None:
         _check_sizes(images, chosen, flag, f"write {candidate.name}={folder}[train] for a data set")
     sampler, about = (_read_json(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
-    scored = ScoredSet(candidate.name, candidate.source, None, images, chosen, None, sampler, about)
-    names = set(_classes_by_file(scored).values()) - {""}
-    return replace(scored, labels=class_numbers(scored, sorted(names)) if names else None)
-
-
-def class_numbers(scored: ScoredSet, class_names: Sequence[str]) -> NDArray[np.int64] | None:
-    """Classes of the images that take part, from the data set or from the folder's labels.csv.
-
-    Args:
-        scored: a split of a data set, or a folder.
-        class_names: the names of the classes in the order of their numbers.
-
-    Returns:
-        int64 (N,), indices of `class_names`, -1 without a class; None if no image has one.
-
-    Raises:
-        ValueError: a class is not among `class_names`, or labels.csv lacks a column or an image.
-    """
-    number_of = {name: number for number, name in enumerate(class_names)}
-    find = _numbers_of_folder if scored.split is None else _numbers_of_split
-    numbers = find(scored, number_of)
-    return None if numbers is None or (numbers < 0).all() else numbers
+    classes = _classes_in_table(folder, images, chosen, flag)
+    return ScoredSet(
+        candidate.name, candidate.source, None, images, chosen, classes, sampler, about
+    )
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -207,8 +214,11 @@ def _open_split(name: str, source: str, split: str, flag: str, options: ScoreOpt
     chosen = choose(
         len(images), options.num_images, options.seed, f"{flag}: split {split} of {source}"
     )
-    scored = ScoredSet(name, source, split, images, chosen)
-    return replace(scored, labels=class_numbers(scored, images.class_names))
+    classes = None
+    if images.labels is not None and (labels := images.labels.numpy()[chosen]).max() >= 0:
+        names = [*images.class_names, ""]  # the last one belongs to the label -1
+        classes = [names[label] for label in labels.tolist()]
+    return ScoredSet(name, source, split, images, chosen, classes)
 
 
 def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
@@ -298,55 +308,28 @@ def _read_json(path: Path, flag: str) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else {"settings": settings}
 
 
-def _numbers_of_split(scored: ScoredSet, number_of: Mapping[str, int]) -> NDArray[np.int64] | None:
-    labels, names = scored.images.labels, scored.images.class_names
-    if labels is None:
-        return None
-    chosen = labels.numpy()[scored.chosen]
-    numbers = np.full(len(names) + 1, -1)  # the last one belongs to the label -1
-    for label in np.unique(chosen[chosen >= 0]).tolist():
-        where = f"{scored.flag}: {scored.source} has images of"
-        numbers[label] = _number(names[label], number_of, where)
-    return numbers[chosen]
-
-
-def _numbers_of_folder(scored: ScoredSet, number_of: Mapping[str, int]) -> NDArray[np.int64] | None:
-    path = Path(scored.source) / LABELS_FILE
+def _classes_in_table(
+    folder: Path, images: ImageSet, chosen: NDArray[np.int64], flag: str
+) -> list[str] | None:
+    """Class names from the folder's labels.csv; None without one, or if it names no class."""
+    path = folder / LABELS_FILE
     if not path.is_file():
         return None
-    class_of = _classes_by_file(scored)
-    known = {"": -1} | {
-        name: _number(name, number_of, f"{scored.flag}: {path} asks for")
-        for name in sorted(set(class_of.values()) - {""})
-    }
-    numbers = np.empty(len(scored), np.int64)
-    for index, row in enumerate(scored.images.source_index[scored.chosen].tolist()):
-        file = Path(scored.images.table.name_of(row)).relative_to(scored.source).as_posix()
-        if file not in class_of:
-            raise ValueError(
-                f"{scored.flag}: {path} has no row for the image {file}; add it, or remove the table"
-            )
-        numbers[index] = known[class_of[file]]
-    return numbers
-
-
-def _classes_by_file(scored: ScoredSet) -> dict[str, str]:
-    """Class names of the files in labels.csv, "" for a file without a class."""
-    path = Path(scored.source) / LABELS_FILE
-    if not path.is_file():
-        return {}
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file, restval="")
         if not {"file", "class"} <= set(table.fieldnames or ()):
-            raise ValueError(f"{scored.flag}: {path} needs the columns file and class")
-        return {row["file"]: row["class"] for row in table}
-
-
-def _number(name: str, number_of: Mapping[str, int], where: str) -> int:
-    if name not in number_of:
-        shown = ", ".join([*number_of][:NAMES_SHOWN]) + ", ..." * (len(number_of) > NAMES_SHOWN)
-        raise ValueError(f"{where} the class {name!r}, which --train_split lacks; it has: {shown}")
-    return number_of[name]
+            raise ValueError(f"{flag}: {path} needs the columns file and class")
+        class_of = {row["file"]: row["class"] for row in table}
+    if not any(class_of.values()):
+        return None
+    rows = images.source_index[chosen].tolist()
+    files = [Path(images.table.name_of(row)).relative_to(folder).as_posix() for row in rows]
+    missing = next((name for name in files if name not in class_of), None)
+    if missing is not None:
+        raise ValueError(
+            f"{flag}: {path} has no row for the image {missing}; add it, or remove the table"
+        )
+    return [class_of[name] for name in files]
 
 
 def _in_threads(function: Callable[[int], Any], rows: NDArray[np.int64]) -> list[Any]:

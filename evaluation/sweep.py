@@ -18,10 +18,10 @@ from latent_prior.options import option
 
 @dataclass(kw_only=True)
 class SweepOptions(ReferenceOptions):
-    """Find the sampler settings with the lowest distance, draw and score images with them, and make them the pipeline's default.
+    """Find the sampler settings with the lowest distance and make them a pipeline's default.
 
-    Every combination of the values is measured on a few images drawn with the same random numbers, and the best one
-    again on many. Repeating the command resumes it; with other values it adds to the sweep.
+    Every combination of the values is measured on a few images drawn with the same random numbers,
+    and the best one again on many. Repeating the command resumes it; other values add to the sweep.
     """
 
     pipeline: str
@@ -37,13 +37,13 @@ class SweepOptions(ReferenceOptions):
     top_p: list[float] = option(factory=list)
     """Values to try; 1 means all codes."""
     minimise: Literal["distance", "kid"] = "distance"
-    """Selects the best settings: the Frechet distance of the features, or KID, which has no bias from few images."""
+    """Lowest for the best settings: the Frechet distance, or KID, which few images do not bias."""
     num_images: int = option(200, at_least=2)
     """Images for each combination."""
     full_images: int = option(1000, at_least=2)
     """Images drawn and scored with the best settings."""
     reference_split: str = "train"
-    """Split of the reference. Report scores on another split: settings chosen on it would look too good."""
+    """Split of the reference. Report scores on another one: settings chosen on it flatter it."""
     seed: int = option(0, at_least=0)
     """Seed of the images, which are those of generate.py with this seed, and of KID's subsets."""
 

@@ -1,7 +1,7 @@
 """Feature networks: images of any size -> one vector each.
 
 All images are resized as clean-fid does and grey ones become RGB with equal channels, so scores
-differ only where the images do. Only the features of clean-fid's Inception give a number that may be
+differ only where the images do. Only features of clean-fid's Inception give a number that may be
 called FID; every other network has its own column name. Downloaded weights are kept in the user's
 cache folder.
 """
@@ -26,7 +26,7 @@ from latent_prior.evaluation.features.clean_fid import (
     inception_url,
     load_inception,
 )
-from latent_prior.evaluation.features.downloads import cache_folder, download
+from latent_prior.evaluation.features.downloads import cache_folder, download, file_digest
 from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
 from latent_prior.losses.efficientnet import WEIGHTS_SHA256, load_efficientnet_lite0
 
@@ -73,7 +73,7 @@ class FeatureNetwork:
         """Features (N, dimension) of N images.
 
         Args:
-            images: uint8 arrays (H, W, C) of any size with C 1 or 3, or one uint8 tensor (N, C, H, W).
+            images: uint8 arrays (H, W, C) of any size, C 1 or 3, or one uint8 tensor (N, C, H, W).
         """
         if isinstance(images, Tensor):
             images = list(images.permute(0, 2, 3, 1).cpu().numpy())
@@ -118,7 +118,7 @@ def _inception(device: torch.device) -> FeatureNetwork:
         raise ValueError(
             f"{path} is not a readable Inception: delete it, and it will be downloaded again"
         ) from error
-    probed = _probed("inception", "fid", "FID", 299, url, _digest(path), network, device)
+    probed = _probed("inception", "fid", "FID", 299, url, file_digest(path), network, device)
     last = getattr(network.base, "output", None)
     if last is None:
         return probed
@@ -189,7 +189,7 @@ def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
             network = torch.jit.load(path, map_location=device).eval()
-        digest = _digest(path)
+        digest = file_digest(path)
         weights = f"{path.name} sha256:{digest}"
         return _probed(path.name, "fd_custom", "FD-custom", 299, weights, digest, network, device)
     except (RuntimeError, ValueError) as error:
@@ -219,11 +219,6 @@ def _probed(
     return FeatureNetwork(
         name, column, title, size, features.shape[1], weights, digest, forward, device, resizer, resize_clean
     )  # fmt: skip
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of_state(network: nn.Module) -> str:

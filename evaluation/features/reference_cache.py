@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from latent_prior.data.image_files import UNREADABLE
-from latent_prior.evaluation.features.downloads import cache_folder
+from latent_prior.evaluation.features.downloads import cache_folder, file_digest
 from latent_prior.evaluation.features.extract import stream
 from latent_prior.evaluation.features.networks import FeatureNetwork
 from latent_prior.evaluation.features.published import published_statistics
@@ -229,7 +229,7 @@ def _finish(partial: Path, final: Path, depends_on: dict[str, Any], parts: list[
         raise _not_shared()
     mean, covariance = fid.statistics(np.load(partial / FEATURES, mmap_mode="r"))
     np.savez(partial / STATISTICS, mean=mean, covariance=covariance)
-    digests = {name: _file_digest(partial / name) for name in (FEATURES, STATISTICS)}
+    digests = {name: file_digest(partial / name) for name in (FEATURES, STATISTICS)}
     record = {"depends_on": depends_on, "sha256": digests}
     write_json(partial / RECORD, record)
     partial.rename(final)
@@ -240,7 +240,7 @@ def _is_sound(final: Path) -> bool:
     """Whether the entry exists and its files match their digests."""
     try:
         digests = json.loads((final / RECORD).read_text())["sha256"]
-        return all(digests[name] == _file_digest(final / name) for name in (FEATURES, STATISTICS))
+        return all(digests[name] == file_digest(final / name) for name in (FEATURES, STATISTICS))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -261,8 +261,3 @@ def _not_shared() -> ValueError:
         f"the processes do not share the cache folder {cache_folder()}: "
         "set $LATENT_PRIOR_CACHE to a folder that all of them see"
     )
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

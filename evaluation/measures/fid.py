@@ -31,7 +31,7 @@ class Moments(NamedTuple):
     scatter: NDArray[np.float64]  # (D, D): sum of (x - mean) (x - mean)^T
 
     def joined(self, other: Moments) -> Moments:
-        """The moments of the union of two disjoint sets (Chan, Golub and LeVeque, 1979, Eq. 2.1)."""
+        """Moments of the union of two disjoint sets (Chan, Golub and LeVeque, 1979, Eq. 2.1)."""
         total = self.num_images + other.num_images
         shift = other.mean - self.mean
         scatter = np.outer(shift, shift * (self.num_images * other.num_images / total))

@@ -18,7 +18,7 @@ def score(inputs: MeasureInputs) -> Values:
 
 
 def inception_score(probabilities: NDArray[np.floating], splits: int = 10) -> tuple[float, float]:
-    """exp(E KL(p(y|x) || p(y))): high where each image shows one class clearly and all classes are shown.
+    """exp(E KL(p(y|x) || p(y))): high if images are clear and their classes varied.
 
     Salimans et al., 2016 (https://arxiv.org/abs/1606.03498), section 4. There is no reference:
     copies of one good image of each class score best. The images are split at random, because

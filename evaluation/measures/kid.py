@@ -32,7 +32,7 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, averaged over random subsets.
+    """Unbiased squared MMD with the kernel (x.y / D + 1)^3, averaged over random subsets.
 
     The mean is clean-fid's (Binkowski et al., section 4). Sets that fit into one subset are used
     whole, once. The standard error is that over other images of the same two sources: the
@@ -43,7 +43,7 @@ def kernel_distance(
         features1: (N1, D), N1 >= 2; kernels are computed in the precision of the features.
         features2: (N2, D), N2 >= 2.
         subsets: number of subsets.
-        subset_size: images drawn from each set, without replacement; no more than the smaller set has.
+        subset_size: images drawn from each set without replacement, at most all of the smaller set.
         seed: of the subsets.
 
     Returns:
@@ -83,7 +83,7 @@ def _unbiased_mmds(
     features2: NDArray[np.floating],
     chosen: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
 ) -> NDArray[np.float64]:
-    """MMD^2 of each pair of subsets and each set's part of its variance (delete-one jackknife): (S, 3).
+    """(S, 3): MMD^2 of each pair of subsets, and each set's part of its jackknife variance.
 
     A block of kernels serves all subsets: it is multiplied by the table of their members.
     """
@@ -119,7 +119,7 @@ def _unbiased_mmd(
     cross_x: NDArray[np.float64],
     cross_y: NDArray[np.float64],
 ) -> tuple[float, float, float]:
-    """As `_unbiased_mmds`, from the sums (M,) of each image's kernels within and across the subsets."""
+    """As `_unbiased_mmds`, from sums (M,) of each image's kernels within and across subsets."""
     size, total = len(rows_x), cross_x.sum()
     mmd = (rows_x.sum() + rows_y.sum()) / (size * (size - 1)) - 2 * total / size**2
 

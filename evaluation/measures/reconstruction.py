@@ -60,10 +60,10 @@ def mean_psnr(values: NDArray[np.floating]) -> float:
 
 
 def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Structural similarity of each image, float64 (N,) in [-1, 1] (Wang et al., 2004, Eq. 13 with section III-B).
+    """Structural similarity of each image, float64 (N,) in [-1, 1] (Wang et al., 2004, Eq. 13).
 
-    Local statistics under a Gaussian window of 11 x 11 pixels and sigma 1.5, only where the window lies wholly
-    inside; K1 = 0.01, K2 = 0.03; the mean over positions and channels.
+    Local statistics under a Gaussian window of 11 x 11 pixels and sigma 1.5 (section III-B), where
+    the window fits into the image; K1 = 0.01, K2 = 0.03; mean over positions and channels.
 
     Args:
         images: uint8 (N, C, H, W) with H and W at least 11.
@@ -101,7 +101,7 @@ def lpips(network: PerceptualDistance, images: Tensor, reconstructions: Tensor) 
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Gaussian mean at every position where the window fits: (N, C, H, W) -> (N, C, H - 10, W - 10)."""
+    """Gaussian mean where the window fits: (N, C, H, W) -> (N, C, H - 10, W - 10)."""
     offsets = torch.arange(SSIM_WINDOW, dtype=images.dtype) - SSIM_WINDOW // 2
     weights = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
     weights = weights / weights.sum()

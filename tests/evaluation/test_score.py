@@ -161,8 +161,8 @@ def test_reconstructions_of_a_better_autoencoder_score_better(folders, scripted_
     network = score.load_network(options.features)
     rows = []
     for levels in (1, 3, None):
-        autoencoder = score.Autoencoder(Rounding(levels), "", reference.resized(16, 1))
-        sets = score.Sets(reference, None, [], autoencoder)
+        originals = reference.resized(16, 1)
+        sets = score.Sets(reference, pipeline=Rounding(levels), originals=originals)
         judge = score.prepare(sets, network, options, accelerator)
         rows += score.score(sets, judge, None, options, accelerator)[0]
     assert [row.name for row in rows] == ["reconstructions"] * 3
