@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from latent_prior.data.images import ImageSet, open_images, square_size, to_float
+from latent_prior.data.images import ImageSet, square_size, to_float
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.features.resizing import resize_clean
 from latent_prior.evaluation.options import ScoreOptions
-from latent_prior.evaluation.sets import ScoredSet
+from latent_prior.evaluation.sets import ScoredSet, open_split
 from latent_prior.options import RunOptions
 from latent_prior.processes import share
 from latent_prior.seeds import derive_seed, generator
@@ -49,23 +49,20 @@ class Classifier:
         class_names: K names in the order of the logits.
         image_size: height and width in pixels.
         channels: 1 or 3.
-        num_images: number of training images.
-        images_seen: number of training images over all epochs.
+        training: numbers that describe the training, JSON-ready.
     """
 
     network: nn.Module
     class_names: tuple[str, ...]
     image_size: int
     channels: int
-    num_images: int
-    images_seen: int
+    training: dict[str, int]
 
     def protocol(self, split: str, reference_accuracy: float | None) -> dict[str, Any]:
         """Its training and its accuracy, JSON-ready."""
         return {
             "split": split,
-            "num_images": self.num_images,
-            "images_seen": self.images_seen,
+            **self.training,
             "image_size": self.image_size,
             "channels": self.channels,
             "num_classes": len(self.class_names),
@@ -119,10 +116,7 @@ def open_class_images(options: ScoreOptions, scored: Sequence[ScoredSet]) -> Ima
     """
     split, name = options.train_split, f"split {options.train_split} of {options.reference}"
     image_options = replace(options.image_options(options.reference), channels=options.channels)
-    try:
-        images = open_images(image_options, split)
-    except ValueError as error:
-        raise ValueError(str(error).replace("--dataset", "--train_split:")) from error
+    images = open_split(image_options, split, "--train_split:")
     labels = images.labels
     if labels is None or not (labels >= 0).any():
         raise ValueError(
@@ -184,9 +178,8 @@ def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> C
         optimizer.zero_grad()
     if accelerator.num_processes > 1:
         broadcast(network.state_dict())
-    seen = steps * BATCH_SIZE
-    names, channels = images.class_names, images.channels
-    return Classifier(network.eval(), names, size, channels, len(images), seen)
+    training = {"num_images": len(images), "images_seen": steps * BATCH_SIZE}
+    return Classifier(network.eval(), images.class_names, size, images.channels, training)
 
 
 def convolutional_network(channels: int, size: int, num_classes: int) -> nn.Module:

@@ -142,7 +142,7 @@ def open_reference(options: ScoreOptions) -> ScoredSet:
     Raises:
         ValueError: no such data set, split or column, or too few images.
     """
-    return _open_split(
+    return _scored_split(
         REFERENCE, options.reference, options.reference_split, "--reference", options
     )
 
@@ -155,7 +155,7 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     """
     flag = f"--candidates {candidate.name}"
     if candidate.split is not None:
-        return _open_split(candidate.name, candidate.source, candidate.split, flag, options)
+        return _scored_split(candidate.name, candidate.source, candidate.split, flag, options)
     folder = Path(candidate.source)
     if folder.is_file():
         what = "an archive: unpack it and" if folder.suffix.lower() in ARCHIVES else "a file:"
@@ -206,11 +206,18 @@ def choose(available: int, wanted: int | None, seed: int, where: str) -> NDArray
     return np.sort(np.random.default_rng(seed).choice(available, wanted, replace=False))
 
 
-def _open_split(name: str, source: str, split: str, flag: str, options: ScoreOptions) -> ScoredSet:
+def open_split(options: ImageOptions, split: str, flag: str) -> ImageSet:
+    """Open a split; errors name the user's flag instead of `--dataset`."""
     try:
-        images = open_images(options.image_options(source), split)
+        return open_images(options, split)
     except ValueError as error:
         raise ValueError(str(error).replace("--dataset", flag)) from error
+
+
+def _scored_split(
+    name: str, source: str, split: str, flag: str, options: ScoreOptions
+) -> ScoredSet:
+    images = open_split(options.image_options(source), split, flag)
     chosen = choose(
         len(images), options.num_images, options.seed, f"{flag}: split {split} of {source}"
     )

@@ -100,7 +100,9 @@ def extract_reconstructions(
     """
     features = [np.empty((0, network.dimension), np.float32)]
     fidelity = [np.empty((0, 3), np.float32)]
-    for batch in _own_batches(scored, batch_size, accelerator):
+    batches = share(len(scored), batch_size, accelerator)
+    hidden = not accelerator.is_main_process
+    for batch in tqdm(batches, desc=scored.name, unit="batch", disable=hidden):
         images = as_batch(scored, batch)
         reconstructions = reconstruct(pipeline, images, accelerator.device)
         features.append(network(reconstructions))
@@ -113,14 +115,9 @@ def extract_reconstructions(
         )
         fidelity.append(torch.stack([values.float() for values in measured], 1).numpy())
     gathered = gather_in_order(np.concatenate(fidelity), accelerator)
-    similarities, distances = (
-        None if np.isnan(values).any() else values for values in gathered.T[1:]
-    )
+    known = (None if np.isnan(values).any() else values for values in gathered.T[1:])
     return Reconstructions(
-        gather_in_order(np.concatenate(features), accelerator),
-        gathered[:, 0],
-        similarities,
-        distances,
+        gather_in_order(np.concatenate(features), accelerator), gathered[:, 0], *known
     )
 
 
@@ -140,8 +137,3 @@ def gather_in_order(values: NDArray[np.float32], accelerator: Accelerator) -> ND
     gathered: Tensor = accelerator.gather(padded)
     parts = [part[:n] for part, n in zip(gathered.split(max(counts)), counts, strict=True)]
     return torch.cat(parts).cpu().numpy()
-
-
-def _own_batches(scored: ScoredSet, batch_size: int, accelerator: Accelerator) -> tqdm[range]:
-    batches = share(len(scored), batch_size, accelerator)
-    return tqdm(batches, desc=scored.name, unit="batch", disable=not accelerator.is_main_process)

@@ -103,7 +103,7 @@ def test_resizing_is_the_evaluators_own():
             seen.append(batch[0].permute(1, 2, 0))
             return torch.zeros(1, 2)
 
-        classifier = Classifier(network, ("a", "b"), size, image.shape[2], 0, 0)
+        classifier = Classifier(network, ("a", "b"), size, image.shape[2], {})
         classifier.classify([image], torch.device("cpu"))
         return seen[0].numpy()
 
