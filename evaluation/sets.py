@@ -71,7 +71,7 @@ class ScoredSet:
     @property
     def is_baseline(self) -> bool:
         """Whether the set is never marked best: images of a data set, or of random codes."""
-        return self.split is not None or (self.sampler or {}).get("random_codes") is True
+        return self.split is not None or draws_random_codes(self.sampler)
 
     @property
     def flag(self) -> str:
@@ -134,6 +134,11 @@ class ScoredSet:
         options = replace(self.images.options, image_size=size)
         images = replace(self.images, options=options, channels=1 if channels == 1 else 3)
         return replace(self, images=images)
+
+
+def draws_random_codes(generation: Any) -> bool:
+    """Whether a generation.json describes images decoded from random codes."""
+    return isinstance(generation, dict) and generation.get("random_codes") is True
 
 
 def open_reference(options: ScoreOptions) -> ScoredSet:

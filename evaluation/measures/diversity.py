@@ -13,7 +13,7 @@ from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
 BLOCK = 1024  # images at a time
 
 
-def diversity(inputs: MeasureInputs) -> Values:
+def measure_diversity(inputs: MeasureInputs) -> Values:
     """Diversity within the classes, if there are any."""
     if inputs.labels is None:
         return {}

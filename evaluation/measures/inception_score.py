@@ -10,7 +10,7 @@ from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
 SEED = 0  # of the order in which images are split
 
 
-def score(inputs: MeasureInputs) -> Values:
+def measure_inception_score(inputs: MeasureInputs) -> Values:
     """The Inception Score, if the feature network has classes."""
     if inputs.probabilities is None:
         return {}

@@ -16,7 +16,7 @@ from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
 BLOCK = 1024  # images at a time
 
 
-def kid(inputs: MeasureInputs) -> Values:
+def measure_kid(inputs: MeasureInputs) -> Values:
     """KID to the reference."""
     if inputs.reference is None:
         return {}

@@ -40,7 +40,7 @@ class _Block(NamedTuple):
     squares: torch.Tensor  # float32 (B,): squared norms
 
 
-def overlap(inputs: MeasureInputs) -> Values:
+def measure_overlap(inputs: MeasureInputs) -> Values:
     """Precision, recall, density and coverage beside the reference."""
     if inputs.reference is None:
         return {}
@@ -49,7 +49,7 @@ def overlap(inputs: MeasureInputs) -> Values:
     )._asdict()
 
 
-def originality(inputs: MeasureInputs) -> Values:
+def measure_authenticity(inputs: MeasureInputs) -> Values:
     """Authenticity beside the training images."""
     if inputs.training is None:
         return {}

@@ -33,7 +33,7 @@ def reconstruct(pipeline: Reconstructing, images: Tensor, device: torch.device) 
         return to_uint8(pipeline.reconstruct(to_float(images).to(device))).cpu()
 
 
-def fidelity(inputs: MeasureInputs) -> Values:
+def measure_fidelity(inputs: MeasureInputs) -> Values:
     """Means of PSNR, SSIM and LPIPS over the reconstructions."""
     values: Values = {} if inputs.psnr is None else {"psnr": mean_psnr(inputs.psnr)}
     for key, each in (("ssim", inputs.ssim), ("lpips", inputs.lpips)):

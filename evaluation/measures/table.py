@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from latent_prior.evaluation.measures.diversity import diversity
-from latent_prior.evaluation.measures.inception_score import score
+from latent_prior.evaluation.measures.diversity import measure_diversity
+from latent_prior.evaluation.measures.inception_score import measure_inception_score
 from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
-from latent_prior.evaluation.measures.kid import kid
-from latent_prior.evaluation.measures.precision_recall import originality, overlap
-from latent_prior.evaluation.measures.reconstruction import fidelity
+from latent_prior.evaluation.measures.kid import measure_kid
+from latent_prior.evaluation.measures.precision_recall import measure_authenticity, measure_overlap
+from latent_prior.evaluation.measures.reconstruction import measure_fidelity
 
 NOTHING = "n/a"  # in place of a number that is not finite
 
@@ -89,7 +89,7 @@ class Row:
         errors: standard errors, by the same keys.
         notes: sentences a reader has to know, as that a covariance is rank-deficient.
         curve: (number of images, distance), ascending; the last point has all images.
-        contestant: false for a point of reference, such as a split of real images, which can be best at nothing.
+        contestant: false for a baseline (real images, reconstructions, random codes): never marked best.
         series: joins rows of one method at several training budgets; empty for a row by itself.
     """
 
@@ -158,32 +158,32 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "kid", "KID x 1000", "lower",
             "Squared maximum mean discrepancy of the features; unbiased, so that 0 means equal.",
-            "Binkowski et al., 2018, arXiv:1801.01401", scale=1000, brief=True, compute=kid,
+            "Binkowski et al., 2018, arXiv:1801.01401", scale=1000, brief=True, compute=measure_kid,
         ),
         Measure(
             "precision", "Precision", "higher",
             "Share of these images that lie among the reference: are they good?",
-            _MANIFOLDS, decimals=3, brief=True, compute=overlap,
+            _MANIFOLDS, decimals=3, brief=True, compute=measure_overlap,
         ),
         Measure(
             "recall", "Recall", "higher",
             "Share of the reference that lies among these images: is everything there?",
-            _MANIFOLDS, decimals=3, brief=True, compute=overlap,
+            _MANIFOLDS, decimals=3, brief=True, compute=measure_overlap,
         ),
         Measure(
             "density", "Density", "higher",
             "Precision that counts neighbours and so cannot be bought by one outlier; may exceed 1.",
-            _DENSITIES, decimals=3, compute=overlap,
+            _DENSITIES, decimals=3, compute=measure_overlap,
         ),
         Measure(
             "coverage", "Coverage", "higher",
             "Share of the reference images that have one of these images in their neighbourhood.",
-            _DENSITIES, decimals=3, compute=overlap,
+            _DENSITIES, decimals=3, compute=measure_overlap,
         ),
         Measure(
             "inception_score", "Inception Score", "higher",
             "How sure Inception is of each image's class, and how many classes there are; knows no reference.",
-            "Salimans et al., 2016, arXiv:1606.03498", decimals=2, compute=score,
+            "Salimans et al., 2016, arXiv:1606.03498", decimals=2, compute=measure_inception_score,
         ),
         Measure(
             "class_accuracy", "Class accuracy", "higher",
@@ -193,26 +193,26 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "authenticity", "Authenticity", "higher",
             "Share of the images farther from their nearest training image than that one is from its own neighbour.",
-            "Alaa et al., 2022, arXiv:2102.08921", decimals=3, compute=originality,
+            "Alaa et al., 2022, arXiv:2102.08921", decimals=3, compute=measure_authenticity,
         ),
         Measure(
             "diversity", "Diversity in class", None,
-            "Mean distance of two images of one class; as large as that of real images is right.", compute=diversity,
+            "Mean distance of two images of one class; as large as that of real images is right.", compute=measure_diversity,
         ),
         Measure(
             "psnr", "PSNR (dB)", "higher",
             "Mean squared error of the reconstruction, in decibels below the largest value.",
-            decimals=2, brief=True, compute=fidelity,
+            decimals=2, brief=True, compute=measure_fidelity,
         ),
         Measure(
             "ssim", "SSIM", "higher",
             "Agreement of the reconstruction in local brightness, contrast and structure.",
-            "Wang et al., 2004, doi:10.1109/TIP.2003.819861", decimals=4, compute=fidelity,
+            "Wang et al., 2004, doi:10.1109/TIP.2003.819861", decimals=4, compute=measure_fidelity,
         ),
         Measure(
             "lpips", "LPIPS", "lower",
             "Distance of the reconstruction in features weighted to agree with human judgement.",
-            "Zhang et al., 2018, arXiv:1801.03924", decimals=4, compute=fidelity,
+            "Zhang et al., 2018, arXiv:1801.03924", decimals=4, compute=measure_fidelity,
         ),
         Measure(
             "seconds_per_image", "Seconds per image", "lower",

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from latent_prior.evaluation.report.files import (
     write_report,
 )
 from latent_prior.evaluation.report.html import Grid
+from latent_prior.evaluation.sets import draws_random_codes
 
 GRID_FILE = "grid.png"  # what this project's generators lay beside their images
 LONGEST_VALUE = 80  # letters of a protocol entry in a message
@@ -113,7 +114,12 @@ def read_scores(path: Path) -> Scores:
         distance = _get(content, "distance", dict)
         column, title = _text(distance, "key"), _text(distance, "title")
         entries = _get(content, "rows", list)
-        rows = [_row(entry, column, title) for entry in entries]
+        baselines = {  # older versions took them for contestants
+            name
+            for name, candidate in protocol["candidates"].items()
+            if draws_random_codes(candidate.get("sampler"))
+        }
+        rows = [_row(entry, column, title, baselines) for entry in entries]
         if len({row.name for row in rows}) < len(rows):
             raise ValueError("two rows have one name")
         if not rows:
@@ -125,7 +131,7 @@ def read_scores(path: Path) -> Scores:
     return Scores(path, protocol, rows, column, title)
 
 
-def _row(entry: Any, column: str, title: str) -> Row:
+def _row(entry: Any, column: str, title: str, baselines: Collection[str]) -> Row:
     """The inverse of `Row.to_json`."""
     fixed = ("name", "num_images", "notes", "curve", "contestant", "series")
     known = {measure.key for measure in distance_measures(column, title)} | set(MEASURES)
@@ -151,7 +157,7 @@ def _row(entry: Any, column: str, title: str) -> Row:
     if not _is_size(entry.get("num_images")):
         raise ValueError(f"num_images of row {name} is {_short(entry.get('num_images'))}")
     series = _text(entry, "series") if "series" in entry else ""
-    contestant = _get(entry, "contestant", bool)
+    contestant = _get(entry, "contestant", bool) and name not in baselines
     return Row(
         name, entry["num_images"], values, errors, tuple(notes), tuple(curve), contestant, series
     )
@@ -207,8 +213,9 @@ def _merged(scores: Sequence[Scores]) -> tuple[list[Row], dict[str, Any]]:
     measured: dict[str, list[dict[str, Any]]] = {}
     for score in scores:
         for row in score.rows:
-            if row.to_json() not in measured.setdefault(row.name, []):
-                measured[row.name].append(row.to_json())
+            values = dataclasses.replace(row, notes=()).to_json()  # versions word notes differently
+            if values not in measured.setdefault(row.name, []):
+                measured[row.name].append(values)
     labels = _labels([score.path for score in scores])
     kept: set[str] = set()
     for score, label in zip(scores, labels, strict=True):

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -67,6 +68,24 @@ def test_rows_of_several_files_stand_in_one_table_under_names_of_their_own(two, 
     show(tmp_path / "both/scores.json")
     assert capsys.readouterr().out == printed
     assert 'd="M' in (tmp_path / "both/report.html").read_text()
+
+
+def test_random_codes_of_an_older_version_are_no_contestant(tmp_path):
+    """That version marked them best at speed and worded its notes in another way."""
+    row = replace(ours(9.0, 60, "random_codes"), notes=("another wording",))
+    sampler = {"random_codes": True}
+    candidates = {"random_codes": {"source": "x", "split": None, "sampler": sampler}}
+    old = write(tmp_path / "old", [row, ours(5.0, 60)], candidates=candidates)
+    new = write(
+        tmp_path / "new",
+        [replace(row, notes=(), contestant=False), ours(7.0, 60, "gan")],
+        candidates=candidates,
+    )
+    assert [row.contestant for row in read_scores(old).rows] == [False, True]
+    compare([old, new], tmp_path / "both")
+    rows = read_scores(tmp_path / "both/scores.json").rows
+    assert [row.name for row in rows] == ["random_codes", "ours", "gan"]
+    assert not rows[0].contestant
 
 
 def test_what_was_merged_can_be_merged_again(two, tmp_path):
