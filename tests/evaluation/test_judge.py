@@ -90,4 +90,4 @@ def test_a_measure_is_a_function_and_a_row_of_the_table(judge, monkeypatch):
     assert row.to_json()["spread_stderr"] == 0.5
     shown = table.table([row], "fd_custom", "FD-custom")
     assert shown.headings[-1] == "Spread"
-    assert shown.cells[0][-1].endswith("± 0.50")
+    assert shown.cells[0][-1].endswith("± 0.500")

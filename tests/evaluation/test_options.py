@@ -45,7 +45,7 @@ def test_candidates_are_folders_or_splits(tmp_path):
         ({"batch_size": 0}, "--batch_size must be at least 1"),
         ({"image_size": 0}, "--image_size must be at least 1"),
         ({"kid_subset_size": 1}, "--kid_subset_size must be at least 2"),
-        ({"seed": -1}, "--seed must not be negative"),
+        ({"seed": -1}, "--seed must be at least 0"),
     ],
 )
 def test_mistakes_are_named(values, message):

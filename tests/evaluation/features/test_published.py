@@ -147,7 +147,7 @@ def test_a_file_of_something_else_is_never_a_number(publish, content):
 @pytest.mark.parametrize("features", [FEATURES[:, :5], FEATURES[0]])
 def test_features_of_something_else_are_refused(publish, features):
     publish(**{FILE: packed(**STATISTICS), f"{FILE}_kid": packed(feats=features)})
-    with pytest.raises(ValueError, match=rf"{FILE}_kid\.npz does not hold"):
+    with pytest.raises(ValueError, match=rf"{FILE}_kid\.npz is not a valid statistics file"):
         published_statistics(NAME, INCEPTION)
 
 
