@@ -79,7 +79,9 @@ def test_classes_are_checked_before_anything_is_written(folders, scripted_featur
     table = folders / "samples" / "labels.csv"
     before = table.read_text()
     table.write_text(before.replace("dark", "grey"))
-    with pytest.raises(ValueError, match=r"--candidates samples: .* has images of the class 'grey'"):
+    with pytest.raises(
+        ValueError, match=r"--candidates samples: .* has images of the class 'grey'"
+    ):
         score.main(words)
     table.write_text(before)
     assert not (tmp_path / "scores").exists()
