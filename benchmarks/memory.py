@@ -36,8 +36,8 @@ import prior
 import torch
 from throughput import extra_memory
 
-from latent_prior.data.code_shards import join_shards, write_shard
-from latent_prior.data.codes import CodeSpec, Level, open_codes
+from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.data.codes_dataset import join_shards, open_codes, write_shard
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.transformer import swiglu_width
 

@@ -22,8 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_prior.data.code_shards import codes_features, join_shards, measure_latents, write_shard
 from latent_prior.data.codes import CodeMaps, fit_images
+from latent_prior.data.codes_dataset import (
+    codes_features,
+    join_shards,
+    measure_latents,
+    write_shard,
+)
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import split_names
 from latent_prior.files import check_output_dir, read_json, whole_file, whole_folder, write_json

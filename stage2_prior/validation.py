@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_prior.data.codes import CodeMaps, CodeSpec, CodesSplit, open_codes
+from latent_prior.data.codes import CodeMaps, CodeSpec
+from latent_prior.data.codes_dataset import CodesSplit, open_codes
 from latent_prior.processes import share
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions

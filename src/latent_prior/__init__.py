@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latent_prior.data.codes import open_codes
+    from latent_prior.data.codes_dataset import open_codes
     from latent_prior.pipelines.outputs import PipelineOutput
     from latent_prior.pipelines.pipeline import Pipeline
     from latent_prior.stage1_autoencoders import load_autoencoder
@@ -33,7 +33,7 @@ _MODULES = {
     "Sampler": "latent_prior.stage2_prior.sampler",
     "TransformerPrior": "latent_prior.stage2_prior.prior",
     "load_autoencoder": "latent_prior.stage1_autoencoders",
-    "open_codes": "latent_prior.data.codes",
+    "open_codes": "latent_prior.data.codes_dataset",
 }
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_prior.data.code_shards import join_shards, write_shard
 from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.data.codes_dataset import join_shards, write_shard
 
 SPEC = CodeSpec(
     kind="codes",

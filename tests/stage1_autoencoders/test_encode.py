@@ -8,7 +8,7 @@ import torch
 from datasets import ClassLabel, load_from_disk
 from PIL import Image
 
-from latent_prior.data.codes import open_codes
+from latent_prior.data.codes_dataset import open_codes
 from latent_prior.data.images import crop_windows, open_images, to_float
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline

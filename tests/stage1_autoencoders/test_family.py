@@ -11,7 +11,8 @@ from datasets import load_from_disk
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from latent_prior.data.codes import CodeSpec, open_codes
+from latent_prior.data.codes import CodeSpec
+from latent_prior.data.codes_dataset import open_codes
 from latent_prior.data.images import open_images, to_float
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from latent_prior.data.codes import open_codes
+from latent_prior.data.codes_dataset import open_codes
 from latent_prior.stage1_autoencoders import encode
 from latent_prior.stage2_prior import TransformerPrior, train
 from latent_prior.stage2_prior.options import TrainOptions

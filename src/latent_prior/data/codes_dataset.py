@@ -1,0 +1,238 @@
+"""Codes datasets: written by stage 1 in shards, read by stage 2 row by row from disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from latent_prior.data.arrow_rows import MappedTable
+from latent_prior.data.codes import SPEC_FILE, CodeSpec, write_spec
+
+if TYPE_CHECKING:
+    from datasets import Features
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class CodesSplit:
+    """Rows of one split of a codes dataset, read from disk on demand.
+
+    Only the labels (one or two bytes each) and unevenly spaced row numbers are kept in memory.
+    """
+
+    table: MappedTable
+    levels: tuple[str, ...]
+    all_labels: NDArray[np.integer] | None
+    chosen: range | NDArray[np.integer]
+
+    def __len__(self) -> int:
+        """Number of rows: images times views."""
+        return len(self.chosen)
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """int64 (N,), -1 for an unknown class; None without classes."""
+        return None if self.all_labels is None else self._choose(self.all_labels).astype(np.int64)
+
+    @property
+    def view(self) -> NDArray[np.integer]:
+        """(N,), 0 for the image without augmentation."""
+        return self.column("view")
+
+    @property
+    def source_index(self) -> NDArray[np.int64]:
+        """(N,), row of the image in its own dataset."""
+        return self.column("source_index")
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A whole column in its stored type, read into memory."""
+        return self._choose(self.table.column(name))
+
+    def rows(self, chosen: NDArray[Any]) -> CodesSplit:
+        """Select rows by index or mask."""
+        return replace(self, chosen=_compact(self._choose(np.arange(len(self.table)))[chosen]))
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Read rows as tensors.
+
+        Returns:
+            int64 codes or float32 latents by level name, and int64 `labels`, -1 where unknown.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        rows = indices.numpy()
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        if isinstance(self.chosen, range):
+            rows = self.chosen.start + self.chosen.step * rows
+        else:
+            rows = self.chosen[rows]
+        batch = {}
+        for name, values in self.table.rows(rows, self.levels).items():
+            kind = np.float32 if values.dtype.kind == "f" else np.int64
+            batch[name] = torch.from_numpy(values.astype(kind))
+        labels = np.full(len(rows), -1) if self.all_labels is None else self.all_labels[rows]
+        return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
+
+    def _choose(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of the chosen rows, from those of all rows."""
+        if isinstance(self.chosen, range):
+            return values[self.chosen.start : self.chosen.stop : self.chosen.step]
+        return values[self.chosen]
+
+
+def _compact(rows: NDArray[np.integer]) -> range | NDArray[np.integer]:
+    """Evenly spaced row numbers as a range, others in the smallest integer type."""
+    if rows.size < 2:
+        return rows
+    steps = np.diff(rows)
+    if steps[0] > 0 and (steps == steps[0]).all():
+        return range(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
+    return rows.astype(np.min_scalar_type(rows.max()))
+
+
+def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
+    """Open every split of a codes dataset, and its spec; the codes stay on disk.
+
+    Raises:
+        ValueError: there is no codes dataset, or its values do not fit its own spec.
+    """
+    path = Path(folder)
+    if not (path / SPEC_FILE).is_file():
+        raise ValueError(
+            f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py"
+        )
+    try:
+        # The files of `save_to_disk`; its own reader would map all of them a second time.
+        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        info = json.loads((path / names[0] / "dataset_info.json").read_text())
+        spec = CodeSpec.from_dict(json.loads(info["description"])["code_spec"])
+        tables = {name: _open_table(path / name, spec) for name in names}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"--codes {path}: the dataset is damaged or was not written by encode.py ({error}); "
+            "encode again"
+        ) from error
+    levels = tuple(level.name for level in spec.levels)
+    splits = {}
+    for name, table in tables.items():
+        labels = _check_values(table, spec, f"--codes {path}: split {name}")
+        splits[name] = CodesSplit(table, levels, labels, range(len(table)))
+    return splits, spec
+
+
+def _open_table(folder: Path, spec: CodeSpec) -> MappedTable:
+    state = json.loads((folder / "state.json").read_text())
+    columns = {level.name: level.dtype for level in spec.levels}
+    if spec.class_names:
+        columns["label"] = np.dtype(np.int64)
+    columns |= {"view": np.dtype(np.uint16), "source_index": np.dtype(np.int64)}
+    return MappedTable([folder / part["filename"] for part in state["_data_files"]], columns)
+
+
+def _check_values(table: MappedTable, spec: CodeSpec, where: str) -> NDArray[np.integer] | None:
+    """Check codes and labels against the spec.
+
+    Returns:
+        The labels in the smallest integer type, or None without classes.
+
+    Raises:
+        ValueError: a code or label is out of range.
+    """
+    for level in spec.levels:
+        if level.vocabulary is not None:
+            highest = max((int(piece.max()) for piece in table.pieces(level.name)), default=0)
+            if highest >= level.vocabulary:
+                raise ValueError(
+                    f"{where}, column {level.name} holds code {highest}, "
+                    f"outside its vocabulary of {level.vocabulary}; encode again"
+                )
+    if not spec.class_names:
+        return None
+    labels, classes = table.column("label"), len(spec.class_names)
+    if labels.size and not -1 <= labels.min() <= labels.max() < classes:
+        raise ValueError(f"{where} holds labels outside its {classes} classes; encode again")
+    return labels.astype(np.min_scalar_type(-classes))
+
+
+def codes_features(spec: CodeSpec) -> Features:
+    """Columns of a codes dataset: levels, `label` (if classes have names), `view`, `source_index`."""
+    from datasets import Array2D, Array3D, ClassLabel, Features, Value
+
+    columns: dict[str, Any] = {}
+    for level in spec.levels:
+        array = Array2D if len(level.shape) == 2 else Array3D
+        columns[level.name] = array(level.shape, level.dtype.base.name)
+    if spec.class_names:
+        columns["label"] = ClassLabel(names=list(spec.class_names))
+    return Features({**columns, "view": Value("uint16"), "source_index": Value("int64")})
+
+
+def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write rows as one Arrow file; codes must lie in their vocabulary."""
+    from datasets.arrow_writer import ArrowWriter
+
+    for level in spec.levels:
+        values = columns[level.name]
+        assert (
+            level.vocabulary is None
+            or values.size == 0
+            or (0 <= values.min() <= values.max() < level.vocabulary)
+        ), f"{level.name} holds values outside [0, {level.vocabulary})"
+    rows = dict(columns)
+    if spec.class_names:  # this split may have no labels although another one has
+        rows.setdefault("label", np.full(len(columns["view"]), -1))
+    with ArrowWriter(path=str(path), features=codes_features(spec)) as writer:
+        writer.write_batch(rows)
+        writer.finalize()
+
+
+def join_shards(
+    folder: Path, shards: Mapping[str, list[Path]], spec: CodeSpec, settings: Mapping[str, Any]
+) -> None:
+    """Join the shards of every split to one dataset on disk; they are memory-mapped, not loaded.
+
+    Args:
+        folder: where the dataset goes; `datasets.load_from_disk(folder)[split]` reads it.
+        shards: Arrow files of every split, in the order of their rows.
+        spec: stored in the dataset's description and in `code_spec.json`.
+        settings: how the images were encoded; stored in the description.
+    """
+    from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars
+
+    disable_progress_bars()
+    splits = {}
+    for split, paths in shards.items():
+        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+        rows.info.description = json.dumps({"code_spec": spec.to_dict(), "encode": dict(settings)})
+        splits[split] = rows
+    DatasetDict(splits).save_to_disk(str(folder))
+    write_spec(spec, folder)
+
+
+def measure_latents(paths: Sequence[Path], spec: CodeSpec) -> CodeSpec:
+    """The spec with the mean and standard deviation of every latent channel over some shards.
+
+    Args:
+        paths: Arrow files of `write_shard`; one at a time is read into memory.
+        spec: spec of these latents.
+    """
+    channels = sum(level.channels or 0 for level in spec.levels)
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    for path in paths:
+        table = MappedTable([path], {level.name: level.dtype for level in spec.levels})
+        # Latents lie near 0, so plain sums of squares in float64 are accurate enough.
+        latents = [table.column(level.name).astype(np.float64) for level in spec.levels]
+        count += len(latents[0])
+        total += np.concatenate([values.mean((2, 3)).sum(0) for values in latents])
+        squares += np.concatenate([np.square(values).mean((2, 3)).sum(0) for values in latents])
+    shift = total / count
+    scale = np.sqrt(np.maximum(squares / count - np.square(shift), 0.0))
+    return replace(spec, latent_shift=tuple(shift.tolist()), latent_scale=tuple(scale.tolist()))

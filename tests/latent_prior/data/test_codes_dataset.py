@@ -1,0 +1,282 @@
+import dataclasses
+import json
+import tracemalloc
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+import torch
+
+from latent_prior.data.codes import SPEC_FILE, CodeSpec, Level, write_spec
+from latent_prior.data.codes_dataset import codes_features, measure_latents, open_codes, write_shard
+from tests.latent_prior.code_samples import LATENTS, SPEC, columns, write_codes
+
+
+def test_others_can_read_the_codes(tmp_path):
+    folder = write_codes(tmp_path / "codes", columns(5))
+    rows = datasets.load_from_disk(str(folder))["train"]
+    assert rows.features["label"].names == ["ant", "bee"]
+    assert rows.features == codes_features(SPEC)
+    np.testing.assert_array_equal(np.asarray(rows[2]["bottom"]), columns(5)["bottom"][2])
+    description = json.loads(rows.info.description)
+    assert CodeSpec.from_dict(description["code_spec"]) == SPEC
+    assert description["encode"] == {"flip": True}
+    assert CodeSpec.from_dict(json.loads((folder / SPEC_FILE).read_text())) == SPEC
+
+
+@pytest.mark.parametrize("value", [-1, 4])
+def test_a_code_outside_its_vocabulary_is_not_written(tmp_path, value):
+    rows = columns(3)
+    rows["top"][1, 1, 1] = value
+    with pytest.raises(AssertionError, match=r"top holds values outside \[0, 4\)"):
+        write_shard(tmp_path / "a.arrow", SPEC, rows)
+
+
+def latent_columns(count: int, seed: int) -> dict[str, np.ndarray]:
+    """Two channels far apart, in half precision."""
+    noise = np.random.default_rng(seed).normal(size=(count, 2, 4, 4))
+    latents = np.array([5.0, -0.25])[:, None, None] + np.array([0.5, 30.0])[:, None, None] * noise
+    return {
+        "latents": latents.astype(np.float16),
+        "view": np.zeros(count, np.uint16),
+        "source_index": np.arange(count),
+    }
+
+
+def test_latents_are_measured_over_all_shards(tmp_path):
+    """Mean and deviation of each channel in float64, of shards of different sizes and an empty one."""
+    parts = [latent_columns(count, seed) for seed, count in enumerate((5, 1, 0, 17))]
+    paths = [tmp_path / f"{number}.arrow" for number in range(4)]
+    for path, part in zip(paths, parts, strict=True):
+        write_shard(path, LATENTS, part)
+    found = measure_latents(
+        paths, dataclasses.replace(LATENTS, latent_shift=None, latent_scale=None)
+    )
+    latents = np.concatenate([part["latents"] for part in parts]).astype(np.float64)
+    np.testing.assert_allclose(found.latent_shift, latents.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(found.latent_scale, latents.std((0, 2, 3)), rtol=1e-9)
+    assert dataclasses.replace(found, latent_shift=None, latent_scale=None) == dataclasses.replace(
+        LATENTS, latent_shift=None, latent_scale=None
+    )
+
+
+def test_a_channel_that_never_moves_has_no_scale(tmp_path):
+    rows = latent_columns(6, 0)
+    rows["latents"][:, 0] = 0.1
+    write_shard(tmp_path / "a.arrow", LATENTS, rows)
+    found = measure_latents([tmp_path / "a.arrow"], LATENTS)
+    assert found.latent_scale[0] == pytest.approx(0, abs=1e-7)
+
+
+def test_codes_come_back_row_by_row(tmp_path):
+    parts = [columns(5), columns(3, 5), columns(1, 8)]
+    splits, spec = open_codes(write_codes(tmp_path / "codes", *parts))
+    assert spec == SPEC
+    train = splits["train"]
+    assert len(train) == 9
+    for name, kind in (("top", np.uint8), ("bottom", np.uint16)):
+        assert train.column(name).dtype == kind
+        np.testing.assert_array_equal(
+            train.column(name), np.concatenate([part[name] for part in parts])
+        )
+    assert train.labels.tolist() == [0, 1, 0, 1, 0, 0, 1, 0, 0]
+    assert train.source_index.tolist() == list(range(9))
+    assert train.view.tolist() == [0] * 9
+
+
+def test_a_split_in_several_files(tmp_path):
+    folder = write_codes(tmp_path / "codes", columns(50))
+    datasets.load_from_disk(folder).save_to_disk(tmp_path / "other", num_shards={"train": 3})
+    write_spec(SPEC, tmp_path / "other")
+    assert len(list((tmp_path / "other").rglob("*.arrow"))) == 3
+    split = open_codes(tmp_path / "other")[0]["train"]
+    order = torch.randperm(50)
+    np.testing.assert_array_equal(split.batch(order)["top"], columns(50)["top"][order])
+
+
+def test_latents_keep_their_type(tmp_path):
+    latents = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float16)
+    rows = {"latents": latents, "view": np.zeros(3, np.uint16), "source_index": np.arange(3)}
+    splits, spec = open_codes(write_codes(tmp_path / "codes", rows, spec=LATENTS))
+    assert spec == LATENTS
+    assert splits["train"].labels is None
+    np.testing.assert_array_equal(splits["train"].column("latents"), latents)
+    batch = splits["train"].batch(torch.tensor([2]))
+    assert batch["latents"].dtype == torch.float32
+    np.testing.assert_array_equal(batch["latents"], latents[2:].astype(np.float32))
+
+
+def test_batches_and_rows(tmp_path):
+    train = open_codes(write_codes(tmp_path / "codes", columns(6)))[0]["train"]
+    batch = train.batch(torch.tensor([4, 1, 1]))
+    assert batch["bottom"].dtype == batch["labels"].dtype == torch.int64
+    np.testing.assert_array_equal(batch["bottom"], columns(6)["bottom"][[4, 1, 1]])
+    assert batch["labels"].tolist() == [0, 1, 1]
+    chosen = train.rows(train.labels == 1)
+    assert chosen.source_index.tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [np.arange(2100) % 3 > 0, np.array([5, 1399, 700, 5])],
+        [np.arange(2100) % 2 == 0, np.arange(1050) > 900],
+        [np.arange(1000, 2100), np.arange(1100) % 7 == 0, np.array([3, 1, 2])],
+        [np.array([7]), np.array([True])],
+        [np.array([2099, 0]), np.array([1, 1, 0])],
+        [np.zeros(2100, bool), np.zeros(0, bool)],
+        [np.ones(2100, bool), np.arange(2100)[::-1]],
+    ],
+    ids=["uneven", "every_second", "tail", "one", "repeated", "none", "backwards"],
+)
+def test_rows_of_rows_are_those_of_numpy(tmp_path, choices):
+    """By index and by mask, over the ends of Arrow's chunks of a thousand rows."""
+    rows = columns(2100)
+    split = open_codes(write_codes(tmp_path / "codes", rows))[0]["train"]
+    places = np.arange(2100)
+    for chosen in choices:
+        split, places = split.rows(chosen), places[chosen]
+        assert len(split) == len(places)
+        assert split.source_index.tolist() == places.tolist()
+        assert split.labels.tolist() == (places % 2).tolist()
+        assert split.view.tolist() == [0] * len(places)
+        order = torch.arange(len(places)).flip(0)
+        batch = split.batch(order)
+        for name in ("top", "bottom"):
+            np.testing.assert_array_equal(split.column(name), rows[name][places])
+            np.testing.assert_array_equal(batch[name], rows[name][places[::-1]])
+        assert batch["labels"].tolist() == (places[::-1] % 2).tolist()
+
+
+def test_all_and_evenly_spaced_rows_need_no_list(tmp_path):
+    split = open_codes(write_codes(tmp_path / "codes", columns(2100)))[0]["train"]
+    assert split.rows(split.view == 0).chosen == range(2100)
+    assert split.rows(split.labels == 1).chosen == range(1, 2100, 2)
+    assert split.rows(np.arange(2100) % 3 > 0).chosen.itemsize == 2
+
+
+@pytest.mark.parametrize("place", [-1, 3])
+def test_a_row_outside_the_chosen_ones_is_refused(tmp_path, place):
+    """Row 3 of the chosen three is there in the file, but not to be learned from."""
+    split = open_codes(write_codes(tmp_path / "codes", columns(6)))[0]["train"]
+    for chosen in ([1, 2, 3], [0, 1, 4]):
+        with pytest.raises(IndexError, match="of 3"):
+            split.rows(np.array(chosen)).batch(torch.tensor([0, place]))
+
+
+def test_codes_without_classes_have_no_labels(tmp_path):
+    rows = {name: values for name, values in columns(3).items() if name != "label"}
+    nameless = dataclasses.replace(SPEC, class_names=())
+    split = open_codes(write_codes(tmp_path / "codes", rows, spec=nameless))[0]["train"]
+    assert split.labels is None
+    assert split.rows(np.array([0])).labels is None
+    assert split.batch(torch.tensor([0, 2]))["labels"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(128, np.int8), (129, np.int16)])
+def test_labels_lie_in_few_bytes(tmp_path, classes, kind):
+    many = dataclasses.replace(SPEC, class_names=tuple(map(str, range(classes))))
+    rows = columns(3) | {"label": np.array([-1, 0, classes - 1])}
+    split = open_codes(write_codes(tmp_path / "codes", rows, spec=many))[0]["train"]
+    assert split.all_labels.dtype == kind
+    assert split.labels.dtype == np.int64
+    assert split.labels.tolist() == [-1, 0, classes - 1]
+
+
+def test_codes_stay_on_disk(tmp_path):
+    """4 MB of codes: neither opening, nor choosing, nor a batch allocates what grows with them."""
+    wide = dataclasses.replace(
+        SPEC, levels=(Level("codes", 16, 16, vocabulary=1024),), class_names=()
+    )
+    rows = {
+        "codes": np.random.default_rng(0).integers(0, 1024, (8000, 16, 16)),
+        "view": np.zeros(8000, np.uint16),
+        "source_index": np.arange(8000),
+    }
+    folder = write_codes(tmp_path / "codes", rows, spec=wide)
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        split = open_codes(folder)[0]["train"]
+        batch = split.rows(np.arange(8000) % 3 > 0).batch(torch.tensor([5, 4000]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20 < rows["codes"].astype(np.uint16).nbytes
+    assert pyarrow.total_allocated_bytes() < before + 2**20
+    np.testing.assert_array_equal(batch["codes"], rows["codes"][[8, 6001]])
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (6, 1), (2, 2)])
+def test_maps_of_another_shape_are_not_read(tmp_path, shape):
+    folder = write_codes(tmp_path / "codes", columns(3))
+    levels = SPEC.to_dict()["levels"]
+    levels[0] |= {"height": shape[0], "width": shape[1]}
+    change_spec(folder, levels=levels)
+    with pytest.raises(ValueError, match=r"column top has another shape .*; encode again"):
+        open_codes(folder)
+
+
+def test_a_split_without_labels_beside_one_with_labels_has_unknown_ones(tmp_path):
+    unlabelled = {name: values for name, values in columns(3).items() if name != "label"}
+    splits, _ = open_codes(write_codes(tmp_path / "codes", unlabelled))
+    assert splits["train"].labels.tolist() == [-1, -1, -1]
+
+
+def test_a_code_outside_its_vocabulary_is_not_read(tmp_path):
+    wider = dataclasses.replace(SPEC, levels=(Level("top", 2, 3, vocabulary=5), SPEC.levels[1]))
+    rows = columns(3)
+    rows["top"][1, 1, 1] = 4
+    folder = write_codes(tmp_path / "codes", rows, spec=wider)
+    change_spec(folder, levels=SPEC.to_dict()["levels"])
+    with pytest.raises(ValueError, match="column top holds code 4, outside its vocabulary of 4"):
+        open_codes(folder)
+
+
+def test_labels_outside_the_classes_are_not_read(tmp_path):
+    folder = write_codes(tmp_path / "codes", columns(3))
+    change_spec(folder, class_names=["ant"])
+    with pytest.raises(ValueError, match="holds labels outside its 1 classes"):
+        open_codes(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", ["spec", "truncated", "no_description", "no_column", "no_splits", "gone"]
+)
+def test_a_damaged_folder_is_told(tmp_path, damage):
+    folder = write_codes(tmp_path / "codes", columns(50))
+    arrow = next(folder.rglob("*.arrow"))
+    if damage == "spec":
+        (folder / SPEC_FILE).unlink()
+    elif damage == "truncated":
+        arrow.write_bytes(arrow.read_bytes()[:-2000])
+    elif damage == "gone":
+        arrow.unlink()
+    elif damage == "no_description":
+        info = folder / "train" / "dataset_info.json"
+        info.write_text(json.dumps({**json.loads(info.read_text()), "description": ""}))
+    else:
+        rows = datasets.load_from_disk(str(folder))["train"]
+        folder = tmp_path / "other"
+        if damage == "no_column":
+            datasets.DatasetDict({"train": rows.remove_columns("bottom")}).save_to_disk(folder)
+        else:
+            rows.save_to_disk(folder)
+        write_spec(SPEC, folder)
+    with pytest.raises(ValueError, match=f"--codes {folder}: .*(encode again|encode.py)"):
+        open_codes(folder)
+
+
+def test_no_folder_at_all_is_told(tmp_path):
+    with pytest.raises(ValueError, match="there is no codes dataset"):
+        open_codes(tmp_path / "nowhere")
+
+
+def change_spec(folder, **changes):
+    """What a meddling hand does to the spec inside a codes dataset."""
+    path = folder / "train" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    description = json.loads(info["description"])
+    description["code_spec"] |= changes
+    path.write_text(json.dumps({**info, "description": json.dumps(description)}))
