@@ -6,9 +6,8 @@ Classes of different sets are matched by name; their numbers may differ.
 from __future__ import annotations
 
 import csv
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ from latent_prior.data.image_folders import IMAGE_SUFFIXES, files_below
 from latent_prior.data.images import ImageSet, open_images
 from latent_prior.data.sources import ImageTable
 from latent_prior.evaluation.options import REFERENCE, Candidate, ScoreOptions
-from latent_prior.machine import thread_pool
+from latent_prior.machine import in_threads
 from latent_prior.options import ImageOptions
 
 ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
 # Written by this project's generators: sampler settings, costs, and the class of each file.
 GENERATION_FILE, ABOUT_FILE, LABELS_FILE = "generation.json", "about.json", "labels.csv"
 NAMES_SHOWN = 10  # of the classes, in a message
-TOGETHER = 8  # images decoded by a thread at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,7 @@ class ScoredSet:
         Raises:
             ValueError: naming an image that cannot be read.
         """
-        return list(_in_threads(self.images.array, self.chosen[np.asarray(positions)]))
+        return in_threads(self.images.array, self.chosen[np.asarray(positions)].tolist())
 
     @property
     def is_baseline(self) -> bool:
@@ -261,7 +259,7 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
             return False
         return True
 
-    rows = np.flatnonzero(list(_in_threads(readable, images.source_index)))
+    rows = np.flatnonzero(in_threads(readable, images.source_index.tolist()))
     return replace(images, source_index=rows, skipped=len(files) - len(rows))
 
 
@@ -299,7 +297,7 @@ def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwi
             return width, height
 
     rows = images.source_index[chosen]
-    sizes = _in_threads(size, rows)
+    sizes = in_threads(size, rows.tolist())
     other = next((index for index, each in enumerate(sizes) if each != sizes[0]), None)
     if other is not None:
         (width, height), (other_width, other_height) = sizes[0], sizes[other]
@@ -342,10 +340,3 @@ def _classes_in_table(
             f"{flag}: {path} has no row for the image {missing}; add it, or remove the table"
         )
     return [class_of[name] for name in files]
-
-
-def _in_threads(function: Callable[[int], Any], rows: NDArray[np.int64]) -> list[Any]:
-    """Files are read and decoded outside Python's lock; small ones are not worth a task each."""
-    pieces = [rows[start : start + TOGETHER].tolist() for start in range(0, len(rows), TOGETHER)]
-    found = thread_pool().map(lambda piece: [function(row) for row in piece], pieces)
-    return list(itertools.chain.from_iterable(found))

@@ -30,7 +30,7 @@ from latent_prior.data.codes_dataset import (
     write_shard,
 )
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
-from latent_prior.data.sources import split_names
+from latent_prior.data.sources import open_source
 from latent_prior.files import check_output_dir, read_json, whole_file, whole_folder, write_json
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"codes: {final} (already there)")
         return
 
-    names = split_names(options) if options.split is None else [options.split]
+    names = open_source(options).split_names() if options.split is None else [options.split]
     sets = {name: open_images(options, name) for name in names}
     class_names = next((images.class_names for images in sets.values() if images.class_names), ())
     spec = dataclasses.replace(autoencoder.code_spec, class_names=class_names)

@@ -7,9 +7,11 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 def available_cores() -> int:
@@ -19,13 +21,22 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def in_threads(function: Callable[[int], Any], count: int) -> None:
-    """Call `function` for 0 .. count - 1 in threads; PIL decodes outside Python's lock."""
-    hidden = count < 20_000 or not is_main_process()
-    with tqdm(total=count, desc="decoding", unit="image", disable=hidden) as bar:
-        for start in range(0, count, 1024):  # in blocks: the pool takes in all it is given at once
-            block = range(start, min(start + 1024, count))
-            bar.update(len(list(thread_pool().map(function, block))))
+def in_threads(function: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
+    """The results of `function` for all numbers, computed in threads.
+
+    Reading files and decoding with PIL release Python's lock.
+    """
+    hidden = len(numbers) < 20_000 or not is_main_process()
+    results: list[T] = []
+    with tqdm(total=len(numbers), desc="reading", unit="image", disable=hidden) as bar:
+        for start in range(0, len(numbers), 8192):  # the pool queues all it is given at once
+            block = numbers[start : start + 8192]
+            # One small image is not worth a task.
+            tasks = [block[first : first + 8] for first in range(0, len(block), 8)]
+            for part in thread_pool().map(lambda task: [function(n) for n in task], tasks):
+                results += part
+                bar.update(len(part))
+    return results
 
 
 def is_main_process() -> bool:

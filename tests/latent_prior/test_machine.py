@@ -12,8 +12,11 @@ def test_every_number_is_called_once():
         with lock:
             seen.append(number)
 
-    in_threads(note, 2500)
-    assert sorted(seen) == list(range(2500))
+    assert in_threads(lambda number: note(number) or -number, range(20_001)) == [
+        -number for number in range(20_001)
+    ]
+    assert sorted(seen) == list(range(20_001))
+    assert in_threads(note, []) == []
 
 
 def test_the_first_failure_is_raised():
@@ -22,7 +25,7 @@ def test_the_first_failure_is_raised():
             raise ValueError(f"number {number}")
 
     with pytest.raises(ValueError, match="number 30"):
-        in_threads(fail, 1000)
+        in_threads(fail, range(1000))
 
 
 def test_there_is_one_pool_and_at_least_one_core():

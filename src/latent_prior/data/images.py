@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from latent_prior.data.image_files import UNREADABLE, decode_image, resize_and_crop
-from latent_prior.data.sources import ImageTable, open_table
+from latent_prior.data.sources import ImageTable, open_source
 from latent_prior.files import whole_file
 from latent_prior.machine import in_threads, is_main_process, thread_pool
 from latent_prior.options import ImageOptions
@@ -132,7 +132,7 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
     Raises:
         ValueError: no such dataset, split or column, no images, or an image that cannot be read.
     """
-    table = open_table(options, split)
+    table = open_source(options).table(split)
     if len(table) == 0:
         raise ValueError(f"--dataset {options.dataset}: split {split!r} holds no images")
     channels = options.channels or (1 if _first_readable(table, options).shape[-1] == 1 else 3)
@@ -203,7 +203,7 @@ def square_size(images: ImageSet) -> int:
                 "set --image_size to bring them to one"
             )
 
-    in_threads(check, len(images))
+    in_threads(check, range(len(images)))
     return height
 
 
@@ -221,10 +221,8 @@ def stream_images(
     Raises:
         ValueError: no such dataset or column, or an image that cannot be read.
     """
-    from latent_prior.data.sources import open_stream
-
     assert options.image_size is not None
-    rows = open_stream(options, split, shuffle_seed=shuffle_seed)
+    rows = open_source(options).stream(split, shuffle_seed=shuffle_seed)
     for number, (read, name, label) in enumerate(rows):
         if number < start:
             continue
@@ -290,7 +288,7 @@ def _decode_all(images: ImageSet, side: int | None) -> None:
             if side:
                 cached[row] = torch.from_numpy(array.copy()).permute(2, 0, 1)
 
-    in_threads(decode, count)
+    in_threads(decode, range(count))
     images.source_index = np.flatnonzero(readable)
     images.skipped = int(count - readable.sum())
     if len(images) == 0:

@@ -1,7 +1,11 @@
-"""Where images come from: the embedded digits, local folders, parquet or arrow folders, the Hugging Face hub."""
+"""Data sources: the embedded digits, local folders and the Hugging Face hub.
+
+To add a source, subclass `ImageSource` and choose the subclass in `open_source`.
+"""
 
 from __future__ import annotations
 
+import abc
 import glob
 import io
 from collections.abc import Callable, Iterator
@@ -11,25 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from latent_prior.data.image_folders import files_below, image_splits
 from latent_prior.data.mnist5k import digits
 from latent_prior.options import ImageOptions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from numpy.typing import NDArray
 
-EMBEDDED = "mnist5k"
+
+StreamedImage = tuple[Callable[[], bytes], str, int]
+"""Reader of the encoded image, its name in messages, its label or -1."""
 
 
 @dataclass
 class ImageTable:
-    """Encoded images with their labels.
+    """Encoded images of one split, by row.
 
     Attributes:
         read: row -> content of an image file.
-        name_of: row -> what a user would call the image.
+        name_of: row -> name of the image in messages.
         size: number of rows.
         labels: int64 (N,), or None.
         class_names: names of the labels in the order of their numbers.
@@ -42,112 +48,164 @@ class ImageTable:
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Number of rows, readable or not."""
+        """Number of rows, including unreadable images."""
         return self.size
 
 
-def open_table(options: ImageOptions, split: str) -> ImageTable:
-    """Open one split of `options.dataset`.
+class ImageSource(abc.ABC):
+    """A dataset of encoded images."""
 
-    Raises:
-        ValueError: no such dataset, split or column.
-    """
-    if _is_embedded(options):
-        return _embedded_table(split)
-    return _dataset_table(_splits(options), options, split)
+    @abc.abstractmethod
+    def split_names(self) -> list[str]:
+        """Names of the splits.
 
+        Raises:
+            ValueError: the dataset cannot be opened.
+        """
 
-def split_names(options: ImageOptions) -> list[str]:
-    """The splits that `options.dataset` has.
+    @abc.abstractmethod
+    def table(self, split: str) -> ImageTable:
+        """Open a split by row.
 
-    Raises:
-        ValueError: no such dataset.
-    """
-    if _is_embedded(options):
-        return ["train", "test"]
-    return list(_splits(options))
+        Raises:
+            ValueError: there is no such dataset, split or column.
+        """
 
+    def stream(self, split: str, *, shuffle_seed: int | None) -> Iterator[StreamedImage]:
+        """Read a split row by row; without a seed in its own order.
 
-def open_stream(
-    options: ImageOptions, split: str, *, shuffle_seed: int | None
-) -> Iterator[tuple[Callable[[], bytes], str, int]]:
-    """(reader of an image file's content, its name, label or -1) row by row, without an index.
-
-    Raises:
-        ValueError: no such dataset, split or column.
-    """
-    if _is_embedded(options):
-        table = open_table(options, split)
-        assert table.labels is not None
+        Raises:
+            ValueError: there is no such dataset, split or column.
+        """
+        table = self.table(split)
         order = np.arange(len(table))
         if shuffle_seed is not None:
             np.random.default_rng(shuffle_seed).shuffle(order)
         for row in map(int, order):
-            yield partial(table.read, row), table.name_of(row), int(table.labels[row])
-        return
-    import datasets
-
-    splits = _splits(options, streaming=True)
-    _check_split(options, splits, split)
-    rows = splits[split]
-    if isinstance(rows, datasets.Dataset):  # a folder is never streamed
-        rows = rows.to_iterable_dataset()
-    if rows.column_names is not None:
-        _check_columns(options, rows.column_names)
-    rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
-    if shuffle_seed is not None:
-        rows = rows.shuffle(seed=shuffle_seed % 2**32, buffer_size=10_000)
-    for number, row in enumerate(rows):
-        cell, label = row[options.image_column], row.get(options.label_column or "label")
-        name = _cell_name(cell, f"row {number} of the stream of {options.dataset}")
-        yield partial(_content, cell), name, label if isinstance(label, int) else -1
+            label = -1 if table.labels is None else int(table.labels[row])
+            yield partial(table.read, row), table.name_of(row), label
 
 
-def _is_embedded(options: ImageOptions) -> bool:
-    return options.dataset == EMBEDDED and not Path(EMBEDDED).exists()
+def open_source(options: ImageOptions) -> ImageSource:
+    """The source of `options.dataset`; a local folder of the same name hides the digits."""
+    if options.dataset == "mnist5k" and not Path("mnist5k").exists():
+        return EmbeddedDigits()
+    return DatasetsSource(options)
 
 
-def _embedded_table(split: str) -> ImageTable:
-    images, labels = digits(split)
+class EmbeddedDigits(ImageSource):
+    """The digits of `latent_prior.data.mnist5k`."""
 
-    def read(row: int) -> bytes:
-        from PIL import Image
+    def split_names(self) -> list[str]:
+        """See `ImageSource`."""
+        return ["train", "test"]
 
-        buffer = io.BytesIO()
-        Image.fromarray(images[row]).save(buffer, "bmp")
-        return buffer.getvalue()
+    def table(self, split: str) -> ImageTable:
+        """See `ImageSource`."""
+        images, labels = digits(split)
 
-    def name_of(row: int) -> str:
-        return f"mnist5k {split} {row}"
+        def read(row: int) -> bytes:
+            buffer = io.BytesIO()
+            Image.fromarray(images[row]).save(buffer, "bmp")
+            return buffer.getvalue()
 
-    return ImageTable(read, name_of, len(labels), labels, tuple(map(str, range(10))))
+        names = tuple(map(str, range(10)))
+        return ImageTable(read, lambda row: f"mnist5k {split} {row}", len(labels), labels, names)
 
 
-def _splits(options: ImageOptions, *, streaming: bool = False) -> dict[str, Any]:
-    """Every split of a dataset, unread.
+class DatasetsSource(ImageSource):
+    """What the `datasets` library reads: local folders and datasets of the hub."""
 
-    Raises:
-        ValueError: with what is wrong with the name or the folder.
-    """
-    import datasets
+    def __init__(self, options: ImageOptions) -> None:
+        self.options = options
 
-    datasets.disable_progress_bars()
-    path = Path(options.dataset)
-    if path.is_dir():
-        opened = _open_folder(path, streaming)
-    elif path.exists():
-        raise ValueError(f"--dataset {path} is a file; expected a folder, mnist5k or a hub id")
-    elif options.dataset.startswith((".", "/", "~")) or options.dataset.count("/") > 1:
-        raise ValueError(f"--dataset: there is no folder {path}")
-    else:
-        opened = _open_hub(options.dataset, streaming)
-    if isinstance(opened, datasets.Dataset | datasets.IterableDataset):
-        opened = {"train": opened}
-    return dict(opened)
+    def split_names(self) -> list[str]:
+        """See `ImageSource`."""
+        return list(self._splits())
+
+    def table(self, split: str) -> ImageTable:
+        """See `ImageSource`."""
+        import datasets
+
+        options, splits = self.options, self._splits()
+        rows = self._split(splits, split)
+        self._check_columns(rows.column_names)
+        try:
+            rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"--image_column {options.image_column}: the column does not hold images"
+            ) from error
+        labels, names = _labels(splits, split, options)
+        images = rows.select_columns([options.image_column])
+
+        def cell(row: int) -> dict[str, Any] | None:
+            return images[row][options.image_column]
+
+        def name_of(row: int) -> str:
+            return _cell_name(cell(row), f"row {row} of split {split} of {options.dataset}")
+
+        return ImageTable(lambda row: _content(cell(row)), name_of, len(rows), labels, names)
+
+    def stream(self, split: str, *, shuffle_seed: int | None) -> Iterator[StreamedImage]:
+        """See `ImageSource`; the order is shuffled in a buffer of 10,000 rows."""
+        import datasets
+
+        options = self.options
+        rows = self._split(self._splits(streaming=True), split)
+        if isinstance(rows, datasets.Dataset):  # of a folder
+            rows = rows.to_iterable_dataset()
+        if rows.column_names is not None:
+            self._check_columns(rows.column_names)
+        rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
+        if shuffle_seed is not None:
+            rows = rows.shuffle(seed=shuffle_seed % 2**32, buffer_size=10_000)
+        for number, row in enumerate(rows):
+            cell, label = row[options.image_column], row.get(options.label_column or "label")
+            name = _cell_name(cell, f"row {number} of the stream of {options.dataset}")
+            yield partial(_content, cell), name, label if isinstance(label, int) else -1
+
+    def _splits(self, *, streaming: bool = False) -> dict[str, Any]:
+        """Every split, opened but not read.
+
+        Raises:
+            ValueError: the folder or hub dataset cannot be opened.
+        """
+        import datasets
+
+        datasets.disable_progress_bars()
+        name, path = self.options.dataset, Path(self.options.dataset)
+        if path.is_dir():
+            opened = _open_folder(path, streaming)
+        elif path.exists():
+            raise ValueError(f"--dataset {path} is a file; expected a folder, mnist5k or a hub id")
+        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ValueError(f"--dataset: there is no folder {path}")
+        else:
+            opened = _open_hub(name, streaming)
+        if isinstance(opened, datasets.Dataset | datasets.IterableDataset):
+            opened = {"train": opened}
+        return dict(opened)
+
+    def _split(self, splits: dict[str, Any], split: str) -> Any:
+        if split not in splits:
+            raise ValueError(
+                f"--dataset {self.options.dataset} has no split {split!r}; "
+                f"it has: {', '.join(splits)}"
+            )
+        return splits[split]
+
+    def _check_columns(self, names: list[str]) -> None:
+        for flag in ("image_column", "label_column"):
+            column = getattr(self.options, flag)
+            if column is not None and column not in names:
+                raise ValueError(
+                    f"--{flag} {column}: there is no such column; there are: {', '.join(names)}"
+                )
 
 
 def _open_folder(path: Path, streaming: bool) -> Any:
-    """A folder written by `save_to_disk`, of parquet or arrow files, or of images.
+    """Open a folder written by `save_to_disk`, of parquet or arrow files, or of images.
 
     Raises:
         ValueError: it holds none of these, or they are damaged.
@@ -178,10 +236,10 @@ def _open_folder(path: Path, streaming: bool) -> Any:
 
 
 def _open_hub(name: str, streaming: bool) -> Any:
-    """A dataset of the hub, or its copy in the cache where there is no network.
+    """Open a dataset of the hub, or its cached copy without a network.
 
     Raises:
-        ValueError: no such dataset, or neither network nor copy.
+        ValueError: there is no such dataset, or neither a network nor a copy.
     """
     import datasets
     import huggingface_hub
@@ -197,69 +255,28 @@ def _open_hub(name: str, streaming: bool) -> Any:
         raise ValueError(
             f"--dataset {name}: no such folder here, and the hub refuses it ({_first_line(error)})"
         ) from error
-    except Exception:  # no network; the type depends on the version of the hub's http library
-        # Without this, `datasets` retries for half a minute before it looks into its cache.
+    except Exception:  # no network; the type depends on the hub's HTTP library
+        # Otherwise `datasets` retries for half a minute before it uses its cache.
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         return datasets.load_dataset(name, streaming=streaming)
-    except Exception as error:  # as above, and whatever the dataset's own files provoke
+    except Exception as error:  # as above, and whatever damaged files raise
         raise ValueError(
             f"--dataset {name}: no such folder here, and the hub's copy cannot be read "
             f"({_first_line(error)}); check the name or the network"
         ) from error
 
 
-def _dataset_table(splits: dict[str, Any], options: ImageOptions, split: str) -> ImageTable:
-    import datasets
-
-    _check_split(options, splits, split)
-    rows: Dataset = splits[split]
-    _check_columns(options, rows.column_names)
-    try:
-        rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"--image_column {options.image_column}: the column does not hold images"
-        ) from error
-    labels, names = _labels(splits, split, options)
-    images = rows.select_columns([options.image_column])
-
-    def cell(row: int) -> dict[str, Any] | None:
-        return images[row][options.image_column]
-
-    def name_of(row: int) -> str:
-        return _cell_name(cell(row), f"row {row} of split {split} of {options.dataset}")
-
-    return ImageTable(lambda row: _content(cell(row)), name_of, len(rows), labels, names)
-
-
-def _check_split(options: ImageOptions, splits: dict[str, Any], split: str) -> None:
-    if split not in splits:
-        raise ValueError(
-            f"--dataset {options.dataset} has no split {split!r}; it has: {', '.join(splits)}"
-        )
-
-
-def _check_columns(options: ImageOptions, names: list[str]) -> None:
-    for flag, column in (
-        ("image_column", options.image_column),
-        ("label_column", options.label_column),
-    ):
-        if column is not None and column not in names:
-            raise ValueError(
-                f"--{flag} {column}: there is no such column; there are: {', '.join(names)}"
-            )
-
-
 def _labels(
     splits: dict[str, Any], split: str, options: ImageOptions
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels as numbers with their names, -1 where a class is unknown; any column of integers or text can serve.
+    """Labels of a split as numbers, -1 for an unknown class, and the names of the classes.
 
-    The numbers are the same in every split, also where a split lacks a class.
+    A column of integers or text is numbered by its sorted values in all splits, so a class has the
+    same number everywhere.
 
     Raises:
-        ValueError: the column that was asked for holds neither, or misses values.
+        ValueError: `--label_column` holds neither, or has missing values.
     """
     import datasets
 
@@ -270,32 +287,32 @@ def _labels(
     if isinstance(feature, datasets.ClassLabel):
         numbers = [-1 if number is None else number for number in splits[split][column]]
         return np.asarray(numbers, dtype=np.int64), tuple(feature.names)
-    found = {
+    values = {
         name: np.asarray(rows.with_format(None)[column][:])
         for name, rows in splits.items()
         if column in rows.column_names
     }
-    kinds = {values.dtype.kind for values in found.values()}
+    kinds = {array.dtype.kind for array in values.values()}
     if not kinds <= set("iub") and kinds != {"U"}:
-        if options.label_column is None:  # a column that merely has this name
+        if options.label_column is None:  # a column that happens to be called `label`
             return None, ()
         raise ValueError(
-            f"--label_column {column}: some labels are missing, or are neither class numbers nor class names"
+            f"--label_column {column}: some labels are missing, or are neither integers nor text"
         )
-    names = np.unique(np.concatenate(list(found.values())))
-    return np.searchsorted(names, found[split]), tuple(str(name) for name in names)
+    names = np.unique(np.concatenate(list(values.values())))
+    return np.searchsorted(names, values[split]), tuple(str(name) for name in names)
 
 
 def _cell_name(cell: dict[str, Any] | None, otherwise: str) -> str:
-    """What a user would call an image: its file, where it is one."""
+    """The path of an image file; `otherwise` for an image stored in the table."""
     return cell["path"] if cell and cell["path"] and cell["bytes"] is None else otherwise
 
 
 def _content(cell: dict[str, Any] | None) -> bytes:
-    """The encoded image, from the table itself or from the file it points to.
+    """The encoded image, from the table or from the file it points to.
 
     Raises:
-        OSError, ValueError: an empty cell, or a file that cannot be read.
+        OSError, ValueError: the cell is empty or the file cannot be read.
     """
     if not cell or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("the cell is empty")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latent_prior.data.sources import open_stream, open_table, split_names
+from latent_prior.data.sources import open_source
 from latent_prior.options import ImageOptions
 from tests.latent_prior.samples import CLASSES, encoded, pixels, write
 
@@ -53,8 +53,8 @@ def plain(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def test_an_image_folder(folder, options):
-    table = open_table(options(folder), "train")
-    assert split_names(options(folder)) == ["train"]
+    table = open_source(options(folder)).table("train")
+    assert open_source(options(folder)).split_names() == ["train"]
     assert numbers(table) == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
     assert table.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert table.class_names == CLASSES
@@ -63,13 +63,13 @@ def test_an_image_folder(folder, options):
 
 def test_a_relative_folder_names_its_files(folder, options, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    assert open_table(options("images"), "train").name_of(0) == "images/ant/00.png"
+    assert open_source(options("images")).table("train").name_of(0) == "images/ant/00.png"
 
 
 def test_a_parquet_folder(parquet, options):
     path = parquet(rows(12), rows(3, 12))
-    assert split_names(options(path)) == ["train", "test"]
-    test = open_table(options(path), "test")
+    assert open_source(options(path)).split_names() == ["train", "test"]
+    test = open_source(options(path)).table("test")
     assert numbers(test) == [12, 13, 14]
     assert test.class_names == CLASSES
     assert test.name_of(1) == f"row 1 of split test of {path}"
@@ -77,14 +77,14 @@ def test_a_parquet_folder(parquet, options):
 
 def test_a_parquet_folder_with_brackets_in_its_name(parquet, options, tmp_path):
     path = shutil.move(parquet(rows(3), rows(3)), tmp_path / "a[1]")
-    assert len(open_table(options(path), "train")) == 3
+    assert len(open_source(options(path)).table("train")) == 3
 
 
 @pytest.mark.parametrize("with_splits", [True, False])
 def test_a_folder_of_save_to_disk(tmp_path, options, with_splits):
     saved = with_names(rows())
     (datasets.DatasetDict({"train": saved}) if with_splits else saved).save_to_disk(tmp_path / "d")
-    table = open_table(options(tmp_path / "d"), "train")
+    table = open_source(options(tmp_path / "d")).table("train")
     assert numbers(table) == list(range(12))
     assert table.labels.tolist() == [n % 3 for n in range(12)]
 
@@ -95,7 +95,7 @@ def test_text_labels_have_the_same_numbers_in_every_split(parquet, options):
     test = {"image": rows(2)["image"], "label": ["cow", "bee"]}
     path = parquet(train, test, plain)
     for split, labels in (("train", [0, 1, 2]), ("test", [2, 1])):
-        table = open_table(options(path), split)
+        table = open_source(options(path)).table(split)
         assert table.labels.tolist() == labels
         assert table.class_names == CLASSES
 
@@ -103,7 +103,7 @@ def test_text_labels_have_the_same_numbers_in_every_split(parquet, options):
 def test_other_columns_can_serve(parquet, options):
     columns = {"picture": rows(3)["image"], "year": [1999, 2024, 1999]}
     path = parquet(columns, columns, plain)
-    table = open_table(options(path, image_column="picture", label_column="year"), "train")
+    table = open_source(options(path, image_column="picture", label_column="year")).table("train")
     assert table.labels.tolist() == [0, 1, 0]
     assert table.class_names == ("1999", "2024")
 
@@ -111,20 +111,20 @@ def test_other_columns_can_serve(parquet, options):
 def test_unknown_labels_are_minus_one(tmp_path, options):
     saved = with_names({**rows(3), "label": [0, None, -1]})
     saved.save_to_disk(tmp_path / "d")
-    assert open_table(options(tmp_path / "d"), "train").labels.tolist() == [0, -1, -1]
+    assert open_source(options(tmp_path / "d")).table("train").labels.tolist() == [0, -1, -1]
 
 
 def test_a_column_that_only_happens_to_be_called_label_is_no_label(parquet, options):
     columns = {"image": rows(2)["image"], "label": [0.25, 0.5]}
     path = parquet(columns, columns, plain)
-    assert open_table(options(path), "train").labels is None
+    assert open_source(options(path)).table("train").labels is None
     with pytest.raises(ValueError, match="--label_column label: some labels are missing, or"):
-        open_table(options(path, label_column="label"), "train")
+        open_source(options(path, label_column="label")).table("train")
 
 
 def test_mnist5k_is_embedded(options):
-    table = open_table(ImageOptions(), "test")
-    assert split_names(ImageOptions()) == ["train", "test"]
+    table = open_source(ImageOptions()).table("test")
+    assert open_source(ImageOptions()).split_names() == ["train", "test"]
     assert len(table) == 1000
     assert table.labels.tolist() == [n % 10 for n in range(1000)]
     assert table.name_of(3) == "mnist5k test 3"
@@ -144,30 +144,30 @@ def test_wrong_names_are_told(folder, tmp_path, options, parquet):
         (("mnist5k",), "validation", "has no split 'validation'"),
     ):
         with pytest.raises(ValueError, match=message):
-            open_table(options(*settings), split)
+            open_source(options(*settings)).table(split)
     for flag in ("image_column", "label_column"):
         with pytest.raises(ValueError, match=f"--{flag} nope: there is no such column; .* image, "):
-            open_table(options(path, **{flag: "nope"}), "train")
+            open_source(options(path, **{flag: "nope"})).table("train")
     with pytest.raises(ValueError, match="--image_column label: the column does not hold images"):
-        open_table(options(path, image_column="label"), "train")
+        open_source(options(path, image_column="label")).table("train")
 
 
 def test_damaged_tables_are_told(tmp_path, options, capfd):
     write(tmp_path / "p" / "x.parquet", b"garbage")
     with pytest.raises(ValueError, match="its parquet files cannot be read"):
-        open_table(options(tmp_path / "p"), "train")
+        open_source(options(tmp_path / "p")).table("train")
     with_names(rows()).save_to_disk(tmp_path / "d")
     arrow = tmp_path / "d" / "data-00000-of-00001.arrow"
     arrow.write_bytes(arrow.read_bytes()[:300])
     with pytest.raises(ValueError, match="its arrow files cannot be read"):
-        open_table(options(tmp_path / "d"), "train")
+        open_source(options(tmp_path / "d")).table("train")
 
 
 @pytest.mark.parametrize("name", ["somebody/something", "something"])
 def test_without_a_network_a_hub_name_is_one_sentence(options, name):
     """The tests run with HF_HUB_OFFLINE=1; test_hub.py looks at a hub that cannot be reached."""
     with pytest.raises(ValueError, match=f"--dataset {name}: no such folder here") as refused:
-        open_table(options(name), "train")
+        open_source(options(name)).table("train")
     assert "\n" not in str(refused.value)
 
 
@@ -180,13 +180,13 @@ def test_a_stream_holds_what_the_table_holds(kind, folder, parquet, tmp_path, op
     chosen = options(path or parquet(rows(12), rows(3)))
     if kind == "mnist5k":
         chosen, split = ImageOptions(), "test"
-    table = open_table(chosen, split)
-    streamed = list(islice(open_stream(chosen, split, shuffle_seed=None), 50))
+    table = open_source(chosen).table(split)
+    streamed = list(islice(open_source(chosen).stream(split, shuffle_seed=None), 50))
     assert [read() for read, _, _ in streamed] == [
         table.read(n) for n in range(min(50, len(table)))
     ]
     assert [label for _, _, label in streamed] == table.labels[:50].tolist()
-    shuffled = [list(open_stream(chosen, split, shuffle_seed=seed)) for seed in (1, 1, 2)]
+    shuffled = [list(open_source(chosen).stream(split, shuffle_seed=seed)) for seed in (1, 1, 2)]
     orders = [[read() for read, _, _ in each] for each in shuffled]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == sorted(map(table.read, range(len(table))))
@@ -194,6 +194,6 @@ def test_a_stream_holds_what_the_table_holds(kind, folder, parquet, tmp_path, op
 
 def test_a_stream_refuses_missing_columns_and_splits(folder, options):
     with pytest.raises(ValueError, match="--image_column nope"):
-        next(open_stream(options(folder, image_column="nope"), "train", shuffle_seed=None))
+        next(open_source(options(folder, image_column="nope")).stream("train", shuffle_seed=None))
     with pytest.raises(ValueError, match="has no split 'test'"):
-        next(open_stream(options(folder), "test", shuffle_seed=None))
+        next(open_source(options(folder)).stream("test", shuffle_seed=None))
