@@ -5,14 +5,16 @@ python pipelines/assemble.py --autoencoder runs/mnist/vqvae/model --prior runs/m
 
 from __future__ import annotations
 
-from latent_prior.cli import answer_early, parse_config, run
+from latent_prior.cli import answer_early, command_line, parse_config, run
 from latent_prior.pipelines.options import AssembleOptions
 
 answer_early(__name__, AssembleOptions)
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from latent_prior.pipelines.arguments import given_settings
+from latent_prior.pipelines.folder import write_folder
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage2_prior.prior import TransformerPrior
@@ -28,8 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     autoencoder = load_autoencoder(options.autoencoder)
     prior = None if options.prior is None else TransformerPrior.from_pretrained(options.prior)
     pipe = Pipeline(autoencoder, prior)
-    pipe.sampler = pipe.resolve(given_settings(options), "--")
-    pipe.save_pretrained(options.output_dir)
+    write_folder(
+        Path(options.output_dir),
+        pipe.components,
+        pipe.resolve(given_settings(options), "--"),
+        pipe.code_spec,
+        command=command_line(),
+    )
     print(f"pipeline: {options.output_dir}")
 
 

@@ -1,33 +1,35 @@
 """The model card of a pipeline folder: README.md, for people and for the Hugging Face hub.
 
-Everything it says is read from the folder: `pipeline.json`, the parts' configs, and in `card/` what is known beyond
-them: the options of the trainings, a grid of samples with its settings, scores with their protocol.
+Its facts come from the folder: `pipeline.json`, the configs of the components, and `card/`, which holds the training
+options, a grid of samples with its settings, and scores with their protocol.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
+import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latent_prior.cli_values import read_yaml
-from latent_prior.files import read_json, whole_file, write_json
-from latent_prior.models import CONFIG_FILE
-from latent_prior.pipelines.card_text import (
-    CARD,
-    GENERATION_FILE,
-    GRID_FILE,
-    MARK,
-    TABLE_FILE,
-    card_text,
-)
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
-README, INDEX_FILE, LABELS_FILE = "README.md", "pipeline.json", "labels.csv"
-PARTS = ("autoencoder", "prior")
+from latent_prior.cli_values import read_yaml
+from latent_prior.files import read_json, whole_file
+from latent_prior.markdown import markdown_table
+from latent_prior.models import CONFIG_FILE
+from latent_prior.stage2_prior.sampler import Sampler
+
+README, INDEX_FILE, CARD = "README.md", "pipeline.json", "card"
+GRID_FILE, GENERATION_FILE, LABELS_FILE, ABOUT_FILE = (
+    "grid.png", "generation.json", "labels.csv", "about.json",
+)  # fmt: skip
+SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
+COMPONENTS = ("autoencoder", "prior")
+MARK = "<!-- Written by latent-prior, which writes it anew; without this line it is yours and stays as it is. -->"
 
 
 def write_card(
@@ -37,58 +39,58 @@ def write_card(
     scores: Path | None = None,
     license_name: str | None = None,
 ) -> bool:
-    """Write README.md into a pipeline folder, after taking in what is given.
+    """Write README.md into a pipeline folder, after copying samples and scores into its `card/`.
 
     Args:
-        folder: of the pipeline.
-        grid: `grid.png` in a folder of images that generate.py drew from this pipeline; None keeps the card's own.
-        scores: `scores.json` in a folder that score.py wrote about it, likewise.
-        license_name: as the hub spells it, `apache-2.0`; None keeps what the card says.
+        folder: the pipeline folder.
+        grid: `grid.png` in a folder that generate.py wrote from this pipeline; None keeps the card's.
+        scores: `scores.json` in a folder that score.py wrote about this pipeline; None keeps the card's.
+        license_name: as spelled on the hub, for example `apache-2.0`; None keeps the card's.
 
     Returns:
-        Whether it was written: a README.md that somebody else wrote stays as it is.
+        Whether README.md was written; a handwritten one is left unchanged.
 
     Raises:
-        ValueError: no pipeline, or pictures or scores of something else.
+        ValueError: the folder holds no pipeline, or the samples or scores are from another pipeline.
     """
     index = read_json(folder / INDEX_FILE)
     if grid is not None:
-        _take_grid(folder, grid)
+        _copy_grid(folder, grid)
     if scores is not None:
-        _take_scores(folder, scores)
+        _copy_scores(folder, scores)
     path = folder / README
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if is_handwritten(text):
         return False
     with whole_file(path) as temporary:
-        temporary.write_text(
-            card_text(folder, index, license_name or license_of(text)), encoding="utf-8"
-        )
+        card = _card_text(folder, index, license_name or license_of(text))
+        temporary.write_text(card, encoding="utf-8")
     return True
 
 
-def carry_card(folder: Path, homes: Mapping[str, Path], before: Path) -> None:
-    """Bring to a new pipeline folder what is known of its parts, and what was said of the same pipeline elsewhere.
+def carry_card(
+    folder: Path, homes: Mapping[str, Path], before: Path, same: Sequence[Path] = ()
+) -> None:
+    """Copy what is known about the components, and the card of the same pipeline elsewhere, into a new folder.
 
     Args:
-        folder: the new one, without a card.
-        homes: folder that each part was loaded from.
-        before: the pipeline folder that the new one replaces, if there is one.
+        folder: the new pipeline folder, without a card.
+        homes: component name -> folder it was loaded from.
+        before: the pipeline folder that is replaced, if it exists.
+        same: other folders of the same pipeline.
     """
     card = folder / CARD
-    origins = [before, *(home.parent for home in homes.values())]
-    same = [origin for origin in origins if _fingerprints(origin) == _fingerprints(folder)]
     for origin in same[:1]:
         if (origin / CARD).is_dir():
             shutil.copytree(origin / CARD, card)
-    for part, home in homes.items():
-        for name, source in _recipes(part, home):
+    for component, home in homes.items():
+        for name, source in _training_options(component, home).items():
             card.mkdir(exist_ok=True)
-            if name not in (path.name for path in card.iterdir()):
+            if not (card / name).exists():
                 text = source.read_text(encoding="utf-8")
                 text = without_places(text, read_yaml(text))  # JSON is YAML
                 (card / name).write_text(text, encoding="utf-8")
-    for origin in (before, *same):  # what stands in the folder itself is never lost
+    for origin in (before, *same):  # a README.md in the folder itself is never lost
         path = origin / README
         if path.is_file() and not (folder / README).exists():
             text = path.read_text(encoding="utf-8")
@@ -97,32 +99,48 @@ def carry_card(folder: Path, homes: Mapping[str, Path], before: Path) -> None:
 
 
 def is_handwritten(text: str) -> bool:
-    """Whether a README.md says something of its own: more than the front matter that the hub's website writes."""
-    return MARK not in text and bool(re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S).strip())
+    """Whether a README.md holds a user's text, more than the front matter that the hub's website writes."""
+    return MARK not in text and bool(_parse(text).text.strip())
 
 
 def license_of(text: str) -> str | None:
-    """The license that the front matter of a README.md names."""
-    front = re.match(r"\A---\n(.*?)\n---\n", text, flags=re.S)
-    found = front and re.search(r"^license: *(.+?) *$", front[1], flags=re.M)
-    return found[1] if found else None
+    """The license in the front matter of a README.md."""
+    name: str | None = _parse(text).data.license
+    return name
+
+
+def _parse(text: str) -> ModelCard:
+    """Front matter and text of a README.md; damaged front matter counts as text."""
+    try:
+        if text.startswith("---"):
+            return ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError):
+        pass
+    return ModelCard(f"---\n\n---\n{text}")
 
 
 def without_places(text: str, values: Any) -> str:
-    """A file's text with the absolute paths among its values cut down to their last part.
+    """A file's text with every absolute path among its values, or in a recorded command, cut to its last part.
 
-    On another machine they lead nowhere, and they tell the hub who lives where on this one.
+    Elsewhere these paths lead nowhere, and on the hub they would disclose the layout of the user's machine.
     """
-    paths = sorted(set(_absolute_paths(values)), key=len, reverse=True)
-    for path in paths:
+    for path in sorted(set(_absolute_paths(values)), key=len, reverse=True):
         for written in (path, json.dumps(path)[1:-1]):
             text = text.replace(written, Path(path).name)
     return text
 
 
+def write_json_without_places(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object whose absolute paths are cut to their last part."""
+    with whole_file(path) as temporary:
+        text = json.dumps(values, indent=2) + "\n"
+        temporary.write_text(without_places(text, values), encoding="utf-8")
+
+
 def _absolute_paths(values: Any) -> Iterator[str]:
     if isinstance(values, Mapping):
-        values = list(values.values())
+        words = shlex.split(values.get("command") or "")
+        values = [*values.values(), *(part for word in words for part in word.split("="))]
     if isinstance(values, list):
         for value in values:
             yield from _absolute_paths(value)
@@ -130,61 +148,62 @@ def _absolute_paths(values: Any) -> Iterator[str]:
         yield values
 
 
-def _fingerprints(folder: Path) -> dict[str, str]:
-    """sha256 of the weights of each part of a pipeline folder; empty for another folder."""
+def fingerprints(folder: Path) -> dict[str, str]:
+    """sha256 of the weights of each component; empty if the folder holds no pipeline."""
     if not (folder / INDEX_FILE).is_file():
         return {}
-    paths = {part: folder / part / CONFIG_FILE for part in PARTS}
+    paths = {name: folder / name / CONFIG_FILE for name in COMPONENTS}
     return {
-        part: read_json(path)["weights_sha256"] for part, path in paths.items() if path.is_file()
+        name: read_json(path)["weights_sha256"] for name, path in paths.items() if path.is_file()
     }
 
 
-def _recipes(part: str, home: Path) -> Iterable[tuple[str, Path]]:
-    """The options a part was trained with, as (name in `card/`, file): from its run, or from another pipeline's card."""
+def _training_options(component: str, home: Path) -> dict[str, Path]:
+    """Files with a component's training options, from its run or another pipeline's card, by their name in `card/`."""
     card, run = home.parent / CARD, home.parent / "config.yaml"
-    sources = {f"{part}.yaml": card / f"{part}.yaml"}
-    if part == "prior":
+    sources = {f"{component}.yaml": card / f"{component}.yaml"}
+    if component == "prior":
         sources["encode.json"] = card / "encode.json"
     if not (home.parent / INDEX_FILE).is_file() and run.is_file():
-        sources = {f"{part}.yaml": run}
-        if part == "prior":
+        sources = {f"{component}.yaml": run}
+        if component == "prior":
             codes = read_yaml(run.read_text(encoding="utf-8"))["codes"]
             sources["encode.json"] = Path(codes) / "encode.json"
-    return [(name, path) for name, path in sources.items() if path.is_file()]
+    return {name: path for name, path in sources.items() if path.is_file()}
 
 
-def _take_grid(folder: Path, grid: Path) -> None:
-    """Copy a grid and its settings.
+def _copy_grid(folder: Path, grid: Path) -> None:
+    """Copy a grid of samples, with its settings, number of images and command.
 
     Raises:
-        ValueError: it is none of this pipeline.
+        ValueError: the samples are incomplete or from another pipeline.
     """
     settings = read_json(grid.parent / GENERATION_FILE)
     if not grid.is_file():
-        raise ValueError(f"{grid} is missing: let generate.py come to its end")
-    if not _drawn_from(settings, _fingerprints(folder)):
+        raise ValueError(f"{grid} is missing: run generate.py again until it finishes")
+    if not _generated_by(fingerprints(folder), settings):
         raise ValueError(f"{grid.parent} holds images of another pipeline than {folder}")
     with (grid.parent / LABELS_FILE).open(newline="", encoding="utf-8") as file:
         settings["num_images"] = sum(1 for _ in csv.DictReader(file))
+    settings["command"] = _optional(grid.parent / ABOUT_FILE).get("command")
     with whole_file(folder / CARD / GRID_FILE) as path:
         shutil.copyfile(grid, path)
-    write_json(folder / CARD / GENERATION_FILE, settings)
+    write_json_without_places(folder / CARD / GENERATION_FILE, settings)
 
 
-def _take_scores(folder: Path, scores: Path) -> None:
+def _copy_scores(folder: Path, scores: Path) -> None:
     """Copy scores and their table.
 
     Raises:
-        ValueError: this pipeline is not among what was scored.
+        ValueError: this pipeline is not among the scored sets.
     """
     protocol = read_json(scores).get("protocol")
     if protocol is None or not scores.with_name(TABLE_FILE).is_file():
-        raise ValueError(f"{scores.parent} does not hold the scores of score.py")
-    own = _fingerprints(folder)
-    candidates = [each.get("sampler") or {} for each in protocol["candidates"].values()]
-    reconstructed = protocol["autoencoder_fingerprint"] == own["autoencoder"]
-    if not reconstructed and not any(_drawn_from(settings, own) for settings in candidates):
+        raise ValueError(f"{scores.parent} holds no scores written by score.py")
+    weights = fingerprints(folder)
+    samplers = [candidate.get("sampler") or {} for candidate in protocol["candidates"].values()]
+    reconstructed = protocol["autoencoder_fingerprint"] == weights["autoencoder"]
+    if not reconstructed and not any(_generated_by(weights, sampler) for sampler in samplers):
         raise ValueError(f"{scores} scores no images of the pipeline {folder}")
     for source in (scores, scores.with_name(TABLE_FILE)):
         text = without_places(source.read_text(encoding="utf-8"), protocol)
@@ -192,6 +211,136 @@ def _take_scores(folder: Path, scores: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def _drawn_from(settings: Mapping[str, Any], own: Mapping[str, str]) -> bool:
-    """Whether images with these settings came from the parts with these fingerprints."""
-    return bool(own) and all(settings.get(f"{part}_fingerprint") == own.get(part) for part in PARTS)
+def _generated_by(weights: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
+    """Whether generation settings name the components with these fingerprints."""
+    return bool(weights) and all(
+        settings.get(f"{name}_fingerprint") == weights.get(name) for name in COMPONENTS
+    )
+
+
+def _card_text(folder: Path, index: Mapping[str, Any], license_name: str | None) -> str:
+    """The whole README.md."""
+    card, classes = folder / CARD, list(index["components"].values())
+    configs = {name: read_json(folder / name / CONFIG_FILE) for name in index["components"]}
+    generation, scores = _optional(card / GENERATION_FILE), _optional(card / SCORES_FILE)
+    front = ModelCardData(
+        library_name="latent-prior",
+        pipeline_tag="unconditional-image-generation",
+        license=license_name,
+        tags=["image-generation", "two-stage", *(name.lower() for name in classes)],
+    )
+    sections = [f"---\n{front.to_yaml()}\n---\n{MARK}", f"# {' + '.join(classes)}"]
+    sections += [_summary(index, configs, card), _costs(index, configs), "## Use", _use(index)]
+    if generation:
+        sections += ["## Samples", f"![samples]({CARD}/{GRID_FILE})", _samples(generation)]
+    if scores:
+        sections += ["## Scores", (card / TABLE_FILE).read_text(encoding="utf-8").strip()]
+        sections += [
+            f"<details><summary>The protocol, as in {CARD}/{SCORES_FILE}</summary>\n\n"
+            f"```json\n{json.dumps(scores['protocol'], indent=2)}\n```\n\n</details>"
+        ]
+    records = [
+        configs["autoencoder"].get("training"),
+        _optional(card / "encode.json"),
+        configs.get("prior", {}).get("training"),
+        index,
+        generation,
+        scores.get("protocol"),
+    ]
+    commands = [record["command"] for record in records if record and record.get("command")]
+    sections += ["## How it was made", _origin(commands, card)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(index: Mapping[str, Any], configs: Mapping[str, Any], card: Path) -> str:
+    spec, prior = index["code_spec"], configs.get("prior")
+    size, colour = spec["image_size"], "grey" if spec["image_channels"] == 1 else "RGB"
+    text = (
+        f"Generates {colour} images of {size} x {size} pixels. An autoencoder "
+        f"(`{index['components']['autoencoder']}`) maps an image to {spec['kind']} and back: "
+        f"{', '.join(_level(level) for level in spec['levels'])}."
+    )
+    if prior is not None:
+        order = "one by one" if prior["order"] == "raster" else "in a few rounds of masked decoding"
+        text += f" A Transformer prior samples new {spec['kind']} {order}."
+    elif spec["kind"] == "latents":
+        text += " New latents are drawn from N(0, I)."
+    else:
+        text += " There is no prior: it encodes and decodes only."
+    options = card / "autoencoder.yaml"
+    if options.is_file():
+        text += f" Trained on `{read_yaml(options.read_text(encoding='utf-8'))['dataset']}`."
+    if prior is not None and prior["class_conditional"] and prior["code_spec"]["class_names"]:
+        classes = prior["code_spec"]["class_names"]
+        names = ", ".join(f"`{name}`" for name in classes[:20])
+        text += f" Classes ({len(classes)}): {names}{', ...' * (len(classes) > 20)}."
+    return text
+
+
+def _level(level: Mapping[str, Any]) -> str:
+    if level["vocabulary"] is None:
+        return (
+            f"`{level['name']}`, {level['channels']} x {level['height']} x {level['width']} numbers"
+        )
+    return f"`{level['name']}`, {level['height']} x {level['width']} of {level['vocabulary']} codes"
+
+
+def _costs(index: Mapping[str, Any], configs: Mapping[str, Any]) -> str:
+    """A table of the components: class, size and training cost."""
+    rows = []
+    for component, name in index["components"].items():
+        parameters = index.get("parameters", {}).get(component)
+        row = [component, f"`{name}`", "" if parameters is None else f"{parameters:,}"]
+        training = configs[component].get("training")
+        if training is None:
+            rows.append([*row, "", "", "not recorded"])
+            continue
+        time = f"{training['seconds']:,.0f} s, {training['cpu_seconds']:,.0f} processor seconds"
+        row += [f"{training['steps']:,}", f"{training['images_seen']:,}"]
+        rows.append([*row, f"{time}, {training['device']}"])
+    headings = ["component", "class", "parameters", "steps", "images seen", "training"]
+    return "\n".join(markdown_table(headings, rows, left=2))
+
+
+def _use(index: Mapping[str, Any]) -> str:
+    call, note = "pipe(num_images=16).images  # PIL images", ""
+    if "prior" not in index["components"] and index["code_spec"]["kind"] == "codes":
+        call = "pipe.reconstruct(batch)  # float (B, C, H, W) in [-1, 1]"
+    default = Sampler().to_dict()
+    if changed := {k: v for k, v in index["sampler"].items() if v != default.get(k)}:
+        note = f"\n\nBy default it samples with {_listed(changed)}."
+    return (
+        "```python\nfrom latent_prior import Pipeline\n"
+        'pipe = Pipeline.from_pretrained("FOLDER_OR_HUB_ID")\n'
+        f"images = {call}\n```{note}"
+    )
+
+
+def _samples(generation: Mapping[str, Any]) -> str:
+    hidden = ("autoencoder_fingerprint", "prior_fingerprint", "num_images", "random_codes", "command")  # fmt: skip
+    settings = {k: v for k, v in generation.items() if k not in hidden and v not in (None, [])}
+    count = min(generation["num_images"], 100)
+    return (
+        f"The first {count} of {generation['num_images']:,} images, not cherry-picked: "
+        f"{_listed(settings)}."
+    )
+
+
+def _origin(commands: Sequence[str], card: Path) -> str:
+    """The recorded command lines, and where all options are."""
+    sentences = []
+    if (card / "autoencoder.yaml").is_file():
+        sentences.append(f"All options of the trainings are in `{CARD}/`.")
+    if commands:
+        sentences.append("The command lines:\n\n```sh\n" + "\n".join(commands) + "\n```")
+    return " ".join(sentences) or "The training of its components is not recorded here."
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items()}
+    return ", ".join(f"{name} {value}" for name, value in words.items())
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """A JSON object; empty if the file is missing."""
+    return read_json(path) if path.is_file() else {}

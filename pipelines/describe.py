@@ -1,4 +1,4 @@
-"""Complete a pipeline's model card: README.md with samples, scores and how they came about.
+"""Complete a pipeline's model card: README.md with samples, scores and the commands that made them.
 
 python pipelines/describe.py --pipeline runs/mnist/pipeline --samples runs/mnist/samples --scores runs/mnist/scores
 """
@@ -13,8 +13,7 @@ answer_early(__name__, DescribeOptions)
 from collections.abc import Sequence
 from pathlib import Path
 
-from latent_prior.pipelines.card import README, write_card
-from latent_prior.pipelines.card_text import CARD, GRID_FILE, SCORES_FILE
+from latent_prior.pipelines.card import CARD, GRID_FILE, README, SCORES_FILE, write_card
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if write_card(folder, grid=grid, scores=scores, license_name=options.license):
         print(f"model card: {folder / README}")
     else:
-        print(f"{folder / README} is not ours and stays; samples and scores lie in {folder / CARD}")
+        print(
+            f"{folder / README} is handwritten and was left unchanged; "
+            f"samples and scores are in {folder / CARD}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A pipeline on disk: a folder with an index, one sub-folder for each component, and a model card (see `card`).
+"""A pipeline on disk and on the hub: an index, a sub-folder for each component, and a model card (see `card`).
 
-`pipeline.json` says which class each component has, what the codes are, versions and default sampler settings.
+`pipeline.json` names each component's class, the codes, versions, default sampler settings and command.
 """
 
 from __future__ import annotations
@@ -8,11 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from latent_prior.data.codes import CodeSpec, check_same_codes
-from latent_prior.files import read_json, whole_folder, write_json
+from latent_prior.files import read_json, whole_folder
 from latent_prior.machine import versions
-from latent_prior.models import StrictModel
-from latent_prior.pipelines.card import INDEX_FILE, carry_card, write_card
+from latent_prior.models import CONFIG_FILE, StrictModel
+from latent_prior.pipelines.card import (
+    INDEX_FILE,
+    README,
+    carry_card,
+    fingerprints,
+    is_handwritten,
+    license_of,
+    write_card,
+    write_json_without_places,
+)
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.prior import TransformerPrior
@@ -53,27 +64,79 @@ def write_folder(
     components: Mapping[str, StrictModel],
     sampler: Sampler,
     code_spec: CodeSpec,
-    max_shard_size: int | str,
+    *,
+    max_shard_size: int | str = "50GB",
+    command: str | None = None,
 ) -> None:
-    """Write everything, and replace a pipeline that is already there once the new one is complete.
+    """Write the folder; a pipeline already there is replaced when the new one is complete.
+
+    Args:
+        final: the pipeline folder.
+        components: the models by name.
+        sampler: default settings.
+        code_spec: of the codes, with class names.
+        max_shard_size: above it a component's weights are split over several files.
+        command: that assembled the pipeline; None keeps the command of the folder it was loaded from.
 
     Raises:
         ValueError: the folder holds something else, which would be lost.
     """
     if final.is_dir() and any(final.iterdir()) and not (final / INDEX_FILE).is_file():
         raise ValueError(f"{final} is not empty and holds no pipeline; choose another folder")
+    homes = {name: Path(model.name_or_path) for name, model in components.items() if model.name_or_path}  # fmt: skip
     with whole_folder(final) as folder:
-        for name, part in components.items():
-            part.save_pretrained(folder / name, max_shard_size=max_shard_size)
+        for name, model in components.items():
+            model.save_pretrained(folder / name, max_shard_size=max_shard_size)
+            config = folder / name / CONFIG_FILE
+            write_json_without_places(config, read_json(config))
+        weights = {name: model.fingerprint for name, model in components.items()}
+        origins = [final, *(home.parent for home in homes.values())]
+        same = [origin for origin in origins if fingerprints(origin) == weights]
+        commands = (read_json(origin / INDEX_FILE).get("command") for origin in same)
         index = {
-            "components": {name: type(part).__name__ for name, part in components.items()},
-            "parameters": {name: part.num_parameters() for name, part in components.items()},
+            "components": {name: type(model).__name__ for name, model in components.items()},
+            "parameters": {name: model.num_parameters() for name, model in components.items()},
             "sampler": sampler.to_dict(),
             "versions": versions(PACKAGES),
+            "command": command or next(filter(None, commands), None),
             "code_spec": code_spec.to_dict(),
         }
-        write_json(folder / INDEX_FILE, index)
-        named = {name: part.name_or_path for name, part in components.items()}
-        homes = {name: Path(path) for name, path in named.items() if path}
-        carry_card(folder, homes, before=final)
+        write_json_without_places(folder / INDEX_FILE, index)
+        carry_card(folder, homes, before=final, same=same)
         write_card(folder)
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str,
+    private: bool | None,
+    token: bool | str | None,
+    revision: str | None,
+    create_pr: bool,
+) -> str:
+    """Upload a pipeline folder to the Hugging Face hub in one commit; a handwritten README.md there stays.
+
+    Returns:
+        Address of the commit.
+    """
+    hub = HfApi(token=token)
+    repo = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        hub.create_branch(repo, branch=revision, exist_ok=True)
+    branch = None if create_pr else revision
+    remote = ""
+    if hub.file_exists(repo, README, revision=branch):
+        path = Path(hub.hf_hub_download(repo, README, revision=branch))
+        remote = path.read_text(encoding="utf-8")
+    if license_of((folder / README).read_text(encoding="utf-8")) is None:
+        write_card(folder, license_name=license_of(remote))  # chosen on the hub's website
+    return hub.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        commit_message=commit_message,
+        revision=revision,
+        create_pr=create_pr,
+        ignore_patterns=[README] if is_handwritten(remote) else None,
+    ).commit_url

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from latent_prior.cli import command_line
 from latent_prior.data.images import grid, save_png
 from latent_prior.files import check_output_dir, write_json
 from latent_prior.models import StrictModel
@@ -80,7 +81,8 @@ def fill_folder(
         save_png(_first_images(folder, len(labels)), folder / "grid.png")
         if drawn or not (folder / ABOUT_FILE).exists():
             each = seconds / drawn if drawn == len(labels) else None
-            write_json(folder / ABOUT_FILE, describe(components, each))
+            about = describe(components, each) | {"command": command_line()}
+            write_json(folder / ABOUT_FILE, about)
         print(f"images: {folder}, looked at together: {folder / 'grid.png'}")
     accelerator.wait_for_everyone()
 

@@ -16,8 +16,7 @@ from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
 from latent_prior.models import StrictModel, local_folder
 from latent_prior.pipelines.arguments import check_settings_apply, label_number, one_each
 from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
-from latent_prior.pipelines.folder import read_folder, write_folder
-from latent_prior.pipelines.hub import push_folder
+from latent_prior.pipelines.folder import push_folder, read_folder, write_folder
 from latent_prior.pipelines.outputs import PipelineOutput, check_output, convert
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
@@ -69,7 +68,11 @@ class Pipeline:
             ValueError: the folder holds something else, which would be lost.
         """
         write_folder(
-            Path(save_directory), self.components, self.sampler, self.code_spec, max_shard_size
+            Path(save_directory),
+            self.components,
+            self.sampler,
+            self.code_spec,
+            max_shard_size=max_shard_size,
         )
 
     def push_to_hub(

@@ -3,21 +3,23 @@
 import json
 import shlex
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from latent_prior.cli import dump_config, parse_config
 from latent_prior.evaluation.options import ScoreOptions
-from latent_prior.pipelines import Pipeline, Sampler, card, describe, generate
+from latent_prior.pipelines import Pipeline, Sampler, assemble, card, describe, generate
 from latent_prior.pipelines.options import AssembleOptions, GenerateOptions
-from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.options import EncodeOptions
 from latent_prior.stage1_autoencoders.options import TrainOptions as AutoencoderOptions
 from latent_prior.stage2_prior.options import TrainOptions as PriorTrainOptions
-from latent_prior.stage2_prior.prior import TransformerPrior
 
 TRAINING = {"steps": 1200, "images_seen": 76_800, "seconds": 61.5, "cpu_seconds": 118.2, "device": "cpu"}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+RECORDS = ("config.json", "encode.json", "pipeline.json", "generation.json", "scores.json")
 OPTIONS = {
     "stage1_autoencoders/train.py": AutoencoderOptions,
     "stage1_autoencoders/encode.py": EncodeOptions,
@@ -29,45 +31,73 @@ OPTIONS = {
 
 
 @pytest.fixture
-def runs(parts, tmp_path):
+def command(monkeypatch, tmp_path):
+    """`command(script, **flags)`: the command line of a script, with paths on this machine; this process runs it."""
+
+    def of(script, **flags):
+        for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+            monkeypatch.delenv(name, raising=False)
+        words = [f"--{name}={value}" for name, value in flags.items()]
+        monkeypatch.setattr(sys, "argv", [str(ROOT / script), *words])
+        return shlex.join(["python", script, *words])
+
+    return of
+
+
+@pytest.fixture
+def runs(parts, tmp_path, command):
     """The run folders that two trainings and an encoding leave behind."""
     autoencoder = parts["vqvae"]()
     prior = parts["prior"](autoencoder)
     codes = tmp_path / "codes"
     codes.mkdir()
     encoding = dump_config(EncodeOptions(autoencoder="x", output_dir=str(codes), flip=True))
+    encoding["command"] = command(
+        "stage1_autoencoders/encode.py",
+        autoencoder=tmp_path / "autoencoder/model",
+        flip=True,
+        output_dir="runs/codes",
+    )
     (codes / "encode.json").write_text(json.dumps(encoding))
     options = {
         "autoencoder": AutoencoderOptions(output_dir="x", dataset="data/shapes", max_steps=7),
         "prior": PriorTrainOptions(output_dir="x", codes=str(codes), max_steps=9),
     }
+    commands = {
+        "autoencoder": command(
+            "stage1_autoencoders/train.py", max_steps=7, output_dir=tmp_path / "autoencoder"
+        ),
+        "prior": command(
+            "stage2_prior/train.py", codes=codes, max_steps=9, output_dir="runs/prior"
+        ),
+    }
     for name, model in {"autoencoder": autoencoder, "prior": prior}.items():
-        model.config.training = TRAINING
+        model.config.training = TRAINING | {"command": commands[name]}
         model.save_pretrained(tmp_path / name / "model")
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(dump_config(options[name])))
     return tmp_path
 
 
 @pytest.fixture
-def folder(runs):
+def folder(call, runs, command):
     """A pipeline of their models."""
-    pipe = Pipeline(
-        load_autoencoder(runs / "autoencoder" / "model"),
-        TransformerPrior.from_pretrained(runs / "prior" / "model"),
-        Sampler(guidance_scale=2.0, top_k=5),
-    )
-    pipe.save_pretrained(runs / "pipeline")
+    models = {name: runs / name / "model" for name in ("autoencoder", "prior")}
+    flags = {**models, "guidance_scale": 2.0, "top_k": 5, "output_dir": runs / "pipeline"}
+    command("pipelines/assemble.py", **flags)
+    call(assemble, **flags)
     return runs / "pipeline"
 
 
 @pytest.fixture
-def samples(call, folder, runs):
-    call(generate, pipeline=folder, num_images=12, seed=3, output_dir=runs / "samples")
+def samples(call, folder, runs, command):
+    flags = {"pipeline": folder, "num_images": 12, "seed": 3, "output_dir": runs / "samples"}
+    command("pipelines/generate.py", **flags)
+    call(generate, **flags)
     return runs / "samples"
 
 
 @pytest.fixture
-def scores(folder, samples, runs):
+def scores(folder, samples, runs, command):
     """What score.py would write about these samples and the reconstructions."""
     settings = json.loads((samples / "generation.json").read_text())
     own = json.loads((folder / "pipeline.json").read_text())["code_spec"]["autoencoder_fingerprint"]
@@ -81,6 +111,9 @@ def scores(folder, samples, runs):
             "ours": {"source": str(samples), **of, "sampler": settings},
             "real": {"source": "data/shapes", **of, "split": "train"},
         },
+        "command": command(
+            "evaluation/score.py", candidates=f"ours={samples}", nearest=True, output_dir="runs/scores"
+        ),
     }  # fmt: skip
     (runs / "scores").mkdir()
     rows = [{"name": "ours", "num_images": 12, "fid": 31.4159}]
@@ -116,32 +149,51 @@ def test_a_new_folder_says_what_it_is_and_what_it_cost(folder):
             f"| {part.num_parameters():,} | 1,200 | 76,800 | 62 s, 118 processor seconds, cpu |"
             in text
         )
-    assert "samples with guidance_scale 2.0, top_k 5." in text
+    assert "By default it samples with guidance_scale 2.0, top_k 5." in text
+    assert "from latent_prior import Pipeline" in text
     assert "## Samples" not in text
     assert "## Scores" not in text
 
 
-def test_its_command_lines_are_right_words_for_the_scripts(folder, samples, scores, monkeypatch):
+def test_its_command_lines_are_those_that_were_typed(folder, samples, scores):
     describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
-    monkeypatch.chdir(folder)
     parsed = {
         script: parse_config(OPTIONS[script], words)
         for script, words in words_of((folder / "README.md").read_text())
     }
     assert list(parsed) == list(OPTIONS)
     assert parsed["stage1_autoencoders/train.py"].max_steps == 7
+    assert parsed["stage1_autoencoders/train.py"].output_dir == "autoencoder"
     assert parsed["stage1_autoencoders/encode.py"].flip
+    assert parsed["stage1_autoencoders/encode.py"].autoencoder == "model"
     assert parsed["stage2_prior/train.py"].max_steps == 9
     assert (
         parsed["pipelines/assemble.py"].guidance_scale,
         parsed["pipelines/assemble.py"].top_k,
     ) == (2, 5)
-    drawn = parsed["pipelines/generate.py"]
-    assert (drawn.num_images, drawn.seed, drawn.guidance_scale, drawn.top_k) == (12, 3, 2, 5)
-    scored = parsed["evaluation/score.py"]
-    assert scored.candidates == [f"ours={drawn.output_dir}", "real=data/shapes[train]"]
-    assert scored.nearest
-    assert (scored.pipeline, scored.num_images) == (drawn.pipeline, 12)
+    generated = parsed["pipelines/generate.py"]
+    assert (generated.num_images, generated.seed, generated.output_dir) == (12, 3, "samples")
+    assert parsed["evaluation/score.py"].candidates == ["ours=samples"]
+    assert parsed["evaluation/score.py"].nearest
+
+
+def test_folders_without_commands_have_a_card(folder, samples, scores, runs):
+    """Versions before recorded none; whatever is known of the rest is shown."""
+    for path in runs.rglob("*.json"):
+        if path.name in (*RECORDS, "about.json"):
+            values = json.loads(path.read_text())
+            for record in (values, values.get("training") or {}, values.get("protocol") or {}):
+                record.pop("command", None)
+            path.write_text(json.dumps(values))
+    describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
+    text = (folder / "README.md").read_text()
+    assert "```sh" not in text
+    assert "All options of the trainings are in `card/`." in text
+    assert "| ours | 31.42 |" in text
+    Pipeline.from_pretrained(folder).save_pretrained(runs / "copy")
+    assert (runs / "copy" / "README.md").read_text() == text
+    (runs / "samples" / "about.json").unlink()
+    assert card.write_card(folder, grid=samples / "grid.png")
 
 
 def test_samples_and_scores_come_with_their_settings_and_protocol(folder, samples, scores):
@@ -161,7 +213,7 @@ def test_samples_and_scores_come_with_their_settings_and_protocol(folder, sample
     assert "license: mit\n" in text
     assert "![samples](card/grid.png)" in text
     assert (folder / "card" / "grid.png").read_bytes() == (samples / "grid.png").read_bytes()
-    assert "The first 12 of 12 images, none picked: guidance_scale 2.0" in text
+    assert "The first 12 of 12 images, not cherry-picked: guidance_scale 2.0" in text
     assert "| ours | 31.42 |" in text
     protocol = json.loads((folder / "card" / "scores.json").read_text())["protocol"]
     assert json.loads(text.partition("```json\n")[2].partition("```")[0]) == protocol
@@ -189,8 +241,9 @@ def test_a_card_goes_where_the_same_pipeline_goes(folder, samples, scores, runs)
     text = (runs / "copy" / "README.md").read_text()
     assert "| ours | 31.42 |" in text
     assert "license: mit\n" in text
-    assert "--temperature 0.5" in text  # what assemble.py would be told now
-    assert "guidance_scale 2.0, " in text  # what the samples were drawn with
+    assert "By default it samples with temperature 0.5." in text
+    assert "guidance_scale 2.0, " in text  # of the samples
+    assert "python pipelines/assemble.py" in text
     assert {path.name for path in (runs / "copy" / "card").iterdir()} == {
         "autoencoder.yaml", "encode.json", "prior.yaml", "grid.png", "generation.json", "scores.json", "scores.md",
     }  # fmt: skip
@@ -205,8 +258,8 @@ def test_nothing_says_where_it_lay_on_this_machine(folder, samples, scores, runs
     table = scores / "scores.md"
     table.write_text(table.read_text() + f"\nReference: {runs / 'mine'}, split test\n")
     describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
-    texts = [folder / "README.md", *(folder / "card").glob("*.[jmy]*")]
-    assert len(texts) == 7
+    texts = [path for path in folder.rglob("*.[jmy]*") if path.name != "code_spec.json"]
+    assert len(texts) == 10
     for path in texts:
         assert str(runs) not in path.read_text(), path
     assert "Reference: mine, split test" in (folder / "README.md").read_text()
@@ -227,7 +280,7 @@ def test_what_somebody_wrote_stays(folder, samples, capsys):
     own = "---\nlicense: mit\n---\n# My digits\n"
     (folder / "README.md").write_text(own)
     describe.main(["--pipeline", str(folder), "--samples", str(samples)])
-    assert "is not ours and stays" in capsys.readouterr().out
+    assert "is handwritten and was left unchanged" in capsys.readouterr().out
     assert (folder / "card" / "grid.png").is_file()
     pipe = Pipeline.from_pretrained(folder)
     pipe.save_pretrained(folder)
@@ -272,4 +325,21 @@ def test_models_of_no_run_have_a_card_that_says_so(parts, tmp_path):
     assert "not recorded" in text
     assert "New latents are drawn from N(0, I)." in text
     assert not (tmp_path / "vae" / "card").exists()
-    assert [script for script, _ in words_of(text)] == ["pipelines/assemble.py"]
+    assert "```sh" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "handwritten", "license_name"),
+    [
+        ("", False, None),
+        ("---\nlicense: mit\n---\n", False, "mit"),
+        ("---\nlicense: mit\ntags: [a]\n---\n\nMine.", True, "mit"),
+        ("# Mine\n\n---\n\nlicense: mit\n", True, None),
+        ("---\nlicense: [mit\n---\n", True, None),  # damaged front matter
+        ("---\nonly text\n---\n", True, None),
+        (f"---\nlicense: mit\n---\n{card.MARK}\n# Ours", False, "mit"),
+    ],
+)
+def test_what_a_readme_holds(text, handwritten, license_name):
+    assert card.is_handwritten(text) == handwritten
+    assert card.license_of(text) == license_name
