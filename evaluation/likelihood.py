@@ -63,8 +63,8 @@ from latent_prior.files import whole_file, write_json
 from latent_prior.machine import versions
 from latent_prior.markdown import markdown_table
 from latent_prior.pipelines import Pipeline
-from latent_prior.pipelines.arguments import label_number
 from latent_prior.pipelines.bounds import Bound, fit_logistic
+from latent_prior.pipelines.pipeline import label_number
 from latent_prior.processes import share, start_processes
 from latent_prior.seeds import derive_seed, generator
 

@@ -95,7 +95,7 @@ from latent_prior.files import check_output_dir, read_json, whole_file, write_js
 from latent_prior.machine import versions
 from latent_prior.pipelines import Pipeline, Sampler
 from latent_prior.pipelines.card import INDEX_FILE, write_card
-from latent_prior.pipelines.numbered import draw, fill_folder
+from latent_prior.pipelines.image_folder import fill_folder, generation_settings, sample_images
 from latent_prior.processes import share, start_processes
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "sweep.json", "sweep.md", "heatmap.png"
@@ -219,8 +219,7 @@ def features_of(
     labels = pipe.label_numbers(None, options.num_images)
     features = [np.empty((0, objective.network.dimension), np.float32)]
     for numbers in share(options.num_images, options.batch_size, accelerator):
-        classes = [labels[number] for number in numbers]
-        images = draw(pipe, numbers, classes, settings, options.seed)
+        images = sample_images(pipe, numbers, labels, settings, options.seed)
         features.append(objective.network(images))
     return gather_in_order(np.concatenate(features), accelerator)
 
@@ -235,7 +234,16 @@ def full_run(pipe: Pipeline, settings: Mapping[str, Any], objective: Objective) 
     name = "_".join(f"{key}_{settings[key]}" for key in SWEPT if key in settings)
     folder = Path(options.output_dir) / name
     labels = pipe.label_numbers(None, options.full_images)
-    fill_folder(folder, pipe, labels, settings, options.seed, options.batch_size, accelerator)
+    fill_folder(
+        folder,
+        generation_settings(pipe, settings, options.seed),
+        lambda numbers: sample_images(pipe, numbers, labels, settings, options.seed),
+        labels,
+        class_names=pipe.class_names,
+        models=list(pipe.components.values()),
+        batch_size=options.batch_size,
+        accelerator=accelerator,
+    )
     best = open_candidate(Candidate("best", str(folder), None), options.score_options())
     features = extract(objective.network, best, options.batch_size, accelerator)
     row = {"settings": dict(settings), "num_images": len(features), "images": str(folder)}

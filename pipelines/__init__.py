@@ -1,26 +1,19 @@
-"""Both stages as one object: `from pipelines import Pipeline`."""
+"""Both stages as one object: the classes that `from latent_prior import Pipeline` imports."""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+import latent_prior
+
 if TYPE_CHECKING:
-    from latent_prior.pipelines.outputs import PipelineOutput
-    from latent_prior.pipelines.pipeline import Pipeline
-    from latent_prior.stage2_prior.sampler import Sampler
+    from latent_prior import Pipeline, PipelineOutput, Sampler
 
 __all__ = ["Pipeline", "PipelineOutput", "Sampler"]
 
-_HOMES = {
-    "Pipeline": "latent_prior.pipelines.pipeline",
-    "PipelineOutput": "latent_prior.pipelines.outputs",
-    "Sampler": "latent_prior.stage2_prior.sampler",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Import the pipeline's module when one of its classes is first asked for: `--help` needs no torch."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    """Import a class on first use, so that the scripts answer `--help` without torch."""
+    if name in __all__:
+        return getattr(latent_prior, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""Put an autoencoder and the prior over its codes into one pipeline folder.
+r"""Put an autoencoder and the prior over its codes into one pipeline folder.
 
-python pipelines/assemble.py --autoencoder runs/mnist/vqvae/model --prior runs/mnist/prior/model --output_dir runs/mnist/pipeline
+python pipelines/assemble.py --autoencoder runs/mnist/vqvae/model --prior runs/mnist/prior/model \
+        --output_dir runs/mnist/pipeline
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ answer_early(__name__, AssembleOptions)
 from collections.abc import Sequence
 from pathlib import Path
 
-from latent_prior.pipelines.arguments import given_settings
 from latent_prior.pipelines.folder import write_folder
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.stage1_autoencoders import load_autoencoder
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point.
 
     Raises:
-        ValueError: a part is at fault, or the parts do not belong together.
+        ValueError: a component is wrong, or they do not belong together.
     """
     options = parse_config(AssembleOptions, argv)
     autoencoder = load_autoencoder(options.autoencoder)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_folder(
         Path(options.output_dir),
         pipe.components,
-        pipe.resolve(given_settings(options), "--"),
+        pipe.resolve(options.settings(), "--"),
         pipe.code_spec,
         command=command_line(),
     )

@@ -1,7 +1,7 @@
 """The model card of a pipeline folder: README.md, for people and for the Hugging Face hub.
 
-Its facts come from the folder: `pipeline.json`, the configs of the components, and `card/`, which holds the training
-options, a grid of samples with its settings, and scores with their protocol.
+Its facts come from the folder: `pipeline.json`, the components' configs, and `card/`, which holds
+training options, a grid of samples with its settings, and scores with their protocol.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def write_card(
 
     Args:
         folder: the pipeline folder.
-        grid: `grid.png` in a folder that generate.py wrote from this pipeline; None keeps the card's.
-        scores: `scores.json` in a folder that score.py wrote about this pipeline; None keeps the card's.
-        license_name: as spelled on the hub, for example `apache-2.0`; None keeps the card's.
+        grid: `grid.png` in a folder of generate.py; None keeps the card's.
+        scores: `scores.json` in a folder of score.py; None keeps the card's.
+        license_name: as spelled on the hub, such as `apache-2.0`; None keeps the card's.
 
     Returns:
         Whether README.md was written; a handwritten one is left unchanged.
 
     Raises:
-        ValueError: the folder holds no pipeline, or the samples or scores are from another pipeline.
+        ValueError: the folder holds no pipeline, or samples or scores are from another one.
     """
     index = read_json(folder / INDEX_FILE)
     if grid is not None:
@@ -71,7 +71,7 @@ def write_card(
 def carry_card(
     folder: Path, homes: Mapping[str, Path], before: Path, same: Sequence[Path] = ()
 ) -> None:
-    """Copy what is known about the components, and the card of the same pipeline elsewhere, into a new folder.
+    """Copy training options, and the card of the same pipeline elsewhere, into a new folder.
 
     Args:
         folder: the new pipeline folder, without a card.
@@ -99,7 +99,7 @@ def carry_card(
 
 
 def is_handwritten(text: str) -> bool:
-    """Whether a README.md holds a user's text, more than the front matter that the hub's website writes."""
+    """Whether a README.md holds a user's text, not just the front matter of the hub's website."""
     return MARK not in text and bool(_parse(text).text.strip())
 
 
@@ -120,9 +120,9 @@ def _parse(text: str) -> ModelCard:
 
 
 def without_places(text: str, values: Any) -> str:
-    """A file's text with every absolute path among its values, or in a recorded command, cut to its last part.
+    """Cut every absolute path among the values of a file, or in a command, to its last part.
 
-    Elsewhere these paths lead nowhere, and on the hub they would disclose the layout of the user's machine.
+    On the hub, these paths would disclose the folders of the user's machine.
     """
     for path in sorted(set(_absolute_paths(values)), key=len, reverse=True):
         for written in (path, json.dumps(path)[1:-1]):
@@ -159,7 +159,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 
 def _training_options(component: str, home: Path) -> dict[str, Path]:
-    """Files with a component's training options, from its run or another pipeline's card, by their name in `card/`."""
+    """Name in `card/` -> file with a component's training options, of its run or another card."""
     card, run = home.parent / CARD, home.parent / "config.yaml"
     sources = {f"{component}.yaml": card / f"{component}.yaml"}
     if component == "prior":

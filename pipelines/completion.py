@@ -1,4 +1,4 @@
-"""Filling hidden parts of images: which codes a hole reaches, and how latents settle into what surrounds it."""
+"""Completing images: masks, the codes behind a mask, and latents that fit the visible pixels."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 
 
 def one_mask_each(mask: Tensor, images: Tensor) -> Tensor:
-    """A mask for all images (H, W), or one for each (B, H, W), as bool (B, 1, H, W).
+    """Expand a mask for all images (H, W), or one per image (B, H, W), to bool (B, 1, H, W).
 
     Raises:
-        ValueError: a mask of another type or shape.
+        ValueError: the mask has another type or shape.
     """
     expected = (len(images), *images.shape[2:])
     if mask.dtype != torch.bool or tuple(mask.shape) not in (expected, expected[1:]):
         raise ValueError(
-            f"the mask must be bool of shape {expected[1:]} or {expected}, True where the image is hidden, "
-            f"not {mask.dtype} of shape {tuple(mask.shape)}"
+            f"the mask must be bool of shape {expected[1:]} or {expected}, True where the image "
+            f"is hidden, not {mask.dtype} of shape {tuple(mask.shape)}"
         )
     return mask.expand(expected).unsqueeze(1).to(images.device)
 
 
 def fill_with_mean(images: Tensor, hidden: Tensor) -> Tensor:
-    """Hidden pixels take the mean colour of the same image's visible ones; of a wholly hidden image, mid grey.
+    """Set hidden pixels to the mean colour of the image's visible ones, or mid grey without any.
 
     Args:
         images: float (B, C, H, W) in [-1, 1].
@@ -40,11 +40,11 @@ def fill_with_mean(images: Tensor, hidden: Tensor) -> Tensor:
 
 
 def hidden_codes(hidden: Tensor, levels: Sequence[Level]) -> CodeMaps:
-    """Which codes stand for a patch of the image that is hidden, be it in one pixel only.
+    """Which codes stand for a patch with at least one hidden pixel.
 
     Args:
         hidden: bool (B, 1, H, W).
-        levels: H and W are multiples of each one's height and width.
+        levels: their heights and widths divide H and W.
 
     Returns:
         level name -> bool (B, height, width)
@@ -57,17 +57,20 @@ def hidden_codes(hidden: Tensor, levels: Sequence[Level]) -> CodeMaps:
 
 
 def settle(autoencoder: Autoencoder, images: Tensor, hidden: Tensor, rounds: int) -> CodeMaps:
-    """Latents of images whose hidden part is unknown (Rezende et al., 2014, section 5, https://arxiv.org/abs/1401.4082).
+    """Latents of partly hidden images (Rezende et al., 2014, section 5).
 
-    The image is encoded and decoded again and again; the hidden pixels are each time replaced by the decoded ones, the
-    visible ones never. The paper draws from posterior and likelihood; here their means are taken, which settles on a
-    likely completion in place of wandering among them.
+    Each round encodes and decodes the image and replaces the hidden pixels by the decoded ones. The
+    paper samples from posterior and likelihood; their means, used here, converge to one likely
+    completion instead of wandering among many. Paper: https://arxiv.org/abs/1401.4082
 
     Args:
-        autoencoder: a member with latents.
+        autoencoder: an autoencoder with latents.
         images: float (B, C, H, W) in [-1, 1], the hidden pixels filled with a first guess.
         hidden: bool (B, 1, H, W).
-        rounds: how often; each brings a decoder's answer nearer to what is visible.
+        rounds: number of rounds.
+
+    Returns:
+        Level name -> latents, float (B, channels, height, width).
     """
     for _ in range(rounds):
         decoded = autoencoder.decode(autoencoder.encode(images)).clamp(-1, 1)

@@ -1,6 +1,7 @@
-"""Complete a pipeline's model card: README.md with samples, scores and the commands that made them.
+r"""Add samples and scores, with the commands that made them, to a pipeline's model card.
 
-python pipelines/describe.py --pipeline runs/mnist/pipeline --samples runs/mnist/samples --scores runs/mnist/scores
+python pipelines/describe.py --pipeline runs/mnist/pipeline --samples runs/mnist/samples \
+        --scores runs/mnist/scores
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point.
 
     Raises:
-        ValueError: there is no such pipeline, or samples or scores are not its own.
+        ValueError: there is no such pipeline, or samples or scores are from another one.
     """
     options = parse_config(DescribeOptions, argv)
     folder = Path(options.pipeline)

@@ -1,6 +1,6 @@
-"""A pipeline on disk and on the hub: an index, a sub-folder for each component, and a model card (see `card`).
+"""A pipeline on disk and on the hub: an index, a folder per component, and a model card.
 
-`pipeline.json` names each component's class, the codes, versions, default sampler settings and command.
+`pipeline.json` records component classes, codes, versions, default sampler settings and command.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def write_folder(
         sampler: default settings.
         code_spec: of the codes, with class names.
         max_shard_size: above it a component's weights are split over several files.
-        command: that assembled the pipeline; None keeps the command of the folder it was loaded from.
+        command: command line that assembled it; None keeps that of the folder it was loaded from.
 
     Raises:
         ValueError: the folder holds something else, which would be lost.
@@ -116,10 +116,10 @@ def push_folder(
     revision: str | None,
     create_pr: bool,
 ) -> str:
-    """Upload a pipeline folder to the Hugging Face hub in one commit; a handwritten README.md there stays.
+    """Upload a pipeline folder in one commit; a handwritten README.md on the hub stays.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
     """
     hub = HfApi(token=token)
     repo = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id

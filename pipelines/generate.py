@@ -1,11 +1,12 @@
-"""Generate images into a folder.
+r"""Generate images into a folder.
 
-accelerate launch pipelines/generate.py --pipeline runs/mnist/pipeline --num_images 1000 --output_dir runs/mnist/samples
+accelerate launch pipelines/generate.py --pipeline runs/mnist/pipeline --num_images 1000 \
+        --output_dir runs/mnist/samples
 """
 
 from __future__ import annotations
 
-from latent_prior.cli import answer_early, dump_config, parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.pipelines.options import GenerateOptions
 
 answer_early(__name__, GenerateOptions)
@@ -17,9 +18,12 @@ from typing import Any
 from torch import Tensor
 
 from latent_prior.data.images import to_uint8
-from latent_prior.pipelines.arguments import given_settings
-from latent_prior.pipelines.image_folder import classes_in_turn, fill_folder
-from latent_prior.pipelines.numbered import components, described, draw
+from latent_prior.pipelines.image_folder import (
+    classes_in_turn,
+    fill_folder,
+    generation_settings,
+    sample_images,
+)
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.processes import start_processes
 from latent_prior.seeds import generator
@@ -29,59 +33,63 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point.
 
     Raises:
-        ValueError: options, the pipeline or the output folder are at fault.
+        ValueError: the options, the pipeline or the output folder are wrong.
     """
     options = parse_config(GenerateOptions, argv)
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
-    # Random codes are of no class.
-    asked, names = ([], ()) if options.random_codes else (options.labels, pipe.class_names)
-    labels = classes_in_turn(asked, names, options.num_images)
+    # Random codes belong to no class.
+    chosen, names = ([], ()) if options.random_codes else (options.labels, pipe.class_names)
+    labels = classes_in_turn(chosen, names, options.num_images)
     sampler = chosen_settings(pipe, options)
-    settings = described(pipe, sampler, options.seed) | {"labels": dump_config(options)["labels"]}
+    settings = generation_settings(pipe, sampler, options.seed) | {"labels": options.labels}
+    models = list(pipe.components.values())
     if options.random_codes:
         settings |= {"random_codes": True, "prior_fingerprint": None}
+        models = [pipe.autoencoder]
 
-    def images(numbers: range) -> Tensor:
+    def sample(numbers: range) -> Tensor:
         if options.random_codes:
             return from_random_codes(pipe, numbers, options.seed)
-        return draw(pipe, numbers, [labels[number] for number in numbers], sampler, options.seed)
+        return sample_images(pipe, numbers, labels, sampler, options.seed)
 
     fill_folder(
         Path(options.output_dir),
         settings,
-        images,
+        sample,
         labels,
         class_names=names,
-        components=[pipe.autoencoder] if options.random_codes else components(pipe),
+        models=models,
         batch_size=options.batch_size,
         accelerator=accelerator,
     )
 
 
 def chosen_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any]:
-    """The sampler's settings that have an effect, by name.
+    """The sampler settings that have an effect, by name.
 
     Raises:
-        ValueError: a setting out of its range or without effect, or nothing to sample from.
+        ValueError: a setting has no effect, or there is nothing to sample from.
     """
     latents = pipe.code_spec.kind == "latents"
     if options.random_codes and latents:
         raise ValueError(
-            f"--random_codes: --pipeline {options.pipeline} has latents; without a prior they are drawn from N(0, I)"
+            f"--random_codes: --pipeline {options.pipeline} has latents; without a prior they are "
+            "sampled from N(0, I)"
         )
     if pipe.prior is None and not options.random_codes and not latents:
         raise ValueError(
-            f"--pipeline {options.pipeline} has no prior; assemble one with --prior, or use --random_codes"
+            f"--pipeline {options.pipeline} has no prior; assemble one with --prior, "
+            "or use --random_codes"
         )
-    sampler = pipe.resolve(given_settings(options), "--").to_dict()
+    sampler = pipe.resolve(options.settings(), "--").to_dict()
     return {} if options.random_codes else {name: sampler[name] for name in pipe.settings}
 
 
 def from_random_codes(pipe: Pipeline, numbers: range, seed: int) -> Tensor:
-    """The images with these numbers, uint8 (B, C, H, W), decoded from uniformly random codes."""
-    own = [generator(seed, "image", number) for number in numbers]
-    return to_uint8(pipe.decode(pipe.random_codes(len(numbers), own)).cpu())
+    """Decode uniformly random codes to the images with these numbers, uint8 (B, C, H, W)."""
+    generators = [generator(seed, "image", number) for number in numbers]
+    return to_uint8(pipe.decode(pipe.random_codes(len(numbers), generators)).cpu())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Fill a folder with generated images, whatever generates them: numbered files, labels, a grid, and how they were made.
+"""Folders of generated images: numbered files, labels, a grid, settings and cost.
 
-A command that is repeated goes on where it stopped, and several processes share the work. The cut into batches does not
-depend on the number of processes, so neither does any image.
+Each image has random numbers of its own, so it depends only on seed, number, label and settings.
+Repeating a command generates what is missing, and several processes share the work.
 """
 
 from __future__ import annotations
 
+import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.cli import command_line
-from latent_prior.data.images import grid, save_png
-from latent_prior.files import check_output_dir, write_json
+from latent_prior.data.images import grid, save_png, to_uint8
+from latent_prior.files import check_output_dir, whole_file, write_json
 from latent_prior.models import StrictModel
-from latent_prior.pipelines.arguments import label_number
-from latent_prior.pipelines.results import write_labels
+from latent_prior.pipelines.pipeline import Pipeline, label_number
 from latent_prior.processes import share
+from latent_prior.seeds import generator
 
 SETTINGS_FILE, ABOUT_FILE = "generation.json", "about.json"
 GRID_IMAGES, GRID_COLUMNS = 100, 10
@@ -32,117 +33,154 @@ GRID_IMAGES, GRID_COLUMNS = 100, 10
 def fill_folder(
     folder: Path,
     settings: dict[str, Any],
-    draw: Callable[[range], Tensor],
+    sample: Callable[[range], Tensor],
     labels: Sequence[int],
     *,
     class_names: Sequence[str],
-    components: Sequence[StrictModel],
+    models: Sequence[StrictModel],
     batch_size: int,
     accelerator: Accelerator,
 ) -> None:
-    """Draw the images that are not there yet; all processes call it.
+    """Generate the missing images of a folder; all processes call it.
 
     Args:
         folder: new, empty, or with images of the same settings.
-        settings: everything an image depends on besides its number and label, written to `generation.json`.
-        draw: the images with these numbers, uint8 (B, C, H, W) on the CPU.
-        labels: the class of every image, -1 for none; there are as many images.
+        settings: what an image depends on besides its number and label, for `generation.json`.
+        sample: numbers of images -> these images, uint8 (B, C, H, W) on the CPU.
+        labels: class of each image, -1 for none; as many as images.
         class_names: names of the classes.
-        components: all models that `draw` needs, for `about.json`.
-        batch_size: images drawn at a time.
-        accelerator: of the command.
+        models: all models that `sample` uses, for `about.json`.
+        batch_size: images generated at a time.
+        accelerator: the processes.
 
     Raises:
         ValueError: the folder holds something else, or more images.
     """
-    if accelerator.is_main_process:
-        _check_folder(folder, settings, len(labels))
+    main_process = accelerator.is_main_process
+    if main_process:
+        stored = check_output_dir(folder, SETTINGS_FILE, settings, "images")
+        if stored is not None and image_path(folder, len(labels)).exists():
+            raise ValueError(
+                f"--output_dir {folder} holds more than --num_images {len(labels)} images: "
+                "choose another folder"
+            )
         write_json(folder / SETTINGS_FILE, settings)
     accelerator.wait_for_everyone()
     batches = share(len(labels), batch_size, accelerator)
-    seconds, drawn = 0.0, 0
-    for numbers in tqdm(
-        batches, desc="generating", unit="batch", disable=not accelerator.is_main_process
-    ):
+    seconds, count = 0.0, 0
+    for numbers in tqdm(batches, desc="generating", unit="batch", disable=not main_process):
         if all(image_path(folder, number).exists() for number in numbers):
             continue
         started = time.perf_counter()
-        images = draw(numbers)
-        seconds, drawn = seconds + time.perf_counter() - started, drawn + len(numbers)
+        images = sample(numbers)
+        seconds, count = seconds + time.perf_counter() - started, count + len(numbers)
         for number, image in zip(numbers, images, strict=True):
             save_png(image, image_path(folder, number))
-    sums = accelerator.reduce(torch.tensor([seconds, drawn], device=accelerator.device), "sum")
+    sums = accelerator.reduce(torch.tensor([seconds, count], device=accelerator.device), "sum")
     accelerator.wait_for_everyone()
 
-    if accelerator.is_main_process:
-        seconds, drawn = sums.tolist()
+    if main_process:
+        seconds, count = sums.tolist()
         names = [image_path(folder, number).name for number in range(len(labels))]
         write_labels(folder / "labels.csv", names, labels, class_names)
         save_png(_first_images(folder, len(labels)), folder / "grid.png")
-        if drawn or not (folder / ABOUT_FILE).exists():
-            each = seconds / drawn if drawn == len(labels) else None
-            about = describe(components, each) | {"command": command_line()}
+        if count or not (folder / ABOUT_FILE).exists():
+            seconds_per_image = seconds / count if count == len(labels) else None
+            about = cost(models, seconds_per_image) | {"command": command_line()}
             write_json(folder / ABOUT_FILE, about)
-        print(f"images: {folder}, looked at together: {folder / 'grid.png'}")
+        print(f"images: {folder}, overview: {folder / 'grid.png'}")
     accelerator.wait_for_everyone()
 
 
-def classes_in_turn(asked: Sequence[str], class_names: Sequence[str], count: int) -> list[int]:
-    """The class of every image: those asked for in turn, or all classes in turn; -1 where there are none.
+def sample_images(
+    pipe: Pipeline, numbers: range, labels: Sequence[int], settings: Mapping[str, Any], seed: int
+) -> Tensor:
+    """Generate the images with these numbers, uint8 (B, C, H, W).
+
+    Args:
+        pipe: the pipeline.
+        numbers: numbers of the images.
+        labels: class of every image of the folder, by number.
+        settings: sampler settings that have an effect.
+        seed: the same for all images.
+    """
+    output = pipe(
+        len(numbers),
+        labels=[labels[number] for number in numbers],
+        generator=[generator(seed, "image", number) for number in numbers],
+        batch_size=len(numbers),
+        output_type="pt",
+        **settings,
+    )
+    assert isinstance(output.images, Tensor)
+    return to_uint8(output.images)
+
+
+def generation_settings(pipe: Pipeline, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What an image of `sample_images` depends on besides its number and label; null: no effect."""
+    return {
+        "random_codes": False,
+        "autoencoder_fingerprint": pipe.autoencoder.fingerprint,
+        "prior_fingerprint": None if pipe.prior is None else pipe.prior.fingerprint,
+        **{name: settings.get(name) for name in pipe.sampler.to_dict()},
+        "labels": [],
+        "seed": seed,
+    }
+
+
+def classes_in_turn(chosen: Sequence[str], class_names: Sequence[str], count: int) -> list[int]:
+    """The class of each image: the chosen ones in turn, or all in turn; -1 without classes.
 
     Raises:
         ValueError: there is no such class.
     """
-    numbers = [label_number(label, class_names) for label in asked]
+    numbers = [label_number(label, class_names) for label in chosen]
     numbers = numbers or list(range(len(class_names))) or [-1]
-    return [numbers[place % len(numbers)] for place in range(count)]
+    return [numbers[index % len(numbers)] for index in range(count)]
 
 
-def describe(components: Sequence[StrictModel], seconds_per_image: float | None) -> dict[str, Any]:
-    """What the images have cost, for tables that compare generators.
+def cost(models: Sequence[StrictModel], seconds_per_image: float | None) -> dict[str, Any]:
+    """What the images cost, for tables that compare generators.
 
     Returns:
-        `parameters` of all components; `seconds_per_image` of one process, None where images of an earlier call were
-        reused; `training`, the sum over the components, None where one does not say.
+        `parameters` of all models; `seconds_per_image` in one process, None if images of an
+        earlier call were kept; `training`, summed over the models, None if one has no record.
     """
-    budgets = [component.config.training for component in components]
-    known = [budget for budget in budgets if budget is not None]
+    budgets = [budget for model in models if (budget := model.config.training) is not None]
     training = {
-        "images_seen": sum(budget["images_seen"] for budget in known),
-        "seconds": round(sum(budget["seconds"] for budget in known), 1),
-        "cpu_seconds": round(sum(budget["cpu_seconds"] for budget in known), 1),
-        "device": ", ".join(dict.fromkeys(budget["device"] for budget in known)),
+        "images_seen": sum(budget["images_seen"] for budget in budgets),
+        "seconds": round(sum(budget["seconds"] for budget in budgets), 1),
+        "cpu_seconds": round(sum(budget["cpu_seconds"] for budget in budgets), 1),
+        "device": ", ".join(dict.fromkeys(budget["device"] for budget in budgets)),
     }
     return {
-        "parameters": sum(component.num_parameters() for component in components),
+        "parameters": sum(model.num_parameters() for model in models),
         "seconds_per_image": seconds_per_image,
-        "training": training if len(known) == len(budgets) else None,
+        "training": training if len(budgets) == len(models) else None,
     }
 
 
 def image_path(folder: Path, number: int) -> Path:
-    """Where an image lies."""
+    """Path of an image file."""
     return folder / f"{number:06d}.png"
 
 
-def _check_folder(folder: Path, settings: dict[str, Any], num_images: int) -> None:
-    """Images of other settings, or more of them than asked for, must not be mixed with these.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
-    stored = check_output_dir(folder, SETTINGS_FILE, settings, "images")
-    if stored is not None and image_path(folder, num_images).exists():
-        raise ValueError(
-            f"--output_dir {folder} holds more than --num_images {num_images} images: choose another folder"
-        )
+def write_labels(
+    path: Path, files: Sequence[str], labels: Sequence[int], names: Sequence[str]
+) -> None:
+    """Write a table of file, class number and class name; the last two are empty for label -1."""
+    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "class"])
+        for name, label in zip(files, labels, strict=True):
+            writer.writerow([name, *((label, names[label]) if label >= 0 else ("", ""))])
 
 
 def _first_images(folder: Path, num_images: int) -> Tensor:
-    """The first images in one picture."""
-    pictures = []
+    """A grid of the first images."""
+    images = []
     for number in range(min(num_images, GRID_IMAGES)):
         with Image.open(image_path(folder, number)) as image:
             pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-            pictures.append(pixels.reshape(image.height, image.width, -1).permute(2, 0, 1))
-    return grid(torch.stack(pictures), GRID_COLUMNS)
+            images.append(pixels.reshape(image.height, image.width, -1).permute(2, 0, 1))
+    return grid(torch.stack(images), GRID_COLUMNS)

@@ -1,14 +1,15 @@
-"""Operations on the latents of any family member: images in, images out.
+"""Operations in the latent space of any autoencoder, images in, images out, for `latents.py`.
 
-All of them work on what `Pipeline.embed` says about an image and `Pipeline.decode_vectors` turns back into one: the latents
-of a VAE, the code vectors of a discrete member, which need not stay codes on the way. Reconstruction and completion are
-`Pipeline.reconstruct` and `Pipeline.complete`. The command is `latents.py`.
+They work on the vectors of `Pipeline.embed`, which `Pipeline.decode_vectors` decodes: a VAE's
+latents or the code vectors of a discrete member, which may leave the codebook on the way.
+Reconstruction and completion are `Pipeline.reconstruct` and `Pipeline.complete`.
 
     pipe = Pipeline.from_pretrained("runs/mnist/vae_pipeline")
     glasses = attribute_direction(pipe, batches)
     without = move(pipe, images, glasses, [-1.0])
 
-Images are float (B, C, H, W) in [-1, 1]; a batch of vectors is level name -> float (B, channels, height, width).
+Images are float (B, C, H, W) in [-1, 1]; vectors are level name -> float (B, channels, height,
+width).
 """
 
 from __future__ import annotations
@@ -20,47 +21,33 @@ import torch
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps
-from latent_prior.pipelines.directions import attribute_direction, channel_deviations, class_means
 from latent_prior.pipelines.pipeline import Pipeline
 
-__all__ = [
-    "arithmetic",
-    "attribute_direction",
-    "channel_deviations",
-    "class_means",
-    "combine",
-    "interpolate",
-    "linear",
-    "move",
-    "spherical",
-    "traverse",
-]
-
 SMALLEST_SINE = 1e-4
-"""Vectors with a smaller sine between them are parallel: the arc is the chord up to 1e-9 of its length."""
+"""Below this sine vectors count as parallel: arc and chord differ by 1e-9 of their length."""
 
 
 def linear(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """The point at `share` of the straight line between vectors of one shape (B, ...)."""
+    """Linear interpolation between vectors (B, ...); share 0 is the start, 1 the end."""
     return torch.lerp(start, end, share)
 
 
 def spherical(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """The point at `share` of the arc between vectors (Shoemake, 1985, https://doi.org/10.1145/325334.325242).
+    """Spherical interpolation (Shoemake, 1985, https://doi.org/10.1145/325334.325242).
 
-    The direction turns at constant speed while the length changes evenly. Where there is no arc, because the vectors are
-    parallel or one of them is 0, it is the straight line.
+    The direction turns at constant speed while the length changes linearly. Vectors that are
+    parallel or 0 have no arc between them and are interpolated linearly.
 
     Args:
-        start: float (B, ...), each image's numbers one vector.
+        start: float (B, ...), flattened to one vector per image.
         end: same shape.
         share: 0 is the start, 1 the end.
     """
     first, last = start.flatten(1), end.flatten(1)
-    first_length, last_length = (each.norm(dim=1, keepdim=True) for each in (first, last))
+    first_length, last_length = (row.norm(dim=1, keepdim=True) for row in (first, last))
     tiny = torch.finfo(first.dtype).tiny
     u, v = first / first_length.clamp(min=tiny), last / last_length.clamp(min=tiny)
-    # Twice the angle between the difference and the sum of two unit vectors: no digits are lost near 0 and pi.
+    # From difference and sum of the unit vectors, which is precise near 0 and pi, unlike acos.
     angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
     sine = angle.sin()
     arc = (sine > SMALLEST_SINE) & (first_length > 0) & (last_length > 0)
@@ -83,17 +70,17 @@ def interpolate(
     steps: int = 9,
     method: Literal["linear", "spherical"] = "linear",
 ) -> Tensor:
-    """Images on the way from each start to its end, the reconstructions of both included.
+    """Images from each start to its end, including the reconstructions of both.
 
     Args:
-        pipe: any.
+        pipe: the pipeline.
         starts: images (B, C, H, W).
         ends: same shape.
-        steps: images on the way, at least 2.
-        method: `linear`, or `spherical`, which takes each level's numbers of an image as one vector.
+        steps: images per row, at least 2.
+        method: `linear` or `spherical`; each level of an image is one vector.
 
     Returns:
-        (B, steps, C, H, W)
+        Images (B, steps, C, H, W).
 
     Raises:
         ValueError: fewer than two steps, or an unknown method.
@@ -103,36 +90,32 @@ def interpolate(
     if method not in MIXES:
         raise ValueError(f"method must be one of {', '.join(MIXES)}, not {method!r}")
     first, last = pipe.embed(starts), pipe.embed(ends)
-    return _decode_columns(
-        pipe,
-        (
-            {name: MIXES[method](first[name], last[name], step / (steps - 1)) for name in first}
-            for step in range(steps)
-        ),
+    mixed = (
+        {name: MIXES[method](first[name], last[name], step / (steps - 1)) for name in first}
+        for step in range(steps)
     )
+    return _side_by_side(pipe, mixed)
 
 
 def move(pipe: Pipeline, images: Tensor, direction: CodeMaps, strengths: Sequence[float]) -> Tensor:
-    """Images with a direction added to their vectors; a negative strength takes it away.
+    """Images with multiples of a direction added to their vectors.
 
     Args:
-        pipe: any.
+        pipe: the pipeline.
         images: (B, C, H, W).
-        direction: see `attribute_direction`.
+        direction: see `directions.attribute_direction`.
         strengths: multiples of the direction; 0 is the reconstruction.
 
     Returns:
-        (B, len(strengths), C, H, W)
+        Images (B, len(strengths), C, H, W).
     """
     vectors = pipe.embed(images)
     step = {name: values.to(vectors[name]) for name, values in direction.items()}
-    return _decode_columns(
-        pipe,
-        (
-            {name: values + strength * step[name] for name, values in vectors.items()}
-            for strength in strengths
-        ),
+    moved = (
+        {name: values + strength * step[name] for name, values in vectors.items()}
+        for strength in strengths
     )
+    return _side_by_side(pipe, moved)
 
 
 def traverse(
@@ -144,18 +127,18 @@ def traverse(
     steps: int = 9,
     span: float = 3.0,
 ) -> Tensor:
-    """Images with one dimension of their vectors changed, all others as they are.
+    """Images with one channel of their vectors changed.
 
     Args:
-        pipe: any.
+        pipe: the pipeline.
         images: (B, C, H, W).
-        deviations: see `channel_deviations`.
-        dimension: number of a channel, counted through the levels; in a grid it changes at all places alike.
-        steps: images from -span to +span; with an odd number the middle one is the reconstruction.
-        span: largest change, in standard deviations of the dimension.
+        deviations: see `directions.channel_deviations`.
+        dimension: channel, counted through the levels; changes at all positions of a grid alike.
+        steps: images from -span to +span; of an odd number the middle one is the reconstruction.
+        span: largest change, in standard deviations of the channel.
 
     Returns:
-        (B, steps, C, H, W)
+        Images (B, steps, C, H, W).
 
     Raises:
         ValueError: no such dimension, or fewer than two steps.
@@ -185,6 +168,6 @@ def arithmetic(pipe: Pipeline, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return pipe.decode_vectors(combine(*(pipe.embed(images) for images in (a, b, c))))
 
 
-def _decode_columns(pipe: Pipeline, columns: Iterable[CodeMaps]) -> Tensor:
-    """The images of batches of vectors side by side, (B, columns, C, H, W) on the CPU; one batch at a time is decoded."""
+def _side_by_side(pipe: Pipeline, columns: Iterable[CodeMaps]) -> Tensor:
+    """Decode batches of vectors one after the other, to images (B, columns, C, H, W) on the CPU."""
     return torch.stack([pipe.decode_vectors(vectors).cpu() for vectors in columns], dim=1)

@@ -1,31 +1,59 @@
-"""A prior and a decoder chained: codes are sampled, then decoded to images. What lies on disk is in `folder`."""
+"""Both stages as one object: a prior samples codes, an autoencoder decodes them to images."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Generator, Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
+from latent_prior.data.images import to_pil, to_uint8
 from latent_prior.models import StrictModel, local_folder
-from latent_prior.pipelines.arguments import check_settings_apply, label_number, one_each
 from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
 from latent_prior.pipelines.folder import push_folder, read_folder, write_folder
-from latent_prior.pipelines.outputs import PipelineOutput, check_output, convert
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
 from latent_prior.stage2_prior.prior import TransformerPrior
-from latent_prior.stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.sampler import Sampler, Settings
+
+OutputType = Literal["pil", "pt", "np"]
+Images = list[Image.Image] | Tensor | NDArray[np.float32]
+Labels = int | str | Sequence[int | str]
+
+
+@dataclass
+class PipelineOutput:
+    """Result of a call.
+
+    Attributes:
+        images: PIL images; or a float tensor (N, C, H, W) in [-1, 1] (`pt`); or a float array
+            (N, H, W, C) in [0, 1] (`np`).
+        codes: level name -> sampled codes, int64 (N, height, width), or latents, float
+            (N, channels, height, width).
+        labels: class of each image, -1 for none.
+    """
+
+    images: Images
+    codes: CodeMaps
+    labels: list[int]
 
 
 class Pipeline:
-    """Generate images: `Pipeline.from_pretrained("runs/mnist/pipeline")(num_images=16).images`."""
+    """An autoencoder and the prior over its codes, to generate, encode, decode and complete images.
+
+    pipe = Pipeline.from_pretrained("runs/mnist/pipeline")
+    images = pipe(num_images=16).images
+    """
 
     def __init__(
         self,
@@ -33,9 +61,9 @@ class Pipeline:
         prior: TransformerPrior | None = None,
         sampler: Sampler | None = None,
     ) -> None:
-        """Chain an autoencoder with a prior over its codes.
+        """Combine an autoencoder with a prior over its codes.
 
-        Without a prior a VAE's latents are drawn from N(0, I); other pipelines then encode and decode only.
+        Without a prior, a VAE's latents are sampled from N(0, I); others only encode and decode.
 
         Raises:
             ValueError: the prior was trained on the codes of another autoencoder.
@@ -50,19 +78,19 @@ class Pipeline:
     def from_pretrained(
         cls, path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None
     ) -> Self:
-        """Load a pipeline folder, or a repository of the Hugging Face hub that holds one.
+        """Load a pipeline folder, local or from the Hugging Face hub.
 
         Raises:
-            ValueError: a missing, damaged or foreign folder, or parts that do not belong together.
+            ValueError: the folder is missing, damaged or no pipeline, or components do not match.
         """
         return cls(*read_folder(local_folder(path_or_hub_id, revision=revision)))
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str = "50GB"
     ) -> None:
-        """Write the pipeline folder; a pipeline already there is replaced when the new one is complete.
+        """Write the pipeline folder, replacing an existing pipeline when the new one is complete.
 
-        Its README.md, if somebody wrote one, stays; otherwise it is the model card.
+        A handwritten README.md stays; otherwise the model card is written.
 
         Raises:
             ValueError: the folder holds something else, which would be lost.
@@ -86,19 +114,19 @@ class Pipeline:
         create_pr: bool = False,
         max_shard_size: int | str = "50GB",
     ) -> str:
-        """Upload the folder that `save_pretrained` writes; see `hub.push_folder`.
+        """Upload the folder of `save_pretrained`; a handwritten README.md on the hub stays.
 
         Args:
-            repo_id: `user/name`; made if missing.
-            commit_message: of the upload.
-            private: whether a new repository is private; None leaves it to the account.
-            token: True takes the one of `hf auth login`.
-            revision: branch, made if missing.
-            create_pr: propose the upload instead of making it.
+            repo_id: `user/name`; created if missing.
+            commit_message: message of the commit.
+            private: whether a new repository is private; None uses the account's default.
+            token: True uses the token of `hf auth login`.
+            revision: branch, created if missing.
+            create_pr: open a pull request instead of committing.
             max_shard_size: see `save_pretrained`.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
         """
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / "pipeline"
@@ -123,22 +151,22 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the components are."""
+        """Device of the components."""
         return self.autoencoder.device
 
     @property
     def code_spec(self) -> CodeSpec:
-        """What the codes are; with class names where the prior has classes."""
+        """Kind and shapes of the codes, with class names if the prior has classes."""
         return self.autoencoder.code_spec if self.prior is None else self.prior.code_spec
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """Names of the `Sampler` settings that have an effect; without a prior the temperature multiplies N(0, I)."""
+        """Names of the `Sampler` settings that have an effect."""
         return ("temperature",) if self.prior is None else self.prior.settings
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that can be asked for; empty for an unconditional prior."""
+        """Names of the classes that can be sampled; empty for an unconditional prior."""
         return (
             self.code_spec.class_names if self.prior is not None and self.prior.num_classes else ()
         )
@@ -148,89 +176,71 @@ class Pipeline:
         self,
         num_images: int = 1,
         *,
-        labels: int | str | Sequence[int | str] | None = None,
-        guidance_scale: float | None = None,
-        guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        steps: int | None = None,
-        choice_temperature: float | None = None,
+        labels: Labels | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         batch_size: int = 64,
-        output_type: Literal["pil", "pt", "np"] = "pil",
+        output_type: OutputType = "pil",
+        **settings: Unpack[Settings],
     ) -> PipelineOutput:
-        """Sample codes from the prior, or a VAE's latents from N(0, I) where there is none, and decode them.
+        """Sample codes from the prior, or latents from N(0, I) without one, and decode them.
 
         Args:
-            num_images: how many.
-            labels: one class for all or one each, as number or name; -1 is any class. None takes the classes in
-                turn, so that all are drawn equally often; without classes it is the only choice.
-            guidance_scale: see `Sampler`; None takes the pipeline's own default, here and below.
-            guidance_schedule: see `Sampler`.
-            guidance_interval: see `Sampler`.
-            temperature: see `Sampler`; without a prior it multiplies the latents.
-            top_k: see `Sampler`.
-            top_p: see `Sampler`.
-            steps: see `Sampler`.
-            choice_temperature: see `Sampler`.
-            generator: one source of randomness for all images or one for each; the same seed gives the same images,
-                whatever the batch size.
+            num_images: number of images.
+            labels: one class for all images or one per image, as number or name; -1 is any class.
+                None uses the classes in turn, so that each is sampled equally often.
+            generator: one generator for all images or one per image; the same seed gives the same
+                images for any batch size.
             batch_size: images computed at a time.
             output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
+            **settings: see `Sampler`; the default of the others is that of the pipeline. Without a
+                prior, `temperature` multiplies the latents.
 
         Raises:
-            ValueError: an argument out of its range or without effect, or nothing to sample from.
+            ValueError: an argument is out of range or has no effect, or there is no prior.
         """
         if self.prior is None and self.code_spec.kind == "codes":
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
             )
-        check_output(output_type, num_images, batch_size)
+        _check_output(output_type, num_images, batch_size)
         numbers = self.label_numbers(labels, num_images)
-        generators = one_each(generator, num_images)
-        given: dict[str, Any] = {
-            "guidance_scale": guidance_scale, "guidance_schedule": guidance_schedule,
-            "guidance_interval": guidance_interval, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "steps": steps, "choice_temperature": choice_temperature,
-        }  # fmt: skip
-        sampler = self.resolve(given)
+        sampler = self.resolve(settings)
         parts: list[CodeMaps] = []
         images: list[Tensor] = []
-        for start in range(0, num_images, batch_size):
-            chunk = slice(start, min(start + batch_size, num_images))
-            own = None if generators is None else generators[chunk]
-            count = chunk.stop - chunk.start
+        for batch, generators in _batches(num_images, batch_size, generator):
+            count = batch.stop - batch.start
             if self.prior is None:
-                codes = self.standard_normal(count, own, temperature=sampler.temperature)
+                codes = self.standard_normal(count, generators, temperature=sampler.temperature)
             else:
-                settings = dataclasses.asdict(sampler)
-                codes = self.prior.sample(count, numbers[chunk], **settings, generator=own)
+                codes = self.prior.sample(
+                    count, numbers[batch], generator=generators, **dataclasses.asdict(sampler)
+                )
             parts.append(codes)
             images.append(self.decode(codes).cpu())
-        codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return PipelineOutput(convert(torch.cat(images), output_type), codes, numbers)
+        return _output(parts, images, numbers, output_type)
 
-    def resolve(self, given: Mapping[str, Any], prefix: str = "") -> Sampler:
-        """The pipeline's own settings, but for those given.
+    def resolve(self, settings: Mapping[str, Any], prefix: str = "") -> Sampler:
+        """The pipeline's default settings, updated by the given ones.
 
         Args:
-            given: settings by name, None where nothing was said.
-            prefix: put before a setting's name in an error, as `--`.
+            settings: settings by name; None keeps the default.
+            prefix: before a setting's name in an error, for example `--`.
 
         Raises:
-            ValueError: a setting out of its range or without effect.
+            ValueError: a setting is out of range or has no effect.
         """
+        given = {name: value for name, value in settings.items() if value is not None}
+        sampler = dataclasses.replace(self.sampler, **given)
         if self.prior is None:
             reason = "is for a prior, and this pipeline has none"
         elif self.prior.latents:
             reason = "has no effect on a prior over latents"
         else:
             reason = "has no effect on a prior in raster order"
-        check_settings_apply(given, self.settings, reason, prefix)
-        chosen = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(self.sampler, **chosen)
+        for name in given:
+            if name not in self.settings:
+                raise ValueError(f"{prefix}{name} {reason}; leave it out")
+        return sampler
 
     def label_numbers(
         self, labels: int | str | Sequence[int | str] | None, num_images: int
@@ -238,7 +248,7 @@ class Pipeline:
         """Class numbers for `num_images` images; see `__call__`.
 
         Raises:
-            ValueError: an unknown class, or another number of labels than images.
+            ValueError: an unknown class, or the number of labels is not that of the images.
         """
         names = self.class_names
         if labels is None:
@@ -258,23 +268,24 @@ class Pipeline:
         """Codes or latents to images, float (B, C, H, W) clamped to [-1, 1].
 
         Args:
-            codes: level name -> codes or latents; or tokens (B, L), with or without the class token in front, as an
-                engine returns them that serves an exported prior.
+            codes: level name -> codes, int64 (B, height, width), or latents, float
+                (B, channels, height, width); or tokens (B, L) from an engine that serves an
+                exported prior, with or without the class token in front.
 
         Raises:
-            ValueError: maps of another shape or vocabulary than the autoencoder's, or tokens that are no codes.
+            ValueError: shapes or values do not fit the autoencoder, or tokens are no codes.
         """
         if not isinstance(codes, dict):
             codes = codes_from_tokens(codes, self.code_spec)
         for level in self.code_spec.levels:
-            found = codes.get(level.name)
-            if found is None or tuple(found.shape[1:]) != level.shape:
-                shape = None if found is None else tuple(found.shape)
+            values = codes.get(level.name)
+            if values is None or tuple(values.shape[1:]) != level.shape:
+                shape = None if values is None else tuple(values.shape)
                 expected = ", ".join(map(str, ("B", *level.shape)))
                 raise ValueError(f"codes {level.name!r}: expected ({expected}), found {shape}")
-            if level.vocabulary is None or not found.numel():
+            if level.vocabulary is None or not values.numel():
                 continue
-            if not 0 <= int(found.min()) <= int(found.max()) < level.vocabulary:
+            if not 0 <= int(values.min()) <= int(values.max()) < level.vocabulary:
                 raise ValueError(
                     f"codes {level.name!r}: values must lie in [0, {level.vocabulary})"
                 )
@@ -287,93 +298,81 @@ class Pipeline:
         images: Tensor,
         mask: Tensor,
         *,
-        labels: int | str | Sequence[int | str] | None = None,
-        guidance_scale: float | None = None,
-        guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        steps: int | None = None,
-        choice_temperature: float | None = None,
+        labels: Labels | None = None,
         generator: Generator | Sequence[Generator] | None = None,
         rounds: int = 32,
         paste: bool = True,
         batch_size: int = 64,
-        output_type: Literal["pil", "pt", "np"] = "pil",
+        output_type: OutputType = "pil",
+        **settings: Unpack[Settings],
     ) -> PipelineOutput:
         """Fill in the hidden parts of images.
 
-        Codes whose patch of the image is hidden, in full or in part, are drawn from the prior, given the class, the
-        codes of the visible patches and those drawn before, in the order of the sequence: a prior looks at what stands
-        above and to the left, so a hidden lower half fits the visible upper one better than the other way round.
-        Latents need no prior: they settle in some rounds of encoding and decoding (see `completion.settle`).
+        Codes whose patch is hidden, even in part, are sampled from the prior given the class, the
+        visible codes and those sampled before. A prior in raster order only sees codes above and to
+        the left, so it completes a lower half better than an upper one. Latents need no prior: they
+        converge over rounds of encoding and decoding (see `completion.settle`).
 
         Args:
-            images: float (B, C, H, W) in [-1, 1]; the hidden pixels are not looked at.
+            images: float (B, C, H, W) in [-1, 1]; hidden pixels are ignored.
             mask: bool (H, W) or (B, H, W), True where a pixel is hidden.
-            labels: one class for all or one each, as number or name; -1 and None are any class.
-            guidance_scale: see `Sampler`; None takes the pipeline's own default, here and below.
-            guidance_schedule: see `Sampler`.
-            guidance_interval: see `Sampler`.
-            temperature: see `Sampler`.
-            top_k: see `Sampler`.
-            top_p: see `Sampler`.
-            steps: see `Sampler`.
-            choice_temperature: see `Sampler`.
-            generator: one source of randomness for all images or one for each, as in a call.
-            rounds: of encoding and decoding; for latents.
-            paste: put the visible pixels back over what the decoder made of them.
+            labels: one class for all images or one per image; -1 and None are any class.
+            generator: one generator for all images or one per image, as in a call.
+            rounds: rounds of encoding and decoding, for latents.
+            paste: paste the visible pixels over the decoded image.
             batch_size: images computed at a time.
             output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
+            **settings: see `Sampler`; the default of the others is that of the pipeline.
 
         Raises:
-            ValueError: an argument out of its range or without effect, or no prior to draw codes from.
+            ValueError: an argument is out of range or has no effect, or there is no prior.
         """
-        given: dict[str, Any] = {
-            "guidance_scale": guidance_scale, "guidance_schedule": guidance_schedule,
-            "guidance_interval": guidance_interval, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "steps": steps, "choice_temperature": choice_temperature,
-        }  # fmt: skip
-        self._check_completion(labels, given)
-        check_output(output_type, len(images), batch_size)
-        numbers = self.label_numbers(-1 if labels is None else labels, len(images))
         latents = self.code_spec.kind == "latents"
-        generators = one_each(generator, len(images))
-        settings = {} if latents else dataclasses.asdict(self.resolve(given))
-        hidden_of_all = one_mask_each(mask, images)
+        if self.prior is None and not latents:
+            raise ValueError(
+                "this pipeline has no prior to sample the hidden codes from; assemble one with a prior"
+            )
+        given = [
+            name for name, value in {"labels": labels, **settings}.items() if value is not None
+        ]
+        if latents and given:
+            raise ValueError(
+                f"{given[0]} is for a prior over codes; latents are completed without one"
+            )
+        _check_output(output_type, len(images), batch_size)
+        numbers = self.label_numbers(-1 if labels is None else labels, len(images))
+        sampler = self.sampler if latents else self.resolve(settings)
+        masks = one_mask_each(mask, images)
         parts: list[CodeMaps] = []
         completed: list[Tensor] = []
-        for start in range(0, len(images), batch_size):
-            chunk = slice(start, min(start + batch_size, len(images)))
-            hidden = hidden_of_all[chunk].to(self.device)
-            filled = fill_with_mean(images[chunk].to(self.device), hidden)
+        for batch, generators in _batches(len(images), batch_size, generator):
+            hidden = masks[batch].to(self.device)
+            filled = fill_with_mean(images[batch].to(self.device), hidden)
             if latents or self.prior is None:
                 codes = settle(self.autoencoder, filled, hidden, rounds)
             else:
-                drawn = hidden_codes(hidden, self.code_spec.levels)
+                resampled = hidden_codes(hidden, self.code_spec.levels)
                 codes = self.prior.sample(
                     len(filled),
-                    numbers[chunk],
-                    **settings,
-                    generator=None if generators is None else generators[chunk],
+                    numbers[batch],
+                    generator=generators,
                     known=self.autoencoder.encode(filled),
-                    keep={name: ~places for name, places in drawn.items()},
+                    keep={name: ~positions for name, positions in resampled.items()},
+                    **dataclasses.asdict(sampler),
                 )
             decoded = self.decode(codes)
             parts.append(codes)
             completed.append((torch.where(hidden, decoded, filled) if paste else decoded).cpu())
-        codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return PipelineOutput(convert(torch.cat(completed), output_type), codes, numbers)
+        return _output(parts, completed, numbers, output_type)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> CodeMaps:
-        """Images, float (B, C, H, W) in [-1, 1], to vectors that can be mixed and moved, see `Autoencoder.embed`."""
+        """Images, float (B, C, H, W) in [-1, 1], to continuous vectors, see `Autoencoder.embed`."""
         return self.autoencoder.embed(images.to(self.device))
 
     @torch.no_grad()
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
-        """The way back from `embed`, also for vectors of no image: images, float (B, C, H, W) clamped to [-1, 1]."""
+        """The inverse of `embed`, for any vectors; images are float (B, C, H, W) in [-1, 1]."""
         on_device = {name: values.to(self.device) for name, values in vectors.items()}
         return self.autoencoder.decode_vectors(on_device).float().clamp(-1, 1)
 
@@ -384,14 +383,16 @@ class Pipeline:
     def random_codes(
         self, num_images: int, generator: Generator | Sequence[Generator] | None = None
     ) -> CodeMaps:
-        """Uniformly random codes: what decoding looks like without a prior, the line any prior must beat."""
+        """Uniformly random codes: the floor any prior must beat.
+
+        Raises:
+            ValueError: the pipeline has latents instead of codes.
+        """
         if self.code_spec.kind == "latents":
             raise ValueError(
                 "this pipeline has latents, not codes: without a prior it samples them from N(0, I)"
             )
-        generators: Sequence[Generator | None] = (
-            one_each(generator, num_images) or [None] * num_images
-        )
+        generators = _per_image(generator, num_images) or [None] * num_images
         codes: CodeMaps = {}
         for level in self.code_spec.levels:
             assert level.vocabulary is not None
@@ -407,25 +408,80 @@ class Pipeline:
         *,
         temperature: float = 1.0,
     ) -> CodeMaps:
-        """Latents from N(0, I), the prior that a VAE is trained towards, scaled by the temperature."""
-        generators: Sequence[Generator | None] = (
-            one_each(generator, num_images) or [None] * num_images
-        )
+        """Latents from N(0, I), the prior of a VAE, multiplied by the temperature."""
+        generators = _per_image(generator, num_images) or [None] * num_images
         return {
             level.name: torch.stack([torch.randn(level.shape, generator=g) for g in generators])
             * temperature
             for level in self.code_spec.levels
         }
 
-    def _check_completion(self, labels: object, given: dict[str, Any]) -> None:
-        latents = self.code_spec.kind == "latents"
-        if self.prior is None and not latents:
-            raise ValueError(
-                "this pipeline has no prior to draw the hidden codes from; assemble one with a prior"
-            )
-        named = ["labels"] if labels is not None else []
-        named += [name for name, value in given.items() if value is not None]
-        if latents and named:
-            raise ValueError(
-                f"{named[0]} is for a prior over codes; latents are completed without one"
-            )
+
+def label_number(label: int | str, names: Sequence[str]) -> int:
+    """A class number from a number or name; -1 is any class.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    try:
+        number = int(label)
+    except ValueError:
+        number = len(names)
+    if -1 <= number < len(names):
+        return number
+    known = "this prior has no classes"
+    if names:
+        known = f"the classes are 0 to {len(names) - 1}: {', '.join(names[:20])}"
+    raise ValueError(f"label {label!r} is out of range: {known}")
+
+
+def _per_image(
+    generator: Generator | Sequence[Generator] | None, num_images: int
+) -> Sequence[Generator] | None:
+    """One generator per image; None stays torch's global one."""
+    generators = [generator] * num_images if isinstance(generator, Generator) else generator
+    if generators is not None and len(generators) != num_images:
+        raise ValueError(
+            f"{num_images} images need one generator, or one each, not {len(generators)}"
+        )
+    return generators
+
+
+def _batches(
+    num_images: int, batch_size: int, generator: Generator | Sequence[Generator] | None
+) -> Iterator[tuple[slice, Sequence[Generator] | None]]:
+    """The images of each batch, with their generators."""
+    generators = _per_image(generator, num_images)
+    for start in range(0, num_images, batch_size):
+        batch = slice(start, min(start + batch_size, num_images))
+        yield batch, None if generators is None else generators[batch]
+
+
+def _check_output(output_type: str, num_images: int, batch_size: int) -> None:
+    """Check the output type and the counts.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if output_type not in ("pil", "pt", "np"):
+        raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
+    if num_images < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
+        )
+
+
+def _output(
+    parts: list[CodeMaps], images: list[Tensor], labels: list[int], output_type: OutputType
+) -> PipelineOutput:
+    """Join batches of codes and of images (B, C, H, W) in [-1, 1]."""
+    codes = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    joined = torch.cat(images)
+    converted: Images = joined
+    if output_type == "np":
+        converted = joined.add(1).div(2).permute(0, 2, 3, 1).numpy()
+    elif output_type == "pil":
+        converted = [to_pil(image) for image in to_uint8(joined)]
+    return PipelineOutput(converted, codes, labels)

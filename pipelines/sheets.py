@@ -1,4 +1,4 @@
-"""The pictures of `latents.py`: an operation on some images of a data set as rows and columns."""
+"""The operations of `latents.py` on images of a dataset, as sheets of rows and columns."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.data.images import ImageSet, crop_windows, open_images, to_float, to_uint8
-from latent_prior.pipelines import operations
-from latent_prior.pipelines.arguments import given_settings, label_number
+from latent_prior.pipelines import directions, operations
 from latent_prior.pipelines.completion import fill_with_mean, one_mask_each
 from latent_prior.pipelines.options import LatentOptions
-from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.pipelines.pipeline import Pipeline, label_number
 from latent_prior.seeds import generator
 
-DEVIATION_IMAGES = 4096  # enough for a channel's deviation to about one per cent
+DEVIATION_IMAGES = 4096  # gives a channel's deviation to about one per cent
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures in rows and columns: uint8 (rows, columns, C, H, W), and what each row and column is called."""
+    """Images in rows and columns, uint8 (rows, columns, C, H, W), with the name of each."""
 
     pictures: Tensor
     rows: list[str]
@@ -32,10 +31,10 @@ class Sheet:
 
 
 def interpolate(
-    pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions
+    pipe: Pipeline, images: ImageSet, positions: list[int], options: LatentOptions
 ) -> Sheet:
-    """From each image to the next, the originals on both sides."""
-    pixels, names = read(images, places), row_names(images, places)
+    """From each image to the next, with the originals at both ends."""
+    pixels, names = read(images, positions), row_names(images, positions)
 
     def make(starts: Tensor, ends: Tensor) -> Tensor:
         between = operations.interpolate(
@@ -48,8 +47,10 @@ def interpolate(
     return Sheet(by_batch(make, pixels[:-1], pixels[1:], options=options), rows, columns)
 
 
-def attribute(pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions) -> Sheet:
-    """Every image with different amounts of the attribute, the original on the left."""
+def attribute(
+    pipe: Pipeline, images: ImageSet, positions: list[int], options: LatentOptions
+) -> Sheet:
+    """Each image with different amounts of the attribute, the original on the left."""
     assert options.attribute is not None
     labelled = open_labelled(options)
     has = class_number(labelled, options.attribute, "attribute")
@@ -58,28 +59,30 @@ def attribute(pipe: Pipeline, images: ImageSet, places: list[int], options: Late
         raise ValueError(f"--against {options.against} is the same class as --attribute")
 
     def membership(labels: Tensor) -> Tensor:
-        without = (labels >= 0) & (labels != has) if lacks is None else labels == lacks
-        return torch.where(labels == has, 1, torch.where(without, 0, -1))
+        lacking = (labels >= 0) & (labels != has) if lacks is None else labels == lacks
+        return torch.where(labels == has, 1, torch.where(lacking, 0, -1))
 
-    measured = ((pixels, membership(labels)) for pixels, labels in batches_of(labelled, options))
-    direction = operations.attribute_direction(pipe, measured, method=options.direction)
+    batches = ((pixels, membership(labels)) for pixels, labels in batches_of(labelled, options))
+    direction = directions.attribute_direction(pipe, batches, method=options.direction)
 
     def make(pixels: Tensor) -> Tensor:
         moved = operations.move(pipe, pixels, direction, options.strength)
         return torch.cat([pixels[:, None], moved], dim=1)
 
     columns = ["original", *(f"strength{strength:+g}" for strength in options.strength)]
-    pictures = by_batch(make, read(images, places), options=options)
-    return Sheet(pictures, row_names(images, places), columns)
+    pictures = by_batch(make, read(images, positions), options=options)
+    return Sheet(pictures, row_names(images, positions), columns)
 
 
-def traverse(pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions) -> Sheet:
-    """Every image with single dimensions changed, a row for each of them."""
-    count = sum(each.shape[1] for each in pipe.embed(read(images, places[:1])).values())
+def traverse(
+    pipe: Pipeline, images: ImageSet, positions: list[int], options: LatentOptions
+) -> Sheet:
+    """Each image with single dimensions changed, one row per dimension."""
+    count = sum(vectors.shape[1] for vectors in pipe.embed(read(images, positions[:1])).values())
     if max(options.dimensions, default=0) >= count:
         raise ValueError(f"--dimensions {max(options.dimensions)}: there are {count}, from 0")
-    measured = batches_of(open_images(options, options.fit_split), options, DEVIATION_IMAGES)
-    deviations = operations.channel_deviations(pipe, measured)
+    batches = batches_of(open_images(options, options.fit_split), options, DEVIATION_IMAGES)
+    deviations = directions.channel_deviations(pipe, batches)
     every = torch.cat([values.flatten() for values in deviations.values()])
     dimensions = options.dimensions or every.topk(min(8, count)).indices.tolist()
 
@@ -92,33 +95,35 @@ def traverse(pipe: Pipeline, images: ImageSet, places: list[int], options: Laten
         ]
         return torch.stack(changed, dim=1).flatten(0, 1)
 
-    rows = [f"{n}_dimension{d:03d}" for n in row_names(images, places) for d in dimensions]
+    rows = [f"{n}_dimension{d:03d}" for n in row_names(images, positions) for d in dimensions]
     columns = [f"step{step:03d}" for step in range(_steps(options))]
-    return Sheet(by_batch(make, read(images, places), options=options), rows, columns)
+    return Sheet(by_batch(make, read(images, positions), options=options), rows, columns)
 
 
 def arithmetic(
-    pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions
+    pipe: Pipeline, images: ImageSet, positions: list[int], options: LatentOptions
 ) -> Sheet:
     """Three images, or the decoded means of three classes, and a - b + c."""
     if options.labels:
         labelled = open_labelled(options)
         numbers = [class_number(labelled, label, "labels") for label in options.labels]
         names = [f"class{number}" for number in numbers]
-        means = operations.class_means(pipe, batches_of(labelled, options), numbers)
-        a, b, c = ({name: each[i : i + 1] for name, each in means.items()} for i in range(3))
-        shown = pipe.decode_vectors(means).cpu()
+        means = directions.class_means(pipe, batches_of(labelled, options), numbers)
+        a, b, c = ({name: rows[i : i + 1] for name, rows in means.items()} for i in range(3))
+        terms = pipe.decode_vectors(means).cpu()
         result = pipe.decode_vectors(operations.combine(a, b, c)).cpu()
     else:
-        shown, names = read(images, places), row_names(images, places)
-        result = operations.arithmetic(pipe, *shown.split(1)).cpu()
+        terms, names = read(images, positions), row_names(images, positions)
+        result = operations.arithmetic(pipe, *terms.split(1)).cpu()
     row = f"{names[0]}-{names[1]}+{names[2]}"
-    return Sheet(to_uint8(torch.cat([shown, result]))[None], [row], ["a", "b", "c", "result"])
+    return Sheet(to_uint8(torch.cat([terms, result]))[None], [row], ["a", "b", "c", "result"])
 
 
-def complete(pipe: Pipeline, images: ImageSet, places: list[int], options: LatentOptions) -> Sheet:
-    """Every image as it is, with its hidden part, and completed."""
-    pixels = read(images, places)
+def complete(
+    pipe: Pipeline, images: ImageSet, positions: list[int], options: LatentOptions
+) -> Sheet:
+    """Each image as it is, with its hidden part filled by the mean colour, and completed."""
+    pixels = read(images, positions)
     left, top, right, bottom = options.mask_box(pixels.shape[-1])
     mask = torch.zeros(pixels.shape[2:], dtype=torch.bool)
     mask[top:bottom, left:right] = True
@@ -127,18 +132,20 @@ def complete(pipe: Pipeline, images: ImageSet, places: list[int], options: Laten
         pixels,
         mask,
         labels=labels,
-        **given_settings(options),
         generator=[
-            generator(options.seed, "image", int(row)) for row in images.source_index[places]
+            generator(options.seed, "image", int(row)) for row in images.source_index[positions]
         ],
         paste=options.paste,
         batch_size=options.batch_size,
         output_type="pt",
+        **options.settings(),
     )
     assert isinstance(output.images, Tensor)
     given = fill_with_mean(pixels, one_mask_each(mask, pixels))
     pictures = torch.stack([pixels, given, output.images], dim=1)
-    return Sheet(to_uint8(pictures), row_names(images, places), ["original", "given", "completed"])
+    return Sheet(
+        to_uint8(pictures), row_names(images, positions), ["original", "given", "completed"]
+    )
 
 
 MAKERS: dict[str, Callable[[Pipeline, ImageSet, list[int], LatentOptions], Sheet]] = {
@@ -151,7 +158,7 @@ MAKERS: dict[str, Callable[[Pipeline, ImageSet, list[int], LatentOptions], Sheet
 
 
 def open_labelled(options: LatentOptions) -> ImageSet:
-    """The images that directions and means are measured on.
+    """The labelled images for directions and class means.
 
     Raises:
         ValueError: they have no labels.
@@ -159,7 +166,8 @@ def open_labelled(options: LatentOptions) -> ImageSet:
     images = open_images(options, options.fit_split)
     if images.labels is None:
         raise ValueError(
-            f"--operation {options.operation}: split {options.fit_split!r} of {options.dataset} has no labels"
+            f"--operation {options.operation}: split {options.fit_split!r} of {options.dataset} "
+            "has no labels"
         )
     return images
 
@@ -168,7 +176,7 @@ def class_number(images: ImageSet, label: str, flag: str) -> int:
     """The number of a class.
 
     Raises:
-        ValueError: there is none of this number or name.
+        ValueError: there is no class with this number or name.
     """
     try:
         number = label_number(label, images.class_names)
@@ -180,33 +188,33 @@ def class_number(images: ImageSet, label: str, flag: str) -> int:
 
 
 def by_batch(make: Callable[..., Tensor], *images: Tensor, options: LatentOptions) -> Tensor:
-    """What `make` returns for parts of the images, joined, as uint8."""
-    parts = zip(*(each.split(options.batch_size) for each in images), strict=True)
+    """Apply `make` to batches of the images, and join the results as uint8."""
+    parts = zip(*(pixels.split(options.batch_size) for pixels in images), strict=True)
     return torch.cat([to_uint8(make(*part)) for part in parts])
 
 
 def batches_of(
     images: ImageSet, options: LatentOptions, at_most: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images in [-1, 1] with their labels, -1 where there is none; `at_most` takes some, evenly spread."""
+    """Images in [-1, 1] with labels, -1 for none; with `at_most`, evenly spread ones."""
     count = len(images) if at_most is None else min(at_most, len(images))
-    places = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
+    positions = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
     labels = torch.full((len(images),), -1) if images.labels is None else images.labels
     parts = range(0, count, options.batch_size)
     for start in tqdm(parts, desc="measuring", unit="batch"):
-        some = places[start : start + options.batch_size].tolist()
-        yield read(images, some), labels[some]
+        batch = positions[start : start + options.batch_size].tolist()
+        yield read(images, batch), labels[batch]
 
 
-def read(images: ImageSet, places: list[int]) -> Tensor:
+def read(images: ImageSet, positions: list[int]) -> Tensor:
     """Images, float (B, C, H, W) in [-1, 1]."""
     assert images.options.image_size is not None
-    return to_float(crop_windows(images.read(places), images.options.image_size, 0, None))
+    return to_float(crop_windows(images.read(positions), images.options.image_size, 0, None))
 
 
-def row_names(images: ImageSet, places: list[int]) -> list[str]:
-    """The rows of the images in their source, as file names."""
-    return [f"{row:06d}" for row in images.source_index[places]]
+def row_names(images: ImageSet, positions: list[int]) -> list[str]:
+    """Row numbers of the images in their source, as file names."""
+    return [f"{row:06d}" for row in images.source_index[positions]]
 
 
 def _steps(options: LatentOptions) -> int:

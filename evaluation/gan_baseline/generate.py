@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw,
         labels,
         class_names=names,
-        components=[gan],
+        models=[gan],
         batch_size=options.batch_size,
         accelerator=accelerator,
     )

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latent_prior.data.codes_dataset import open_codes
-    from latent_prior.pipelines.outputs import PipelineOutput
-    from latent_prior.pipelines.pipeline import Pipeline
+    from latent_prior.pipelines.pipeline import Pipeline, PipelineOutput
     from latent_prior.stage1_autoencoders import load_autoencoder
     from latent_prior.stage2_prior.prior import TransformerPrior
     from latent_prior.stage2_prior.sampler import Sampler
@@ -29,7 +28,7 @@ __all__ = [
 
 _MODULES = {
     "Pipeline": "latent_prior.pipelines.pipeline",
-    "PipelineOutput": "latent_prior.pipelines.outputs",
+    "PipelineOutput": "latent_prior.pipelines.pipeline",
     "Sampler": "latent_prior.stage2_prior.sampler",
     "TransformerPrior": "latent_prior.stage2_prior.prior",
     "load_autoencoder": "latent_prior.stage1_autoencoders",

@@ -10,8 +10,8 @@ import importlib.util
 import itertools
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 
@@ -47,6 +47,7 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     may_change: bool = False,
+    only_for: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with the range of its numbers.
 
@@ -59,8 +60,9 @@ def option(
         below: every number must be smaller than this.
         may_change: whether a command may continue a folder that was begun with another value,
             because the files do not depend on it.
+        only_for: values of the option named by `Options.used_by` that use this one; empty means all.
     """
-    metadata: dict[str, Any] = {"may_change": may_change}
+    metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for}
     limits = Range(at_least, above, at_most, below)
     if limits != Range():
         metadata["range"] = limits
@@ -83,9 +85,11 @@ class Options:
 
     flag_prefix: ClassVar[str] = ""
     """Prefix of the flags, for example `model.`."""
+    used_by: ClassVar[str] = ""
+    """Option whose value decides which options are used, for example `operation`."""
 
     def __post_init__(self) -> None:
-        """Check numbers against their ranges and `Literal` fields against their choices.
+        """Check numbers against their ranges, `Literal` fields against their choices, and unused options.
 
         The command line checks choices too, a config file edited by hand only here.
 
@@ -104,6 +108,18 @@ class Options:
             if choices is not None and not all(item in choices for item in items):
                 allowed = ", ".join(map(str, choices))
                 raise ValueError(f"{flag} must be one of {allowed}, not {value!r}")
+            users = each.metadata.get("only_for")
+            if users and getattr(self, self.used_by) not in users and value != _default(each):
+                raise ValueError(
+                    f"{flag} is for --{self.flag_prefix}{self.used_by} {' or '.join(users)}, "
+                    f"not for {getattr(self, self.used_by)}"
+                )
+
+
+def _default(option: Field[Any]) -> object:
+    """The default value of an option."""
+    factory = option.default_factory
+    return option.default if factory is MISSING else factory()
 
 
 @functools.cache

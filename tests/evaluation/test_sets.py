@@ -11,7 +11,7 @@ from latent_prior.evaluation.sets import (
     open_candidate,
     open_reference,
 )
-from latent_prior.pipelines.results import write_labels
+from latent_prior.pipelines.image_folder import write_labels
 
 NAMES = ("cat", "dog", "owl")
 

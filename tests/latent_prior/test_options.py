@@ -90,6 +90,26 @@ def test_a_subclass_may_narrow_a_choice():
         Fresco()
 
 
+@dataclass(kw_only=True)
+class Wall(Options):
+    """Options that depend on a choice."""
+
+    used_by: ClassVar[str] = "kind"
+
+    kind: Literal["brick", "wood", "glass"] = "brick"
+    grain: str | None = option(None, only_for=["wood"])
+    colours: list[str] = option(factory=list, only_for=["brick", "wood"])
+
+
+def test_an_option_without_effect_is_refused():
+    Wall(kind="glass", grain=None, colours=[])
+    Wall(kind="wood", grain="fine", colours=["red"])
+    with pytest.raises(ValueError, match="^--grain is for --kind wood, not for brick$"):
+        Wall(grain="fine")
+    with pytest.raises(ValueError, match="^--colours is for --kind brick or wood, not for glass$"):
+        Wall(kind="glass", colours=["red"])
+
+
 def test_changeable_options_are_named_by_their_fields():
     assert changeable(Paint) == changeable(Paint()) == {"layers", "coats"}
     assert {"cpu_threads", "max_steps", "output_dir"} <= changeable(RunOptions)

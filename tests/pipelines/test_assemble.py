@@ -59,7 +59,7 @@ def test_parts_of_two_runs_are_refused_with_both_fingerprints(refused, folders, 
         ({"prior": None, "guidance_scale": 2.0}, "--guidance_scale is for a prior"),
         ({"prior": None, "top_k": 5}, "--top_k is for a prior"),
         ({"steps": 8}, "--steps has no effect on a prior in raster order"),
-        ({"guidance_interval": [0.5]}, "--guidance_interval needs two shares"),
+        ({"guidance_interval": [0.5]}, "--guidance_interval must be two rising shares"),
     ],
 )
 def test_wrong_input_is_one_sentence(refused, folders, tmp_path, flags, culprit):

@@ -191,5 +191,5 @@ def test_wrong_input_is_named(member, parts, pictures):
     ):
         with pytest.raises(ValueError, match=culprit):
             member.complete(images, mask, **arguments)
-    with pytest.raises(ValueError, match="no prior to draw the hidden codes from"):
+    with pytest.raises(ValueError, match="no prior to sample the hidden codes from"):
         Pipeline(member.autoencoder).complete(images, mask)

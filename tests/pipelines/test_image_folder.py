@@ -9,9 +9,10 @@ from accelerate import Accelerator
 from latent_prior.pipelines.image_folder import (
     ABOUT_FILE,
     classes_in_turn,
-    describe,
+    cost,
     fill_folder,
     image_path,
+    write_labels,
 )
 
 BUDGET = {"steps": 5, "images_seen": 40, "seconds": 2.0, "cpu_seconds": 1.5, "device": "cpu", "num_processes": 1}  # fmt: skip
@@ -32,7 +33,7 @@ def fill(parts, tmp_path):
 
         fill_folder(
             tmp_path / "images", {"seed": 0}, draw, labels, class_names=["bee", "owl"],
-            components=[autoencoder], batch_size=3, accelerator=accelerator,
+            models=[autoencoder], batch_size=3, accelerator=accelerator,
         )  # fmt: skip
         return tmp_path / "images", drawn
 
@@ -58,18 +59,18 @@ def test_only_what_is_missing_is_drawn_and_timed_only_as_a_whole(fill):
         fill([0, 1, 0])
 
 
-def test_what_has_been_spent_is_summed_over_the_parts(parts):
+def test_costs_are_summed_over_the_models(parts):
     first, second = parts["vqvae"](), parts["vqvae"](seed=1)
     first.config.training = BUDGET
     second.config.training = {**BUDGET, "images_seen": 2, "device": "NVIDIA H100"}
-    found = describe([first, second], 0.25)
+    found = cost([first, second], 0.25)
     assert found["parameters"] == 2 * first.num_parameters()
     assert found["seconds_per_image"] == 0.25
     assert found["training"] == {
         "images_seen": 42, "seconds": 4.0, "cpu_seconds": 3.0, "device": "cpu, NVIDIA H100"
     }  # fmt: skip
     second.config.training = None
-    assert describe([first, second], None)["training"] is None
+    assert cost([first, second], None)["training"] is None
 
 
 def test_classes_come_in_turn():
@@ -78,3 +79,9 @@ def test_classes_come_in_turn():
     assert classes_in_turn([], [], 2) == [-1, -1]
     with pytest.raises(ValueError, match="cat"):
         classes_in_turn(["cat"], ["bee", "owl"], 1)
+
+
+def test_labels_by_number_and_name(tmp_path):
+    write_labels(tmp_path / "labels.csv", ["a.png", "b.png"], [1, -1], ["bee", "a, b"])
+    lines = (tmp_path / "labels.csv").read_text().splitlines()
+    assert lines == ["file,label,class", 'a.png,1,"a, b"', "b.png,,"]

@@ -10,7 +10,7 @@ from PIL import Image
 from latent_prior.data.images import open_images, to_uint8
 from latent_prior.evaluation.sets import image_files
 from latent_prior.options import ImageOptions
-from latent_prior.pipelines import Pipeline, latents, operations, sheets
+from latent_prior.pipelines import Pipeline, directions, latents, operations, sheets
 from latent_prior.pipelines.options import LatentOptions
 
 # Each operation with the file names that it makes of the images in rows 4 and 9 (arithmetic: and 12).
@@ -116,7 +116,7 @@ def test_an_attribute_is_learnt_from_the_labels(make, source, pipeline_folder, d
     everything, labels = source(list(range(40))), torch.arange(40) % 3
     # The files of a class lie together, class after class.
     labels = labels.sort().values
-    against_rest = operations.attribute_direction(
+    against_rest = directions.attribute_direction(
         pipe, [(everything, (labels == 1).long())], method=direction
     )
     folder = make("attribute", attribute="bee", direction=direction, num_images=3, batch_size=7)
@@ -125,7 +125,7 @@ def test_an_attribute_is_learnt_from_the_labels(make, source, pipeline_folder, d
         for column, strength in enumerate(("-2", "-1", "+0", "+1", "+2")):
             path = folder / f"{place:06d}_strength{strength}.png"
             assert close(path, expected[place, column])
-    pair = operations.attribute_direction(
+    pair = directions.attribute_direction(
         pipe, [(everything, torch.where(labels == 0, 0, torch.where(labels == 1, 1, -1)))], method=direction
     )  # fmt: skip
     folder = make("attribute", "pair", attribute="1", against="apple", direction=direction, num_images=3)  # fmt: skip
@@ -299,7 +299,7 @@ def test_rows_are_those_of_the_source_when_an_image_is_left_out(make, images, tm
         ({"images": [3, 40]}, "no readable row 40, its last is 39"),
         ({"images": [-1, 2]}, "row -1 is negative"),
         ({"images": [2, 2]}, "row 2 is given twice"),
-        ({"images": [2, 3], "num_images": 2}, "--num_images is without effect"),
+        ({"images": [2, 3], "num_images": 2}, "--num_images has no effect"),
         ({"num_images": 41}, "holds 40 images, not 41"),
         ({"num_images": 0}, "--num_images must be at least 1"),
         ({"num_images": 1}, "at least two images"),
@@ -321,12 +321,12 @@ def test_rows_are_those_of_the_source_when_an_image_is_left_out(make, images, tm
         ({"operation": "attribute", "attribute": "1", "strength": []}, "--strength is empty"),
         ({"operation": "attribute", "attribute": "1", "fit_split": "test"}, "no split 'test'"),
         ({"operation": "traverse", "dimensions": [1, 4]}, "--dimensions 4: there are 4, from 0"),
-        ({"operation": "traverse", "dimensions": [-1]}, "--dimensions must not be negative"),
-        ({"operation": "traverse", "span": 0}, "--span must be positive"),
+        ({"operation": "traverse", "dimensions": [-1]}, "--dimensions must be at least 0"),
+        ({"operation": "traverse", "span": 0}, "--span must be above 0"),
         ({"operation": "arithmetic", "num_images": 2}, "needs three images, not 2"),
         ({"operation": "arithmetic", "labels": ["0", "1"]}, "needs three classes, not 2"),
         ({"operation": "arithmetic", "labels": ["0", "1", "dog"]}, "--labels: label 'dog'"),
-        ({"operation": "arithmetic", "labels": ["0"], "images": [1]}, "in place of --images"),
+        ({"operation": "arithmetic", "labels": ["0"], "images": [1]}, "instead of --images"),
         ({"operation": "complete", "mask": "middle"}, "--mask middle: expected one of left"),
         ({"operation": "complete", "mask": [1, 2, 3]}, "--mask 1 2 3: expected"),
         ({"operation": "complete", "mask": [4, 0, 4, 9]}, "--mask 4 0 4 9: expected left < right"),
