@@ -173,11 +173,7 @@ def _training_options(component: str, home: Path) -> dict[str, Path]:
 
 
 def _copy_grid(folder: Path, grid: Path) -> None:
-    """Copy a grid of samples, with its settings, number of images and command.
-
-    Raises:
-        ValueError: the samples are incomplete or from another pipeline.
-    """
+    """Copy a grid of samples from this pipeline, with its settings, image count and command."""
     settings = read_json(grid.parent / GENERATION_FILE)
     if not grid.is_file():
         raise ValueError(f"{grid} is missing: run generate.py again until it finishes")
@@ -192,11 +188,7 @@ def _copy_grid(folder: Path, grid: Path) -> None:
 
 
 def _copy_scores(folder: Path, scores: Path) -> None:
-    """Copy scores and their table.
-
-    Raises:
-        ValueError: this pipeline is not among the scored sets.
-    """
+    """Copy scores of this pipeline's images or reconstructions, and their table."""
     protocol = read_json(scores).get("protocol")
     if protocol is None or not scores.with_name(TABLE_FILE).is_file():
         raise ValueError(f"{scores.parent} holds no scores written by score.py")

@@ -106,37 +106,16 @@ def write_folder(
         write_card(folder)
 
 
-def push_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    commit_message: str,
-    private: bool | None,
-    token: bool | str | None,
-    revision: str | None,
-    create_pr: bool,
-) -> str:
-    """Upload a pipeline folder in one commit; a handwritten README.md on the hub stays.
+def merge_card(folder: Path, hub: HfApi, repo: str, revision: str | None) -> list[str]:
+    """Give a folder's model card the license chosen on the hub, before the folder is uploaded.
 
     Returns:
-        URL of the commit.
+        Files not to upload: README.md if the one on the hub is handwritten.
     """
-    hub = HfApi(token=token)
-    repo = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
-        hub.create_branch(repo, branch=revision, exist_ok=True)
-    branch = None if create_pr else revision
     remote = ""
-    if hub.file_exists(repo, README, revision=branch):
-        path = Path(hub.hf_hub_download(repo, README, revision=branch))
-        remote = path.read_text(encoding="utf-8")
+    if hub.file_exists(repo, README, revision=revision):
+        path = hub.hf_hub_download(repo, README, revision=revision)
+        remote = Path(path).read_text(encoding="utf-8")
     if license_of((folder / README).read_text(encoding="utf-8")) is None:
-        write_card(folder, license_name=license_of(remote))  # chosen on the hub's website
-    return hub.upload_folder(
-        repo_id=repo,
-        folder_path=folder,
-        commit_message=commit_message,
-        revision=revision,
-        create_pr=create_pr,
-        ignore_patterns=[README] if is_handwritten(remote) else None,
-    ).commit_url
+        write_card(folder, license_name=license_of(remote))
+    return [README] if is_handwritten(remote) else []

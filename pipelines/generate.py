@@ -66,11 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def chosen_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any]:
-    """The sampler settings that have an effect, by name.
-
-    Raises:
-        ValueError: a setting has no effect, or there is nothing to sample from.
-    """
+    """The sampler settings that have an effect, by name; the given ones must have one."""
     latents = pipe.code_spec.kind == "latents"
     if options.random_codes and latents:
         raise ValueError(

@@ -66,11 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def open_pipeline(options: LatentOptions) -> Pipeline:
-    """The pipeline, or one of an autoencoder alone.
-
-    Raises:
-        ValueError: the folder is missing or damaged.
-    """
+    """The pipeline, or one of an autoencoder alone."""
     if options.pipeline is not None:
         return Pipeline.from_pretrained(options.pipeline)
     assert options.autoencoder is not None
@@ -78,11 +74,7 @@ def open_pipeline(options: LatentOptions) -> Pipeline:
 
 
 def choose_positions(images: ImageSet, options: LatentOptions) -> list[int]:
-    """Positions of the chosen images among the readable ones.
-
-    Raises:
-        ValueError: the split does not hold them.
-    """
+    """Positions of the chosen images among the readable ones of the split."""
     if options.images:
         position_of = {row: position for position, row in enumerate(images.source_index.tolist())}
         for row in options.images:
@@ -103,30 +95,15 @@ def choose_positions(images: ImageSet, options: LatentOptions) -> list[int]:
 
 
 def resolved_settings(pipe: Pipeline, options: LatentOptions) -> dict[str, Any]:
-    """What the images depend on, for latents.json; fingerprints stand for the models' folders.
-
-    Raises:
-        ValueError: a sampler setting has no effect, or there is no prior to complete codes.
-    """
+    """What the images depend on, for latents.json; fingerprints stand for the models' folders."""
     unused = changeable(options)
     settings = {k: v for k, v in dump_config(options).items() if k not in unused}
     settings["autoencoder_fingerprint"] = pipe.autoencoder.fingerprint
-    if options.operation != "complete":
-        return settings
-    given = options.settings()
-    if pipe.code_spec.kind == "latents":
-        if names := ["labels"] * bool(options.labels) + list(given):
-            raise ValueError(
-                f"--{names[0]} is for a prior over codes; latents are completed without one"
-            )
-        return settings
-    if pipe.prior is None:
-        raise ValueError(
-            "--operation complete samples the hidden codes from a prior: "
-            "give a --pipeline that was assembled with one"
-        )
-    sampler = pipe.resolve(given, "--").to_dict()
-    return settings | sampler | {"prior_fingerprint": pipe.prior.fingerprint}
+    if options.operation == "complete":
+        sampler = pipe.resolve_completion(options.labels or None, options.settings(), "--")
+        if sampler is not None and pipe.prior is not None:
+            settings |= sampler.to_dict() | {"prior_fingerprint": pipe.prior.fingerprint}
+    return settings
 
 
 def reconstruct(

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
@@ -20,7 +21,7 @@ from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
 from latent_prior.data.images import to_pil, to_uint8
 from latent_prior.models import StrictModel, local_folder
 from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
-from latent_prior.pipelines.folder import push_folder, read_folder, write_folder
+from latent_prior.pipelines.folder import merge_card, read_folder, write_folder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
 from latent_prior.stage2_prior.prior import TransformerPrior
@@ -128,13 +129,21 @@ class Pipeline:
         Returns:
             URL of the commit.
         """
+        hub = HfApi(token=token)
+        repo = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            hub.create_branch(repo, branch=revision, exist_ok=True)
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / "pipeline"
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            return push_folder(
-                folder, repo_id, commit_message=commit_message, private=private, token=token,
-                revision=revision, create_pr=create_pr,
-            )  # fmt: skip
+            return hub.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=merge_card(folder, hub, repo, None if create_pr else revision),
+            ).commit_url
 
     @property
     def components(self) -> dict[str, StrictModel]:
@@ -143,10 +152,9 @@ class Pipeline:
         return parts if self.prior is None else {**parts, "prior": self.prior}
 
     def to(self, device: str | torch.device) -> Self:
-        """Move both components."""
-        self.autoencoder.to(device)
-        if self.prior is not None:
-            self.prior.to(device)
+        """Move all components."""
+        for model in self.components.values():
+            model.to(device)
         return self
 
     @property
@@ -327,28 +335,16 @@ class Pipeline:
         Raises:
             ValueError: an argument is out of range or has no effect, or there is no prior.
         """
-        latents = self.code_spec.kind == "latents"
-        if self.prior is None and not latents:
-            raise ValueError(
-                "this pipeline has no prior to sample the hidden codes from; assemble one with a prior"
-            )
-        given = [
-            name for name, value in {"labels": labels, **settings}.items() if value is not None
-        ]
-        if latents and given:
-            raise ValueError(
-                f"{given[0]} is for a prior over codes; latents are completed without one"
-            )
+        sampler = self.resolve_completion(labels, settings)
         _check_output(output_type, len(images), batch_size)
         numbers = self.label_numbers(-1 if labels is None else labels, len(images))
-        sampler = self.sampler if latents else self.resolve(settings)
         masks = one_mask_each(mask, images)
         parts: list[CodeMaps] = []
         completed: list[Tensor] = []
         for batch, generators in _batches(len(images), batch_size, generator):
             hidden = masks[batch].to(self.device)
             filled = fill_with_mean(images[batch].to(self.device), hidden)
-            if latents or self.prior is None:
+            if sampler is None or self.prior is None:
                 codes = settle(self.autoencoder, filled, hidden, rounds)
             else:
                 resampled = hidden_codes(hidden, self.code_spec.levels)
@@ -364,6 +360,27 @@ class Pipeline:
             parts.append(codes)
             completed.append((torch.where(hidden, decoded, filled) if paste else decoded).cpu())
         return _output(parts, completed, numbers, output_type)
+
+    def resolve_completion(
+        self, labels: Labels | None, settings: Mapping[str, Any], prefix: str = ""
+    ) -> Sampler | None:
+        """The settings of `complete`, see `resolve`; None for latents, which need no prior.
+
+        Raises:
+            ValueError: an argument is out of range or has no effect, or there is no prior.
+        """
+        if self.code_spec.kind == "codes":
+            if self.prior is None:
+                raise ValueError(
+                    "this pipeline has no prior to sample the hidden codes from; assemble one with a prior"
+                )
+            return self.resolve(settings, prefix)
+        for name, value in {"labels": labels, **settings}.items():
+            if value is not None:
+                raise ValueError(
+                    f"{prefix}{name} is for a prior over codes; latents are completed without one"
+                )
+        return None
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> CodeMaps:
@@ -460,11 +477,7 @@ def _batches(
 
 
 def _check_output(output_type: str, num_images: int, batch_size: int) -> None:
-    """Check the output type and the counts.
-
-    Raises:
-        ValueError: naming the argument.
-    """
+    """Check the output type and the counts."""
     if output_type not in ("pil", "pt", "np"):
         raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
     if num_images < 1 or batch_size < 1:

@@ -18,6 +18,7 @@ from latent_prior.pipelines.options import LatentOptions
 from latent_prior.pipelines.pipeline import Pipeline, label_number
 from latent_prior.seeds import generator
 
+STEPS = 9  # images per row
 DEVIATION_IMAGES = 4096  # gives a channel's deviation to about one per cent
 
 
@@ -35,15 +36,14 @@ def interpolate(
 ) -> Sheet:
     """From each image to the next, with the originals at both ends."""
     pixels, names = read(images, positions), row_names(images, positions)
+    steps = options.steps or STEPS
 
     def make(starts: Tensor, ends: Tensor) -> Tensor:
-        between = operations.interpolate(
-            pipe, starts, ends, steps=_steps(options), method=options.method
-        )
+        between = operations.interpolate(pipe, starts, ends, steps=steps, method=options.method)
         return torch.cat([starts[:, None], between, ends[:, None]], dim=1)
 
     rows = [f"{start}-{end}" for start, end in itertools.pairwise(names)]
-    columns = ["start", *(f"step{step:03d}" for step in range(_steps(options))), "end"]
+    columns = ["start", *(f"step{step:03d}" for step in range(steps)), "end"]
     return Sheet(by_batch(make, pixels[:-1], pixels[1:], options=options), rows, columns)
 
 
@@ -84,19 +84,18 @@ def traverse(
     batches = batches_of(open_images(options, options.fit_split), options, DEVIATION_IMAGES)
     deviations = directions.channel_deviations(pipe, batches)
     every = torch.cat([values.flatten() for values in deviations.values()])
+    steps = options.steps or STEPS
     dimensions = options.dimensions or every.topk(min(8, count)).indices.tolist()
 
     def make(pixels: Tensor) -> Tensor:
         changed = [
-            operations.traverse(
-                pipe, pixels, deviations, d, steps=_steps(options), span=options.span
-            )
+            operations.traverse(pipe, pixels, deviations, d, steps=steps, span=options.span)
             for d in dimensions
         ]
         return torch.stack(changed, dim=1).flatten(0, 1)
 
     rows = [f"{n}_dimension{d:03d}" for n in row_names(images, positions) for d in dimensions]
-    columns = [f"step{step:03d}" for step in range(_steps(options))]
+    columns = [f"step{step:03d}" for step in range(steps)]
     return Sheet(by_batch(make, read(images, positions), options=options), rows, columns)
 
 
@@ -158,11 +157,7 @@ MAKERS: dict[str, Callable[[Pipeline, ImageSet, list[int], LatentOptions], Sheet
 
 
 def open_labelled(options: LatentOptions) -> ImageSet:
-    """The labelled images for directions and class means.
-
-    Raises:
-        ValueError: they have no labels.
-    """
+    """The labelled images for directions and class means."""
     images = open_images(options, options.fit_split)
     if images.labels is None:
         raise ValueError(
@@ -173,11 +168,7 @@ def open_labelled(options: LatentOptions) -> ImageSet:
 
 
 def class_number(images: ImageSet, label: str, flag: str) -> int:
-    """The number of a class.
-
-    Raises:
-        ValueError: there is no class with this number or name.
-    """
+    """The number of a class, from its number or name."""
     try:
         number = label_number(label, images.class_names)
         if number < 0:
@@ -215,8 +206,3 @@ def read(images: ImageSet, positions: list[int]) -> Tensor:
 def row_names(images: ImageSet, positions: list[int]) -> list[str]:
     """Row numbers of the images in their source, as file names."""
     return [f"{row:06d}" for row in images.source_index[positions]]
-
-
-def _steps(options: LatentOptions) -> int:
-    """Images in a row."""
-    return options.steps or 9

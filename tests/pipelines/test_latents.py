@@ -348,7 +348,7 @@ def test_completion_says_what_it_lacks_or_does_not_need(
 ):
     flags = {"dataset": images, "operation": "complete", "output_dir": tmp_path / "new"}
     said = refused(latents, **flags, autoencoder=autoencoder_folder)
-    assert "give a --pipeline that was assembled with one" in said
+    assert "no prior to sample the hidden codes from; assemble one with a prior" in said
     folder = tmp_path / "vae"
     parts["autoencoder"]("vae").save_pretrained(folder)
     for extra in ({"labels": ["0"]}, {"temperature": 1.0}):
