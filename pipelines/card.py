@@ -76,8 +76,8 @@ def carry_card(
     Args:
         folder: the new pipeline folder, without a card.
         homes: component name -> folder it was loaded from.
-        before: the pipeline folder that is replaced, if it exists.
-        same: other folders of the same pipeline.
+        before: the folder to be replaced, whose handwritten README.md is kept.
+        same: folders of the same pipeline.
     """
     card = folder / CARD
     for origin in same[:1]:
@@ -270,11 +270,10 @@ def _summary(index: Mapping[str, Any], configs: Mapping[str, Any], card: Path) -
 
 
 def _level(level: Mapping[str, Any]) -> str:
+    name, shape = level["name"], f"{level['height']} x {level['width']}"
     if level["vocabulary"] is None:
-        return (
-            f"`{level['name']}`, {level['channels']} x {level['height']} x {level['width']} numbers"
-        )
-    return f"`{level['name']}`, {level['height']} x {level['width']} of {level['vocabulary']} codes"
+        return f"`{name}`, {level['channels']} x {shape} numbers"
+    return f"`{name}`, {shape} of {level['vocabulary']} codes"
 
 
 def _costs(index: Mapping[str, Any], configs: Mapping[str, Any]) -> str:

@@ -52,8 +52,9 @@ class PipelineOutput:
 class Pipeline:
     """An autoencoder and the prior over its codes, to generate, encode, decode and complete images.
 
-    pipe = Pipeline.from_pretrained("runs/mnist/pipeline")
-    images = pipe(num_images=16).images
+    Example:
+        pipe = Pipeline.from_pretrained("runs/mnist/pipeline")
+        images = pipe(num_images=16).images
     """
 
     def __init__(
@@ -200,8 +201,8 @@ class Pipeline:
                 images for any batch size.
             batch_size: images computed at a time.
             output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
-            **settings: see `Sampler`; the default of the others is that of the pipeline. Without a
-                prior, `temperature` multiplies the latents.
+            **settings: see `Sampler`; those left out keep the pipeline's default. Without a prior,
+                `temperature` multiplies the latents.
 
         Raises:
             ValueError: an argument is out of range or has no effect, or there is no prior.
@@ -250,9 +251,7 @@ class Pipeline:
                 raise ValueError(f"{prefix}{name} {reason}; leave it out")
         return sampler
 
-    def label_numbers(
-        self, labels: int | str | Sequence[int | str] | None, num_images: int
-    ) -> list[int]:
+    def label_numbers(self, labels: Labels | None, num_images: int) -> list[int]:
         """Class numbers for `num_images` images; see `__call__`.
 
         Raises:
@@ -260,7 +259,7 @@ class Pipeline:
         """
         names = self.class_names
         if labels is None:
-            return [place % len(names) if names else -1 for place in range(num_images)]
+            return [index % len(names) if names else -1 for index in range(num_images)]
         listed = [labels] * num_images if isinstance(labels, int | str) else list(labels)
         if len(listed) != num_images:
             raise ValueError(f"{num_images} images need one label, or one each, not {len(listed)}")
@@ -330,7 +329,7 @@ class Pipeline:
             paste: paste the visible pixels over the decoded image.
             batch_size: images computed at a time.
             output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
-            **settings: see `Sampler`; the default of the others is that of the pipeline.
+            **settings: see `Sampler`; those left out keep the pipeline's default.
 
         Raises:
             ValueError: an argument is out of range or has no effect, or there is no prior.

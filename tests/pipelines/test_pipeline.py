@@ -354,6 +354,17 @@ def test_without_a_prior_its_settings_are_refused(parts, name):
         pipe(1, **{name: 1})
 
 
+def test_settings_pass_through_by_name(pipe):
+    """None keeps the pipeline's default, an unknown name is an error as in any call."""
+    default = pipe(2, generator=seeded(), output_type="pt")
+    same = pipe(2, generator=seeded(), output_type="pt", temperature=None, top_k=None)
+    assert torch.equal(default.images, same.images)
+    with pytest.raises(TypeError, match="tempratur"):
+        pipe(2, tempratur=1.0)
+    with pytest.raises(TypeError, match="tempratur"):
+        pipe.complete(torch.zeros(1, 3, 16, 16), torch.ones(16, 16, dtype=torch.bool), tempratur=1)
+
+
 # A VAE's pipeline, which needs no prior
 
 
