@@ -105,7 +105,7 @@ def is_handwritten(text: str) -> bool:
 
 def license_of(text: str) -> str | None:
     """The license in the front matter of a README.md."""
-    name: str | None = _parse(text).data.license
+    name: str | None = _parse(text).data.get("license")
     return name
 
 

@@ -154,8 +154,9 @@ class Pipeline:
 
     def to(self, device: str | torch.device) -> Self:
         """Move all components."""
-        for model in self.components.values():
-            model.to(device)
+        self.autoencoder.to(device)
+        if self.prior is not None:
+            self.prior.to(device)
         return self
 
     @property
@@ -408,7 +409,9 @@ class Pipeline:
             raise ValueError(
                 "this pipeline has latents, not codes: without a prior it samples them from N(0, I)"
             )
-        generators = _per_image(generator, num_images) or [None] * num_images
+        generators: Sequence[Generator | None] = (
+            _per_image(generator, num_images) or [None] * num_images
+        )
         codes: CodeMaps = {}
         for level in self.code_spec.levels:
             assert level.vocabulary is not None
@@ -425,7 +428,9 @@ class Pipeline:
         temperature: float = 1.0,
     ) -> CodeMaps:
         """Latents from N(0, I), the prior of a VAE, multiplied by the temperature."""
-        generators = _per_image(generator, num_images) or [None] * num_images
+        generators: Sequence[Generator | None] = (
+            _per_image(generator, num_images) or [None] * num_images
+        )
         return {
             level.name: torch.stack([torch.randn(level.shape, generator=g) for g in generators])
             * temperature
