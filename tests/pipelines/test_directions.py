@@ -111,7 +111,7 @@ def test_directions_without_one_side_are_refused(plain, correlated):
 
 def test_the_probe_says_what_it_cannot_take(plain, monkeypatch, correlated):
     monkeypatch.setattr(directions, "LARGEST_PROBE", 7)
-    with pytest.raises(ValueError, match="8 numbers in its latents, the probe takes up to 7"):
+    with pytest.raises(ValueError, match="8 latents, the probe takes up to 7"):
         attribute_direction(plain, [correlated], method="probe")
     attribute_direction(plain, [correlated], method="mean")
 
