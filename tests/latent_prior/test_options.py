@@ -104,9 +104,9 @@ class Wall(Options):
 def test_an_option_without_effect_is_refused():
     Wall(kind="glass", grain=None, colours=[])
     Wall(kind="wood", grain="fine", colours=["red"])
-    with pytest.raises(ValueError, match="^--grain is for --kind wood, not for brick$"):
+    with pytest.raises(ValueError, match=r"^--grain is for --kind wood, not for brick$"):
         Wall(grain="fine")
-    with pytest.raises(ValueError, match="^--colours is for --kind brick or wood, not for glass$"):
+    with pytest.raises(ValueError, match=r"^--colours is for --kind brick or wood, not for glass$"):
         Wall(kind="glass", colours=["red"])
 
 
