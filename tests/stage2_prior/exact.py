@@ -100,20 +100,22 @@ def masked_distribution(
         after: dict[tuple[int, ...], float] = {}
         noise = sampler.choice_temperature * (1 - (step + 1) / steps)
         for state, probability in states.items():
-            hidden = [place for place, token in enumerate(state) if token < 0]
+            hidden = [position for position, token in enumerate(state) if token < 0]
             if not hidden:
                 after[state] = after.get(state, 0.0) + probability
                 continue
             left = math.floor(at_first * math.cos(math.pi / 2 * (step + 1) / steps) + 1e-6)
             left = min(left, len(hidden) - 1)
             logs = log_probabilities(state, scale_at(step, steps, sampler))
-            draws = {place: filtered(logs[place], sampler) for place in hidden}
-            for codes in itertools.product(*(range(len(draws[place])) for place in hidden)):
+            draws = {position: filtered(logs[position], sampler) for position in hidden}
+            for codes in itertools.product(*(range(len(draws[position])) for position in hidden)):
                 chance = math.prod(
-                    float(draws[place][code]) for place, code in zip(hidden, codes, strict=True)
+                    float(draws[position][code])
+                    for position, code in zip(hidden, codes, strict=True)
                 )
                 confidence = [
-                    float(logs[place][code]) for place, code in zip(hidden, codes, strict=True)
+                    float(logs[position][code])
+                    for position, code in zip(hidden, codes, strict=True)
                 ]
                 for kept, share in kept_sets(tuple(confidence), len(hidden) - left, noise).items():
                     drawn = list(state)
@@ -130,20 +132,21 @@ def masked_distribution(
 def kept_sets(
     confidence: tuple[float, ...], count: int, noise: float
 ) -> dict[tuple[int, ...], float]:
-    """Chance of each set of so many places to have the largest confidence plus noise x Gumbel.
+    """Probability of each set of `count` positions to have the largest noisy confidence.
 
-    Without replacement, each next place with a probability proportional to exp(confidence / noise).
+    Without replacement, the next position has a probability proportional to
+    exp(confidence / noise).
     """
-    places = range(len(confidence))
+    positions = range(len(confidence))
     if noise == 0:
-        return {tuple(sorted(sorted(places, key=lambda i: -confidence[i])[:count])): 1.0}
+        return {tuple(sorted(sorted(positions, key=lambda i: -confidence[i])[:count])): 1.0}
     weights = [math.exp(value / noise) for value in confidence]
     chances: dict[tuple[int, ...], float] = {}
-    for order in itertools.permutations(places, count):
+    for order in itertools.permutations(positions, count):
         left, chance = sum(weights), 1.0
-        for place in order:
-            chance *= weights[place] / left
-            left -= weights[place]
+        for position in order:
+            chance *= weights[position] / left
+            left -= weights[position]
         key = tuple(sorted(order))
         chances[key] = chances.get(key, 0.0) + chance
     return chances

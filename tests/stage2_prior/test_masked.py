@@ -81,16 +81,16 @@ def test_completions_have_their_exact_distribution(make_prior, levels, given, ch
     drawn = draw(prior, [2] * DRAWS, sampler, torch.tensor(given).expand(DRAWS, -1))
     expected = masked_distribution(prior, prior.num_codes + 2, sampler, given)
     assert chance_of(counts_of(drawn, prior), expected) > 1e-3
-    for place, token in enumerate(given):
-        assert token < 0 or (drawn[:, place] == token).all()
+    for position, token in enumerate(given):
+        assert token < 0 or (drawn[:, position] == token).all()
 
 
 def watch(prior, monkeypatch):
     """What every round shows to the prior and gets from it: [(start, sequence, logits)]."""
-    rounds, own = [], prior.logits_of
+    rounds, original = [], prior.logits_of
 
     def logits_of(start, sequence):
-        logits = own(start, sequence)
+        logits = original(start, sequence)
         rounds.append((start.clone(), sequence.clone(), logits.clone()))
         return logits
 
@@ -111,20 +111,24 @@ def test_every_round_sees_what_is_known_so_far_with_and_without_the_class(
     monkeypatch.undo()
     start, null = start_tokens(prior, labels), torch.full((3,), prior.null_token)
     assert len(rounds) == 4
-    for number, (starts, shown, logits) in enumerate(rounds):
+    for number, (starts, visible, logits) in enumerate(rounds):
         assert torch.equal(starts, torch.cat((start, null)))
-        assert torch.equal(shown[:3], shown[3:])
-        known = shown[:3] != prior.mask_token
-        assert torch.equal(shown[:3][known], drawn[known])
+        assert torch.equal(visible[:3], visible[3:])
+        known = visible[:3] != prior.mask_token
+        assert torch.equal(visible[:3][known], drawn[known])
         with torch.no_grad():
-            again = [prior.logits_of(each, shown[:3]) for each in (start, null)]
+            again = [prior.logits_of(each, visible[:3]) for each in (start, null)]
         for level in prior.levels:
-            own = slice(level.start, level.stop), slice(level.first, level.last)
+            of_level = slice(level.start, level.stop), slice(level.first, level.last)
             for half, expected in zip(logits.chunk(2), again, strict=True):
-                torch.testing.assert_close(half[:, *own], expected[:, *own], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(
+                    half[:, *of_level], expected[:, *of_level], rtol=1e-5, atol=1e-5
+                )
             if number == 1:
-                slow = slow_outputs(prior, int(start[1]), shown[1])
-                torch.testing.assert_close(logits[1][own].double(), slow[own], rtol=1e-5, atol=1e-5)
+                slow = slow_outputs(prior, int(start[1]), visible[1])
+                torch.testing.assert_close(
+                    logits[1][of_level].double(), slow[of_level], rtol=1e-5, atol=1e-5
+                )
 
 
 @pytest.mark.parametrize("kind", MASKED)
@@ -138,23 +142,23 @@ def test_forward_predicts_the_hidden_codes_from_the_rest_alone(make_prior, monke
     monkeypatch.setattr("latent_prior.stage2_prior.masked.hide_for_training", lambda *_: hidden)
     with torch.no_grad():
         output = prior(maps, labels)
-        shown = torch.where(hidden, prior.mask_token, sequence)
-        assert torch.equal(output.logits, prior.logits_of(start_tokens(prior, labels), shown))
+        visible = torch.where(hidden, prior.mask_token, sequence)
+        assert torch.equal(output.logits, prior.logits_of(start_tokens(prior, labels), visible))
         expected = -output.logits.double().log_softmax(-1).gather(-1, sequence[..., None])[..., 0]
         torch.testing.assert_close(output.nats.double(), expected * hidden, rtol=1e-5, atol=1e-5)
         assert float(output.loss) == pytest.approx(float(expected[hidden].mean()), rel=1e-5)
-        for place in range(prior.length):
+        for position in range(prior.length):
             changed = sequence.clone()
-            level = next(level for level in prior.levels if level.start <= place < level.stop)
-            changed[:, place] = level.first + (changed[:, place] - level.first + 1) % (
+            level = next(level for level in prior.levels if level.start <= position < level.stop)
+            changed[:, position] = level.first + (changed[:, position] - level.first + 1) % (
                 level.last - level.first
             )
             other = prior(sequence_to_maps(changed, prior.code_spec), labels).logits
             for image in range(3):
                 same = other[image] == output.logits[image]
-                if hidden[image, place]:
+                if hidden[image, position]:
                     assert same.all()
-                else:  # seen from all places, those before it too
+                else:  # seen from all positions, those before it too
                     within = slice(prior.levels[0].first, prior.levels[0].last)
                     assert not same[0, within].any()
                     assert not same.all(-1).any()
@@ -168,17 +172,17 @@ def test_the_number_of_masks_follows_the_cosine_and_known_codes_stay(
     prior = make_prior(order="masked")
     given = torch.full((4, 12), -1)
     for image in range(4):
-        places = torch.randperm(12, generator=torch.Generator().manual_seed(image))[:known]
-        given[image, places] = places % 11
+        positions = torch.randperm(12, generator=torch.Generator().manual_seed(image))[:known]
+        given[image, positions] = positions % 11
     rounds = watch(prior, monkeypatch)
     drawn = draw(prior, [0, 1, 2, -1], Sampler(steps=steps), given)
     monkeypatch.undo()
     assert len(rounds) == steps
     n = left = 12 - known
-    for number, (_, shown, _) in enumerate(rounds):
-        hidden = shown == prior.mask_token
+    for number, (_, visible, _) in enumerate(rounds):
+        hidden = visible == prior.mask_token
         assert (hidden.sum(1) == left).all()
-        assert torch.equal(shown[~hidden], drawn[~hidden])
+        assert torch.equal(visible[~hidden], drawn[~hidden])
         cosine = math.floor(n * math.cos(math.pi * (number + 1) / (2 * steps)) + 1e-6)
         left = max(0, min(cosine, left - 1))  # at least one is kept in every round
     assert left == 0
@@ -210,10 +214,10 @@ def test_samples_depend_neither_on_their_batch_nor_on_the_call(make_prior, level
     prior = make_prior(*levels, order="masked", positions="2d")
     labels = [number % 4 - 1 for number in range(16)]
 
-    def own_generators(places):
-        generators = [torch.Generator().manual_seed(place) for place in places]
-        own = [labels[place] for place in places]
-        return prior.sample(len(places), own, steps=6, generator=generators, **settings)
+    def own_generators(images):
+        generators = [torch.Generator().manual_seed(image) for image in images]
+        own_labels = [labels[image] for image in images]
+        return prior.sample(len(images), own_labels, steps=6, generator=generators, **settings)
 
     whole = own_generators(range(16))
     for size in (1, 2, 7):
@@ -295,12 +299,12 @@ def test_the_bound_hides_each_number_and_each_set_alike():
 
 def chain_nats(prior, start, sequence, order):
     """-log p of a sequence, code by code in any order, from logits that see the codes so far."""
-    shown, total = torch.full_like(sequence, prior.mask_token), 0.0
-    for place in order:
-        level = next(level for level in prior.levels if level.start <= place < level.stop)
-        logits = prior.logits_of(start, shown.unsqueeze(0))[0, place, level.first : level.last]
-        total -= float(logits.double().log_softmax(-1)[sequence[place] - level.first])
-        shown[place] = sequence[place]
+    visible, total = torch.full_like(sequence, prior.mask_token), 0.0
+    for position in order:
+        level = next(level for level in prior.levels if level.start <= position < level.stop)
+        logits = prior.logits_of(start, visible.unsqueeze(0))[0, position, level.first : level.last]
+        total -= float(logits.double().log_softmax(-1)[sequence[position] - level.first])
+        visible[position] = sequence[position]
     return total
 
 
@@ -317,9 +321,9 @@ def test_the_bound_is_the_mean_over_all_orders(make_prior, monkeypatch, levels):
     with torch.no_grad():
         for count in (1, 2, 3):
             sets = list(itertools.combinations(range(3), count))
-            for places in sets:
+            for positions in sets:
                 hidden = torch.zeros(1, 3, dtype=torch.bool)
-                hidden[0, list(places)] = True
+                hidden[0, list(positions)] = True
                 drawn = hidden, torch.tensor([[3 / count]])
                 monkeypatch.setattr("latent_prior.stage2_prior.masked.hide_for_bound", lambda _, drawn=drawn: drawn)  # fmt: skip
                 total = sum(float(nats) for nats in prior.nats(maps, labels).values())

@@ -127,13 +127,13 @@ def test_guided_draws_have_the_density_that_guidance_means(scale):
     density's by that and by chance; for the scales 0 and 1, without weights, by chance alone.
     """
     grid = torch.linspace(-8, 10, 180_001, dtype=torch.float64).unsqueeze(1)
-    along, without = (
+    given_class, without_class = (
         Mixture(*(x.double() for x in each)).log_density(grid)
         for each in (CONDITIONAL, UNCONDITIONAL)
     )
-    proposal = (along if scale > 0.5 else without).exp()
+    proposal = (given_class if scale > 0.5 else without_class).exp()
     proposal = proposal / proposal.sum()
-    weight = (scale * along + (1 - scale) * without).exp() / proposal
+    weight = (scale * given_class + (1 - scale) * without_class).exp() / proposal
     weight = weight / (weight * proposal).sum()
     variance = float((proposal * weight**2).sum()) - 1
     drawn = guided_draws(scale)
@@ -149,7 +149,7 @@ def test_guided_draws_have_the_density_that_guidance_means(scale):
     assert (shares - target).abs().sum() / 2 < 0.05  # total variation, in all
     if scale != 1:  # the guidance is seen
         plain = torch.zeros(40, dtype=torch.float64).index_add(
-            0, bins, along.exp() / along.exp().sum()
+            0, bins, given_class.exp() / given_class.exp().sum()
         )
         assert (shares - plain).abs().sum() > 2 * (shares - target).abs().sum()
 
