@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from latent_prior.cli import answer_early, parse_config, run
 
@@ -34,7 +35,8 @@ answer_early(__name__, MemoryOptions)
 import numpy as np
 import prior
 import torch
-from throughput import extra_memory
+from numpy.typing import NDArray
+from throughput import extra_memory, write_json
 
 from latent_prior.data.codes import CodeSpec, Level
 from latent_prior.data.codes_dataset import join_shards, open_codes, write_shard
@@ -76,11 +78,7 @@ def main() -> None:
                 f"{name:24} measured {line.measured:7,.0f} MiB, on paper {line.paper:7,.0f}, {line.what}: {line.without:7,.0f}",
                 flush=True,
             )
-    if options.output is not None:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(
-            json.dumps([asdict(line) for line in lines], indent=2) + "\n"
-        )
+    write_json(options.output, lines)
 
 
 def sampling() -> Line:
@@ -133,7 +131,11 @@ def codes_of(images: int) -> Line:
             codes = np.random.default_rng(first).integers(
                 prior.VOCABULARY, size=(rows, CODES_SIDE, CODES_SIDE), dtype=np.uint16
             )
-            columns = {"codes": codes, "view": np.zeros(rows, np.uint16), "source_index": numbers}
+            columns: dict[str, NDArray[Any]] = {
+                "codes": codes,
+                "view": np.zeros(rows, np.uint16),
+                "source_index": numbers,
+            }
             write_shard(shards[-1], spec, columns)
         join_shards(folder / "codes", {"train": shards}, spec, {})
         splits, _ = open_codes(folder / "codes")

@@ -10,18 +10,16 @@ default makes code 2 one), with class tokens suppressed (its head contains them)
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
+from stage1 import Pair, optimizer_step
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from latent_prior.data.codes import CodeSpec, Level
 from latent_prior.stage2_prior.options import PriorOptions
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.transformer import swiglu_width
-
-Pair = tuple[Callable[[], object], Callable[[], object]]
 
 SIDE, VOCABULARY, NUM_CLASSES = 16, 1024, 10
 LENGTH = SIDE * SIDE
@@ -31,7 +29,7 @@ GUIDANCE_SCALE = 2.0
 MASKED_STEPS = 8
 
 
-def prior_train_step() -> Pair:
+def train_step() -> Pair:
     """Forward, backward, clipping and AdamW over 16 images."""
     torch.manual_seed(0)
     prior, llama = build_prior().train(), build_llama().train()
@@ -39,8 +37,8 @@ def prior_train_step() -> Pair:
     labels = torch.randint(NUM_CLASSES, (TRAIN_BATCH,))
     tokens = torch.cat(((labels + VOCABULARY).unsqueeze(1), codes.flatten(1)), dim=1)
     targets = codes.flatten(1)
-    our_step = _optimizer_step(prior)
-    peer_step = _optimizer_step(llama)
+    our_step = optimizer_step(prior, clip=1.0)
+    peer_step = optimizer_step(llama, clip=1.0)
     return (
         lambda: our_step(prior({"codes": codes}, labels).loss),
         # The peer predicts the last code from the one before it: it needs no logits behind the last code.
@@ -48,38 +46,6 @@ def prior_train_step() -> Pair:
             llama(input_ids=tokens[:, :-1], labels=targets, shift_labels=targets).loss
         ),
     )
-
-
-def sample_b1() -> Pair:
-    return _sampling(1, 1.0)
-
-
-def sample_b16() -> Pair:
-    return _sampling(16, 1.0)
-
-
-def sample_b64() -> Pair:
-    return _sampling(64, 1.0)
-
-
-def sample_guided_b1() -> Pair:
-    return _sampling(1, GUIDANCE_SCALE)
-
-
-def sample_guided_b16() -> Pair:
-    return _sampling(16, GUIDANCE_SCALE)
-
-
-def sample_guided_b64() -> Pair:
-    return _sampling(64, GUIDANCE_SCALE)
-
-
-def sample_masked_b1() -> Pair:
-    return _masked_against_raster(1)
-
-
-def sample_masked_b16() -> Pair:
-    return _masked_against_raster(16)
 
 
 def matmul_flops(name: str) -> float:
@@ -133,19 +99,7 @@ def build_llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def _optimizer_step(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(loss: torch.Tensor) -> None:
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
-
-
-def _masked_against_raster(batch: int) -> Pair:
+def masked_against_raster(batch: int) -> Pair:
     torch.manual_seed(0)
     masked, raster = build_prior("masked"), build_prior()
     labels = torch.arange(batch) % NUM_CLASSES
@@ -155,7 +109,7 @@ def _masked_against_raster(batch: int) -> Pair:
     )
 
 
-def _sampling(batch: int, guidance_scale: float) -> Pair:
+def sampling(batch: int, guidance_scale: float) -> Pair:
     torch.manual_seed(0)
     prior, llama = build_prior(), build_llama()
     labels = torch.arange(batch) % NUM_CLASSES

@@ -1,9 +1,7 @@
-"""Every pair of autoencoder and prior: trained from the presets on the same images, sampled, scored by the same evaluator.
+"""Every pair of autoencoder and prior: trained from the presets, sampled, scored by the same evaluator.
 
-    python benchmarks/priors.py --data mnist
-    python benchmarks/priors.py --data cifar10 --dataset FOLDER
-
-Every run is made by the commands a user types, and repeating this goes on where it stopped.
+python benchmarks/priors.py --data mnist
+python benchmarks/priors.py --data cifar10 --dataset FOLDER
 """
 
 from __future__ import annotations
@@ -11,36 +9,35 @@ from __future__ import annotations
 import json
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from experiments import (  # fmt: skip
+    LATENT_MEMBERS,
+    STAGE1,
+    STAGE2,
+    Experiment,
+    ExperimentOptions,
+    last_metrics,
+    read_scores,
+    table,
+)
 
 from latent_prior.cli import answer_early, parse_config, run
+from latent_prior.options import option
 
 
 @dataclass(kw_only=True)
-class PriorsOptions:
-    """Train every pair of autoencoder and prior on one data set and put them side by side."""
+class PriorsOptions(ExperimentOptions):
+    """Train every pair of autoencoder and prior on one data set and compare them."""
 
-    data: Literal["mnist", "cifar10"] = "mnist"
-    """Whose presets are trained."""
-    dataset: str | None = None
-    """Images in place of the preset's `dataset`; cifar10 needs its folder here."""
     pairs: list[Literal["vae", "vaegan", "vqvae", "vqgan", "vqvae2", "masked"]] = field(
         default_factory=lambda: ["vae", "vaegan", "vqvae", "vqgan", "vqvae2", "masked"]
     )
-    """Which pairs."""
-    features: str = "efficientnet_lite0"
-    """Feature network of the scores, as in `evaluation/score.py`."""
-    score_images: int = 1000
-    """Images in every set that is scored."""
-    likelihood_images: int = 500
-    """Test images that the bits per dimension are measured on."""
-    threads: int | None = None
-    """Threads of every run on a CPU; null shares the cores out."""
-    jobs: int = 1
-    """Pairs at the same time; seconds are worth something with 1 only."""
+    """Pairs to train."""
+    likelihood_images: int = option(500, at_least=1)
+    """Test images for the bits per dimension."""
     output_dir: str = "runs/priors"
     """Folder of the runs and the table; each data set has its own in it."""
 
@@ -48,172 +45,118 @@ class PriorsOptions:
 answer_early(__name__, PriorsOptions)
 
 import torch
-import yaml
-from families import ROOT, call
 
 from latent_prior.machine import available_cores
 from latent_prior.pipelines import Pipeline
 
-LATENT_MEMBERS = ("vae", "vaegan")
 TIMED_IMAGES, TIMED_CALLS = 16, 3
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A pair: the member, flags of its training that differ from the preset, the prior's preset, and the sampler."""
+class Pair(NamedTuple):
+    """The autoencoder, flags that differ from its preset, the prior's preset, and its sampler."""
 
     member: str
-    member_flags: dict[str, str]
+    member_flags: dict[str, object]
     prior: str
-    sampler: dict[str, str]
+    sampler: dict[str, object]
 
 
 def pairs(data: str) -> dict[str, Pair]:
     """Every pair by name."""
-    # A VAE that is to be sampled from N(0, I) pays for it in its reconstructions; with a prior it need not.
-    sharper = {"model.scale": "0.2"} if data == "mnist" else {}
-    if data == "mnist":  # about the lowest distance at which 97 % show what was asked for
-        latents, masked = {"guidance_scale": "1.5"}, {"guidance_scale": "3", "steps": "16"}
-        raster = {"guidance_scale": "3", "temperature": "0.8"}
-        critic = {"guidance_scale": "2.5", "temperature": "0.8"}
-    else:
-        latents = {}
-        raster = critic = masked = {"guidance_scale": "1.5"}
+    # A VAE to be sampled from N(0, I) pays with its reconstructions; with a prior it need not.
+    sharper: dict[str, object] = {"model.scale": 0.2} if data == "mnist" else {}
+    latents: dict[str, object] = {}
+    raster = critic = masked = {"guidance_scale": 1.5}
+    if data == "mnist":  # about the lowest distance at which 97 % show the class asked for
+        latents, masked = {"guidance_scale": 1.5}, {"guidance_scale": 3, "steps": 16}
+        raster = {"guidance_scale": 3, "temperature": 0.8}
+        critic = {"guidance_scale": 2.5, "temperature": 0.8}
     return {
-        "vae": Pair("vae", sharper, f"{data}_vae", latents),
-        "vaegan": Pair("vaegan", {}, f"{data}_vaegan", latents),
-        "vqvae": Pair("vqvae", {}, f"{data}_vqvae", raster),
-        "vqgan": Pair("vqgan", {}, f"{data}_vqgan", critic),
-        "vqvae2": Pair("vqvae2", {}, f"{data}_vqvae2", raster),
-        "masked": Pair("vqvae", {}, f"{data}_masked", masked),
+        "vae": Pair("vae", sharper, "vae", latents),
+        "vaegan": Pair("vaegan", {}, "vaegan", latents),
+        "vqvae": Pair("vqvae", {}, "vqvae", {**raster}),
+        "vqgan": Pair("vqgan", {}, "vqgan", {**critic}),
+        "vqvae2": Pair("vqvae2", {}, "vqvae2", {**raster}),
+        "masked": Pair("vqvae", {}, "masked", {**masked}),
     }
+
+
+class Priors(Experiment):
+    """Autoencoders, which pairs may share, and then the pairs."""
+
+    def __init__(self, options: PriorsOptions) -> None:
+        super().__init__(options, options.output_dir)
+        self.options = options
+        self.pairs: dict[str, Pair] = {
+            n: pair for n, pair in pairs(options.data).items() if n in options.pairs
+        }
+        self.members = {pair.member: pair.member_flags for pair in self.pairs.values()}
+
+    def make_codes(self, member: str) -> None:
+        """Train an autoencoder and encode the images with it."""
+        self.train(STAGE1, member, self.folder / member, self.members[member])
+        self.encode(member, self.folder / member, self.folder / f"{member}_codes")
+
+    def make_pair(self, name: str) -> None:
+        """Train a prior, sample it, score the samples and measure the likelihood of both stages."""
+        pair, prior_run = self.pairs[name], self.folder / f"{name}_prior"
+        member = self.folder / pair.member
+        inputs = {"codes": self.folder / f"{pair.member}_codes", "autoencoder": member / "model"}
+        self.train(STAGE2, pair.prior, prior_run, inputs)
+        sources: dict[str, dict[str, object]] = {
+            "prior": {"prior": prior_run / "model", **pair.sampler}
+        }
+        if pair.member in LATENT_MEMBERS:
+            sources["normal"] = {}
+        for kind, parts in sources.items():
+            pipeline = prior_run / f"{kind}_pipeline"
+            self.assemble(member, pipeline, prior_run, parts)
+            self.generate("pipeline", pipeline, prior_run / f"{kind}_samples", prior_run)
+        flags: dict[str, object] = {"pipeline": prior_run / "prior_pipeline"}
+        candidates = [f"{kind}={prior_run / f'{kind}_samples'}" for kind in sources]
+        more = {"candidates": candidates, "class_accuracy": self.class_accuracy}
+        self.score(prior_run, prior_run / "scores", flags | more)
+        count = {"dataset": self.images, "num_images": self.options.likelihood_images}
+        output = {"output_dir": prior_run / "likelihood"}
+        self.command("evaluation/likelihood.py", prior_run, flags | count | output)
+
+    def read_row(self, name: str) -> dict[str, Any]:
+        """What a pair's files say about it, and how long an image takes."""
+        pair, prior_run = self.pairs[name], self.folder / f"{name}_prior"
+        last, scores = last_metrics(prior_run), read_scores(prior_run / "scores")
+        assert math.isfinite(scores["prior"]["distance"])
+        pipe = Pipeline.from_pretrained(prior_run / "prior_pipeline")
+        assert pipe.prior is not None
+        likelihood = json.loads((prior_run / "likelihood/likelihood.json").read_text())
+        return {
+            "name": name,
+            "member": pair.member,
+            "prior": f"{self.options.data}_{pair.prior}",
+            "parameters": pipe.prior.num_parameters(),
+            "nats": last.get("validation_nats_per_code", last.get("validation_nats_per_latent")),
+            "bits_per_image": last.get("validation_bits_per_image"),
+            "likelihood": likelihood["rows"],
+            "fd": scores["prior"]["distance"],
+            "fd_reconstructions": scores["reconstructions"]["distance"],
+            "fd_normal": scores["normal"]["distance"] if "normal" in scores else None,
+            "class_accuracy": scores["prior"].get("class_accuracy"),
+            "seconds_per_image": seconds_per_image(pipe),
+            "seconds": last["seconds"],
+        }
 
 
 def main() -> None:
     """Entry point."""
-    options = parse_config(PriorsOptions)
-    if options.data == "cifar10" and options.dataset is None:
-        raise ValueError("--data cifar10 needs its images: --dataset FOLDER")
-    folder = Path(options.output_dir, options.data)
-    chosen = {name: pair for name, pair in pairs(options.data).items() if name in options.pairs}
-    # Two pairs may share an autoencoder, so these are made first.
-    members = {pair.member: pair.member_flags for pair in chosen.values()}
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda member: make_codes(folder, member, members[member], options), members))
-        list(pool.map(lambda name: make_pair(folder, name, chosen[name], options), chosen))
-    torch.set_num_threads(options.threads or available_cores())
-    rows = [read_row(folder, name, chosen[name]) for name in chosen]
-    (folder / "priors.json").write_text(json.dumps(rows, indent=2) + "\n")
-    text = markdown(rows)
-    (folder / "priors.md").write_text(text + "\n")
-    print(text)
-
-
-def make_codes(folder: Path, member: str, flags: dict[str, str], options: PriorsOptions) -> None:
-    """Train an autoencoder and encode the images with it."""
-    preset = ROOT / f"stage1_autoencoders/configs/{options.data}_{member}.yaml"
-    words = {"config": str(preset), "output_dir": str(folder / member), **flags}
-    if not finished(folder / member):
-        images = {} if options.dataset is None else {"dataset": options.dataset}
-        call("stage1_autoencoders/train.py", words | images | threads(options), folder / member)
-    codes = {
-        "autoencoder": str(folder / member / "model"),
-        "dataset": options.dataset or "mnist5k",
-        "output_dir": str(folder / f"{member}_codes"),
-        # What the decoder was trained on, and what the likelihood of both stages is about.
-        **({"posterior": "sample"} if member in LATENT_MEMBERS else {}),
-    }
-    if not (folder / f"{member}_codes/code_spec.json").is_file():
-        call("stage1_autoencoders/encode.py", codes | threads(options), folder / member)
-
-
-def make_pair(folder: Path, name: str, pair: Pair, options: PriorsOptions) -> None:
-    """Train a prior, sample it, score the samples and measure the likelihood of both stages."""
-    run_folder, autoencoder = folder / f"{name}_prior", str(folder / pair.member / "model")
-    trained = {
-        "config": str(ROOT / f"stage2_prior/configs/{pair.prior}.yaml"),
-        "codes": str(folder / f"{pair.member}_codes"),
-        "autoencoder": autoencoder,
-        "output_dir": str(run_folder),
-    }
-    if not finished(run_folder):
-        call("stage2_prior/train.py", trained | threads(options), run_folder)
-    candidates = []
-    for kind, parts in {
-        "prior": {"prior": str(run_folder / "model"), **pair.sampler},
-        "normal": {},
-    }.items():
-        if kind == "normal" and pair.member not in LATENT_MEMBERS:
-            continue
-        pipeline, drawn = str(run_folder / f"{kind}_pipeline"), str(run_folder / f"{kind}_samples")
-        assembled = {"autoencoder": autoencoder, "output_dir": pipeline, **parts}
-        call("pipelines/assemble.py", assembled, run_folder)
-        count = {"num_images": str(options.score_images), "output_dir": drawn}
-        call(
-            "pipelines/generate.py", {"pipeline": pipeline, **count, **threads(options)}, run_folder
-        )
-        candidates.append(f"{kind}={drawn}")
-    images = {"dataset": options.dataset or "mnist5k"}
-    pipeline = str(run_folder / "prior_pipeline")
-    scored = {
-        "reference": images["dataset"], "features": options.features, "num_images": str(options.score_images),
-        "pipeline": pipeline, "output_dir": str(run_folder / "scores"),
-        # The classifier is made for minutes on small sets.
-        **({"class_accuracy": "true"} if options.data == "mnist" else {}),
-    }  # fmt: skip
-    call("evaluation/score.py", scored | threads(options), run_folder, {"candidates": candidates})
-    bits = {
-        "pipeline": pipeline, "num_images": str(options.likelihood_images),
-        "output_dir": str(run_folder / "likelihood"), **images,
-    }  # fmt: skip
-    call("evaluation/likelihood.py", bits | threads(options), run_folder)
-
-
-def finished(run_folder: Path) -> bool:
-    """Whether a training has come to its end; opening it again would only take time."""
-    config = run_folder / "config.yaml"
-    if not config.is_file():
-        return False
-    last = yaml.safe_load(config.read_text())["max_steps"]
-    return (run_folder / f"checkpoints/step-{last:09d}").is_dir()
-
-
-def threads(options: PriorsOptions) -> dict[str, str]:
-    """The flag for the threads of a run."""
-    return {} if options.threads is None else {"cpu_threads": str(options.threads)}
-
-
-def read_row(folder: Path, name: str, pair: Pair) -> dict[str, Any]:
-    """What a pair's files say about it, and how long an image takes."""
-    run_folder = folder / f"{name}_prior"
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    last = {key: value for line in lines for key, value in line.items()}
-    found = {
-        row["name"]: row
-        for row in json.loads((run_folder / "scores/scores.json").read_text())["rows"]
-    }
-    distance = next(key for key in found["prior"] if key.startswith(("fid", "fd_")))
-    pipe = Pipeline.from_pretrained(run_folder / "prior_pipeline")
-    likelihood = json.loads((run_folder / "likelihood/likelihood.json").read_text())
-    return {
-        "name": name,
-        "member": pair.member,
-        "prior": pair.prior,
-        "parameters": pipe.prior.num_parameters(),
-        "nats": last.get("validation_nats_per_code", last.get("validation_nats_per_latent")),
-        "bits_per_image": last.get("validation_bits_per_image"),
-        "likelihood": likelihood["rows"],
-        "fd": found["prior"][distance],
-        "fd_reconstructions": found["reconstructions"][distance],
-        "fd_normal": found["normal"][distance] if "normal" in found else None,
-        "class_accuracy": found["prior"].get("class_accuracy"),
-        "seconds_per_image": seconds_per_image(pipe),
-        "seconds": last["seconds"],
-    }
+    priors = Priors(parse_config(PriorsOptions))
+    priors.in_parallel(priors.make_codes, priors.members)
+    priors.in_parallel(priors.make_pair, priors.pairs)
+    torch.set_num_threads(priors.options.threads or available_cores())
+    rows = [priors.read_row(name) for name in priors.pairs]
+    priors.write_rows("priors", rows, markdown(rows))
 
 
 def seconds_per_image(pipe: Pipeline) -> float:
-    """Of the fastest of some calls, decoding included."""
+    """Seconds per image of the fastest of some calls, decoding included."""
     times = []
     for _ in range(TIMED_CALLS):
         started = time.perf_counter()
@@ -224,7 +167,7 @@ def seconds_per_image(pipe: Pipeline) -> float:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A table of pairs."""
-    columns = {
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "autoencoder": lambda row: f"`{row['member']}`",
         "prior": lambda row: f"`{row['prior']}`",
         "parameters": lambda row: f"{row['parameters'] / 1e6:.2f} M",
@@ -239,10 +182,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "ms per image": lambda row: f"{1000 * row['seconds_per_image']:.0f}",
         "seconds": lambda row: f"{row['seconds']:.0f}",
     }
-    lines = [list(columns), ["---", "---", *["---:"] * (len(columns) - 2)]]
-    lines += [[show(row) for show in columns.values()] for row in rows]
-    assert all(math.isfinite(row["fd"]) for row in rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(rows, columns, left=2)
 
 
 if __name__ == "__main__":

@@ -31,35 +31,27 @@ TRAIN_BATCH = 16
 NUM_VECTORS, LOOKUP_SIZE = 65_536, 8192
 
 
-def stage1_train_step() -> Pair:
+def train_step() -> Pair:
     """Forward, backward and AdamW over 16 images."""
     torch.manual_seed(0)
     ours, peer = build_vqvae().train(), build_vqmodel().train()
     images = torch.rand(TRAIN_BATCH, 3, 32, 32) * 2 - 1
-    our_step, peer_step = _optimizer_step(ours), _optimizer_step(peer)
+    our_step, peer_step = optimizer_step(ours), optimizer_step(peer)
 
     def step_vqvae() -> None:
         our_step(ours.objective(images, ours(images), 0)["total"])
 
     def step_vqmodel() -> None:
-        found, codebook_loss = peer(images, return_dict=False)
-        peer_step(F.mse_loss(found, images) + codebook_loss)
+        reconstructions, codebook_loss = peer(images, return_dict=False)
+        peer_step(F.mse_loss(reconstructions, images) + codebook_loss)
 
     return step_vqvae, step_vqmodel
-
-
-def codebook_lookup_d8() -> Pair:
-    return _lookup(8)
-
-
-def codebook_lookup_d64() -> Pair:
-    return _lookup(64)
 
 
 def matmul_flops(name: str) -> float:
     """Floating-point operations of the matrix products and convolutions in one call of our side of a line."""
     if name == "stage1_train_step":
-        step, _ = stage1_train_step()
+        step, _ = train_step()
         step()  # the first batch also fills the codebook
         with FlopCounterMode(display=False) as counter:
             step()
@@ -78,7 +70,9 @@ def build_vqvae() -> VQVAE:
         codebook_size=CODEBOOK_SIZE,
         quantizer="gradient",
     )
-    return VQVAE(config).to(memory_format=torch.channels_last)
+    model = VQVAE(config)
+    nn.Module.to(model, memory_format=torch.channels_last)  # in place
+    return model
 
 
 def build_vqmodel() -> VQModel:
@@ -94,18 +88,22 @@ def build_vqmodel() -> VQModel:
     )
 
 
-def _optimizer_step(model: nn.Module) -> Callable[[Tensor], None]:
+def optimizer_step(model: nn.Module, clip: float | None = None) -> Callable[[Tensor], None]:
+    """A function of the loss that does backward, clips the gradient norm and takes a step of AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(loss: Tensor) -> None:
         loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def _lookup(dim: int) -> Pair:
+def lookup(dim: int) -> Pair:
+    """The nearest of 8,192 codes for 65,536 vectors."""
     torch.manual_seed(0)
     peer = VectorQuantize(dim=dim, codebook_size=LOOKUP_SIZE).eval()
     codebook = peer.codebook.detach().clone()

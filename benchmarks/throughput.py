@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from latent_prior.cli import answer_early, parse_config, run
 
@@ -39,6 +41,7 @@ import prior
 import stage1
 import torch
 
+from latent_prior.files import whole_file
 from latent_prior.machine import available_cores
 
 PAIRS = 5
@@ -62,7 +65,7 @@ class Line:
 class Case:
     """What a line measures: how to build both sides, and what one call of them amounts to."""
 
-    build: Callable[[], tuple[Callable[[], object], Callable[[], object]]]
+    build: Callable[[], stage1.Pair]
     peer_name: str
     unit: str
     units: float
@@ -91,44 +94,31 @@ def main() -> None:
             f"{line.ratio:.2f}x{memory}{share}",
             flush=True,
         )
-    if options.output is not None:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(
-            json.dumps([asdict(line) for line in lines], indent=2) + "\n"
-        )
+    write_json(options.output, lines)
 
 
 def cases() -> dict[str, Case]:
     """Every line by name."""
-    found = {
-        "stage1_train_step": Case(
-            stage1.stage1_train_step, "diffusers.VQModel", "images/s", stage1.TRAIN_BATCH,
-            stage1.matmul_flops,
-        ),
-        **{
-            name: Case(
-                getattr(stage1, name), "vector_quantize_pytorch.VectorQuantize", "vectors/s", stage1.NUM_VECTORS,
-                stage1.matmul_flops, memory=True,
-            )
-            for name in ("codebook_lookup_d8", "codebook_lookup_d64")
-        },
-        "prior_train_step": Case(
-            prior.prior_train_step, "transformers.LlamaForCausalLM", "codes/s", prior.TRAIN_BATCH * prior.LENGTH,
-            prior.matmul_flops,
-        ),
-    }  # fmt: skip
-    for kind in ("sample", "sample_guided"):
+    step, vectors = stage1.TRAIN_BATCH, stage1.NUM_VECTORS
+    found = {"stage1_train_step": Case(stage1.train_step, "diffusers.VQModel", "images/s", step, stage1.matmul_flops)}  # fmt: skip
+    for dim in (8, 64):
+        build = partial(stage1.lookup, dim)
+        peer = "vector_quantize_pytorch.VectorQuantize"
+        found[f"codebook_lookup_d{dim}"] = Case(build, peer, "vectors/s", vectors, stage1.matmul_flops, memory=True)  # fmt: skip
+
+    def prior_case(name: str, build: Callable[[], stage1.Pair], peer: str, batch: int) -> None:
+        found[name] = Case(build, peer, "codes/s", batch * prior.LENGTH, prior.matmul_flops)
+
+    prior_case(
+        "prior_train_step", prior.train_step, "transformers.LlamaForCausalLM", prior.TRAIN_BATCH
+    )
+    for kind, scale in {"sample": 1.0, "sample_guided": prior.GUIDANCE_SCALE}.items():
         for batch in (1, 16, 64):
-            name = f"{kind}_b{batch}"
-            found[name] = Case(
-                getattr(prior, name), "LlamaForCausalLM.generate", "codes/s", batch * prior.LENGTH,
-                prior.matmul_flops,
-            )  # fmt: skip
+            sampling = partial(prior.sampling, batch, scale)
+            prior_case(f"{kind}_b{batch}", sampling, "LlamaForCausalLM.generate", batch)
     for batch in (1, 16):
-        name = f"sample_masked_b{batch}"
-        found[name] = Case(
-            getattr(prior, name), "our raster order", "codes/s", batch * prior.LENGTH, prior.matmul_flops
-        )  # fmt: skip
+        masked = partial(prior.masked_against_raster, batch)
+        prior_case(f"sample_masked_b{batch}", masked, "our raster order", batch)
     return found
 
 
@@ -154,6 +144,13 @@ def measure(name: str, case: Case, seconds: float) -> Line:
         share_of_peak=case.flops(name) / ours_s / peak,
         memory_ratio=extra_memory(ours) / extra_memory(peer) if case.memory else None,
     )
+
+
+def write_json(output: str | None, lines: Sequence[Any]) -> None:
+    """The measurements, dataclasses, as a list in a JSON file, if one is asked for."""
+    if output is not None:
+        with whole_file(Path(output)) as path:
+            path.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
 
 
 def clock(call: Callable[[], object]) -> float:

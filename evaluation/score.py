@@ -29,11 +29,11 @@ from latent_prior.evaluation.judge import Judge
 from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.compare import compare
 from latent_prior.evaluation.report.files import (
-    Grid,
     check_sizes,
     terminal_table,
     write_report,
 )
+from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.report.pictures import (
     pictured,
     pictured_pairs,

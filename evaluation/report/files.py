@@ -6,7 +6,6 @@ All three appear together and complete: each is written to a temporary name and 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import textwrap
@@ -15,12 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-
-from latent_prior.data.images import grid, to_pil
 from latent_prior.evaluation.measures.table import MEASURES, Row, shorten, table
 from latent_prior.evaluation.report.html import Grid, page
 from latent_prior.files import whole_file
@@ -73,15 +66,14 @@ def write_report(
         "distance": {"key": column, "title": title},
         "rows": [row.to_json() for row in rows],
     }
-    text = page(protocol, describe(protocol), rows, column, title, grids, nearest)
-    _write_together(
-        folder,
-        {
-            JSON_FILE: json.dumps(scores, indent=2, allow_nan=False) + "\n",
-            MARKDOWN_FILE: markdown(protocol, rows, column, title),
-            HTML_FILE: text,
-        },
-    )
+    texts = {
+        JSON_FILE: json.dumps(scores, indent=2, allow_nan=False) + "\n",
+        MARKDOWN_FILE: markdown(protocol, rows, column, title),
+        HTML_FILE: page(protocol, describe(protocol), rows, column, title, grids, nearest),
+    }
+    with ExitStack() as files:
+        for name, text in texts.items():
+            files.enter_context(whole_file(folder / name)).write_text(text, encoding="utf-8")
 
 
 def check_sizes(sizes: Sequence[tuple[str, int]]) -> None:
@@ -176,26 +168,3 @@ def describe(protocol: dict[str, Any]) -> str:
             f"on the reference{seen} it reaches {reached}."
         )
     return sentences
-
-
-def picture(
-    name: str, caption: str, images: Sequence[NDArray[np.uint8]], columns: int = 10
-) -> Grid:
-    """Lay out uint8 images (H, W, C) of any sizes; those larger than 128 pixels are shown smaller."""
-    side = min(128, max(max(image.shape[:2]) for image in images))
-    cells = []
-    for image in images:
-        cell = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
-        cells.append(
-            np.asarray(ImageOps.pad(cell, (side, side)) if cell.size != (side, side) else cell)
-        )
-    sheet = to_pil(grid(torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2), columns))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "png")
-    return Grid(name, caption, buffer.getvalue(), sheet.width)
-
-
-def _write_together(folder: Path, texts: dict[str, str]) -> None:
-    with ExitStack() as files:
-        for name, text in texts.items():
-            files.enter_context(whole_file(folder / name)).write_text(text, encoding="utf-8")

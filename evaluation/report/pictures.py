@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
+from latent_prior.data.images import grid, to_pil
 from latent_prior.evaluation.features.extract import as_batch
 from latent_prior.evaluation.measures.precision_recall import nearest
 from latent_prior.evaluation.measures.reconstruction import Reconstructing, reconstruct
 from latent_prior.evaluation.options import RECONSTRUCTIONS
-from latent_prior.evaluation.report.files import Grid, picture
+from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.sets import ScoredSet
 
 PICTURED = 60  # images of each set
@@ -57,6 +62,23 @@ def pictured_pairs(
         f"each followed by its nearest image of split {training.split}, the nearest pairs first"
     )
     return picture(candidate.name, caption, [image for pair in pairs for image in pair])
+
+
+def picture(
+    name: str, caption: str, images: Sequence[NDArray[np.uint8]], columns: int = 10
+) -> Grid:
+    """Lay out uint8 images (H, W, C) of any sizes; those larger than 128 pixels are shown smaller."""
+    side = min(128, max(max(image.shape[:2]) for image in images))
+    cells = []
+    for image in images:
+        cell = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
+        cells.append(
+            np.asarray(ImageOps.pad(cell, (side, side)) if cell.size != (side, side) else cell)
+        )
+    sheet = to_pil(grid(torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2), columns))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "png")
+    return Grid(name, caption, buffer.getvalue(), sheet.width)
 
 
 def _positions(scored: ScoredSet) -> NDArray[np.int64]:

@@ -11,10 +11,10 @@ from latent_prior.evaluation.report.files import (
     check_sizes,
     fingerprint,
     markdown,
-    picture,
     terminal_table,
     write_report,
 )
+from latent_prior.evaluation.report.pictures import picture
 
 PROTOCOL = {
     "reference": "mnist5k",

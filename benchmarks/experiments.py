@@ -1,0 +1,177 @@
+"""What league.py, families.py and priors.py share: options, the commands of a user, and reading what they wrote.
+
+Repeating an experiment continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from latent_prior.machine import available_cores
+from latent_prior.markdown import markdown_table
+from latent_prior.options import Options, option
+
+ROOT = Path(__file__).parents[1]
+STAGE1, STAGE2, GAN = "stage1_autoencoders", "stage2_prior", "evaluation/gan_baseline"
+LATENT_MEMBERS = ("vae", "vaegan")
+
+Result = TypeVar("Result")
+
+
+@dataclass(kw_only=True)
+class ExperimentOptions(Options):
+    """Options of every experiment."""
+
+    data: Literal["mnist", "cifar10"] = "mnist"
+    """Data set whose presets are trained."""
+    dataset: str | None = None
+    """Images to use instead of the presets' `dataset`; cifar10 needs its folder here."""
+    features: str = "efficientnet_lite0"
+    """Feature network of the scores, as in `evaluation/score.py`."""
+    score_images: int = option(1000, at_least=1)
+    """Images in every set that is scored."""
+    threads: int | None = option(None, at_least=1)
+    """Threads of every run on a CPU; null takes all cores."""
+    jobs: int | None = option(1, at_least=1)
+    """Runs at the same time; null is one for each share of `threads` cores, 1 on a GPU. Timings need 1."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and that there are images."""
+        super().__post_init__()
+        if self.data == "cifar10" and self.dataset is None:
+            raise ValueError("--data cifar10 needs its images: --dataset FOLDER")
+
+
+class Experiment:
+    """The project's commands with the options of one experiment, all of whose files are in `folder`."""
+
+    def __init__(self, options: ExperimentOptions, output_dir: str) -> None:
+        self.common = options
+        self.folder = Path(output_dir, options.data)
+        self.images = options.dataset or "mnist5k"
+
+    def in_parallel(self, make: Callable[[str], Result], names: Iterable[str]) -> dict[str, Result]:
+        """Results by name, `--jobs` of them at the same time."""
+        import torch
+
+        cores = available_cores()
+        free = 1 if torch.cuda.is_available() else max(1, cores // (self.common.threads or cores))
+        with ThreadPoolExecutor(self.common.jobs or free) as pool:
+            futures = {name: pool.submit(make, name) for name in names}
+            return {name: future.result() for name, future in futures.items()}
+
+    def command(self, script: str, run: Path, flags: Mapping[str, object]) -> None:
+        """Run a script of the project as a user would; its output is appended to RUN.log.
+
+        Args:
+            script: path in the project.
+            run: folder of the run.
+            flags: None leaves a flag out, a list is several values.
+
+        Raises:
+            ValueError: it failed.
+        """
+        run.parent.mkdir(parents=True, exist_ok=True)
+        words = [sys.executable, str(ROOT / script)]
+        if script != "pipelines/assemble.py":
+            flags = {**flags, "cpu_threads": self.common.threads}
+        for name, value in flags.items():
+            if value is not None:
+                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        log = run.with_suffix(".log")
+        with log.open("a") as file:
+            code = subprocess.run(words, stdout=file, stderr=file, check=False).returncode
+        if code:
+            raise ValueError(f"{script} for {run.name} ended with code {code}; see {log}")
+
+    def training_flags(self, room: str, preset: str) -> dict[str, object]:
+        """The flags of every training from a preset of this data set."""
+        config = ROOT / room / "configs" / f"{self.common.data}_{preset}.yaml"
+        return {"config": config, "dataset": None if room == STAGE2 else self.common.dataset}
+
+    def train(self, room: str, preset: str, run: Path, flags: Mapping[str, object]) -> None:
+        """Train from a preset, unless the training has come to its end."""
+        flags = {**self.training_flags(room, preset), **flags, "output_dir": run}
+        if not finished(run, flags.get("max_steps")):
+            self.command(f"{room}/train.py", run, flags)
+
+    def encode(self, member: str, run: Path, codes: Path) -> None:
+        """Encode the images with the autoencoder in `run`, unless they are."""
+        flags = {
+            "autoencoder": run / "model",
+            "dataset": self.images,
+            "output_dir": codes,
+            # Latents as the decoder was trained on them, and as the likelihood of both stages counts them.
+            "posterior": "sample" if member in LATENT_MEMBERS else None,
+        }
+        if not (codes / "code_spec.json").is_file():
+            self.command(f"{STAGE1}/encode.py", run, flags)
+
+    def assemble(
+        self, autoencoder: Path, pipeline: Path, run: Path, parts: Mapping[str, object]
+    ) -> None:
+        """Make a pipeline of an autoencoder, a `prior` and settings of the sampler."""
+        flags = {"autoencoder": autoencoder / "model", "output_dir": pipeline, **parts}
+        self.command("pipelines/assemble.py", run, flags)
+
+    def generate(self, flag: str, model: Path, samples: Path, run: Path) -> None:
+        """Generate the images that are scored, by a `pipeline` or a `gan`."""
+        script = f"{GAN}/generate.py" if flag == "gan" else "pipelines/generate.py"
+        count = self.common.score_images
+        self.command(script, run, {flag: model, "num_images": count, "output_dir": samples})
+
+    def score(self, run: Path, folder: Path, flags: Mapping[str, object]) -> None:
+        """Score `candidates`, a `pipeline` or both against the test images."""
+        own = {"reference": self.images, "features": self.common.features}
+        own |= {"num_images": str(self.common.score_images), "output_dir": str(folder)}
+        self.command("evaluation/score.py", run, {**own, **flags})
+
+    @property
+    def class_accuracy(self) -> str | None:
+        """The flag's value: training its classifier takes minutes on small images, hours on large ones."""
+        return "true" if self.common.data == "mnist" else None
+
+    def write_rows(self, name: str, rows: object, text: str) -> None:
+        """NAME.json and NAME.md, whose text is printed too."""
+        (self.folder / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (self.folder / f"{name}.md").write_text(text + "\n")
+        print(text)
+
+
+def finished(run: Path, max_steps: object) -> bool:
+    """Whether a training has come to its end; starting it again would only take time."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        return False
+    last = yaml.safe_load(config.read_text())["max_steps"]
+    return max_steps in (None, last) and (run / f"checkpoints/step-{last:09d}").is_dir()
+
+
+def last_metrics(run: Path) -> dict[str, Any]:
+    """The last value of every metric that a training wrote."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {name: value for line in lines for name, value in json.loads(line).items()}
+
+
+def read_scores(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a scores.json by name; the feature distance of any network is called `distance`."""
+    scores = json.loads((folder / "scores.json").read_text())
+    key = scores["distance"]["key"]
+    return {row["name"]: row | {"distance": row[key]} for row in scores["rows"]}
+
+
+def table(
+    rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], *, left: int = 1
+) -> str:
+    """A Markdown table whose cells are made from the rows."""
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return "\n".join(markdown_table(list(columns), cells, left=left))
