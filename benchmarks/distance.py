@@ -1,10 +1,10 @@
-"""How long the Frechet distance takes, against clean-fid's square root of the product of the covariances.
+"""Time of the Frechet distance against clean-fid's, which takes a matrix square root.
 
     python benchmarks/distance.py --output distance.json
 
-Ours and clean-fid's take turns, and the ratio is the median of the ratios of neighbouring turns: a machine that grows
-slower or faster meanwhile slows both. Each number of threads has a process of its own. `prepared` is a further set of
-images against a reference whose covariance is factored already: what every candidate but the first costs.
+Ours and clean-fid's take turns; the ratio is the median of the ratios of neighbouring turns, so a
+machine whose speed drifts affects both. Each number of threads has a process of its own. `prepared`
+is the cost of every candidate after the first: the reference's covariance is factored already.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DistanceOptions:
 
 @dataclass
 class Line:
-    """One measurement in seconds, medians over the turns; `difference` is relative to clean-fid's value."""
+    """One measurement in seconds, medians over the turns; `difference` is relative."""
 
     images: int
     dimension: int
@@ -102,7 +102,7 @@ def described(line: Line) -> str:
 
 
 def measure(images: int, dimension: int, threads: int, turns: int) -> Line:
-    """Two sets of one size; statistics are given, as clean-fid's function wants them, but for `prepared`."""
+    """Two sets of one size, as statistics; features only for `prepared`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports deprecated names
         from cleanfid.fid import frechet_distance

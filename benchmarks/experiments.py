@@ -1,4 +1,4 @@
-"""What league.py, families.py and priors.py share: options, the commands of a user, and reading what they wrote.
+"""Shared by league.py, families.py and priors.py: options, a user's commands, and their results.
 
 Repeating an experiment continues where it stopped.
 """
@@ -42,7 +42,7 @@ class ExperimentOptions(Options):
     threads: int | None = option(None, at_least=1)
     """Threads of every run on a CPU; null takes all cores."""
     jobs: int | None = option(1, at_least=1)
-    """Runs at the same time; null is one for each share of `threads` cores, 1 on a GPU. Timings need 1."""
+    """Runs at the same time, 1 for timings; null: as many as cores / threads, 1 on a GPU."""
 
     def __post_init__(self) -> None:
         """Check the numbers, and that there are images."""
@@ -52,7 +52,7 @@ class ExperimentOptions(Options):
 
 
 class Experiment:
-    """The project's commands with the options of one experiment, all of whose files are in `folder`."""
+    """The project's commands with one experiment's options; all files are in `folder`."""
 
     def __init__(self, options: ExperimentOptions, output_dir: str) -> None:
         self.common = options
@@ -110,7 +110,7 @@ class Experiment:
             "autoencoder": run / "model",
             "dataset": self.images,
             "output_dir": codes,
-            # Latents as the decoder was trained on them, and as the likelihood of both stages counts them.
+            # Sampled latents: what the decoder was trained on and the likelihood is defined for.
             "posterior": "sample" if member in LATENT_MEMBERS else None,
         }
         if not (codes / "code_spec.json").is_file():
@@ -137,7 +137,7 @@ class Experiment:
 
     @property
     def class_accuracy(self) -> str | None:
-        """The flag's value: training its classifier takes minutes on small images, hours on large ones."""
+        """The flag's value: its classifier takes minutes to train on small images only."""
         return "true" if self.common.data == "mnist" else None
 
     def write_rows(self, name: str, rows: object, text: str) -> None:
@@ -163,7 +163,7 @@ def last_metrics(run: Path) -> dict[str, Any]:
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a scores.json by name; the feature distance of any network is called `distance`."""
+    """The rows of a scores.json by name, with the feature distance as `distance`."""
     scores = json.loads((folder / "scores.json").read_text())
     key = scores["distance"]["key"]
     return {row["name"]: row | {"distance": row[key]} for row in scores["rows"]}

@@ -1,10 +1,11 @@
-"""The family side by side: every member trained from its preset on the same images, scored by the same evaluator.
+"""Every member of the family, trained from its preset on the same images, scored alike.
 
     python benchmarks/families.py --data mnist
     python benchmarks/families.py --data cifar10 --dataset FOLDER
 
-Presets of one data set have equal steps and, within 10 %, equal numbers of parameters. Further tables compare the
-quantizers of a VQ-VAE, two ways of upsampling, and a posterior that collapses with two cures.
+Presets of one data set have equal steps and, within 10 %, equal numbers of parameters. Further
+tables compare the quantizers of a VQ-VAE, two ways of upsampling, and a posterior that collapses
+with two cures.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from latent_prior.stage1_autoencoders import load_autoencoder
 
 PICTURED = 12
 Flags = dict[str, object]
-# A decoder that sees the pixels before each pixel; it learns to ignore the code within some hundred steps.
+# An autoregressive decoder learns to ignore the code within some hundred steps.
 STRONG: Flags = {"model.autoregressive_layers": 4, "max_steps": 300}
 # Table -> row -> member whose preset is trained, and flags that differ from it.
 MEMBERS = ("vae", "vqvae", "vqvae2", "vaegan", "vqgan")

@@ -1,12 +1,12 @@
-"""The league: two-stage models and GANs, trained equally long on the same images, in one table and one report.
+"""The league: two-stage models and GANs with equal training time, in one table and one report.
 
     python benchmarks/league.py --data mnist
     python benchmarks/league.py --data cifar10 --dataset FOLDER
 
-A contestant's budget is the time its trainings may spend on optimizer steps, both stages together: processor seconds
-on a CPU, so that other programs do not change the result, seconds of the clock on a GPU. A probe measures first how
-many steps that is, so that each learning rate schedule comes to its end; `--max_cpu_seconds` and `--max_seconds`
-enforce the limit. Encoding, evaluation and sampling are free.
+A contestant's budget is the time of its optimizer steps, both stages together: processor seconds on
+a CPU, so that other programs do not change the result, wall-clock seconds on a GPU. A probe first
+measures how many steps fit, so that each learning rate schedule ends with the budget;
+`--max_cpu_seconds` and `--max_seconds` enforce it. Encoding, evaluation and sampling are free.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LeagueOptions(ExperimentOptions):
     )
     """Contestants: a `vae` sampled from N(0, I), four autoencoders with a prior, and two GANs."""
     sweep_images: int = option(200, at_least=0)
-    """Images per sampler setting in the sweep on the training split; 0 keeps the default sampler."""
+    """Images per sampler setting in the sweep (training split); 0 keeps the default sampler."""
     threads: int | None = option(1, at_least=1)
     """Threads of every run on a CPU; null takes all cores."""
     jobs: int | None = option(None, at_least=1)
@@ -62,7 +62,7 @@ SWEEP = {"guidance_scale": [1, 1.5, 2], "temperature": [0.8, 0.9, 1]}
 
 
 class Stage(NamedTuple):
-    """A training: the folder of its script, its preset, its share of the budget, and flags that differ."""
+    """A training: its script's folder, its preset, its share of the budget, flags that differ."""
 
     room: str
     preset: str
@@ -178,7 +178,7 @@ class League(Experiment):
         return Path(json.loads(sweep.read_text())["best"]["images"])
 
     def score_all(self) -> Path:
-        """All contestants against the test images, with the training images as the row to be reached."""
+        """Score all contestants against the test images, with training images as a baseline."""
         candidates = [f"real_train={self.images}[train]"]
         candidates += [f"{name}={self.images_of(name)}" for name in self.options.contestants]
         flags = {"candidates": candidates, "nearest": "true", "class_accuracy": self.class_accuracy}

@@ -1,4 +1,4 @@
-"""How much memory a prior takes: what can be computed on paper, beside the peak that is measured.
+"""Memory of a prior: the peak computed on paper beside the measured peak.
 
     python benchmarks/memory.py --output memory.json
 
@@ -52,7 +52,7 @@ CODES_BATCHES, CODES_BATCH, CODES_SIDE = 2000, 128, 8
 
 @dataclass
 class Line:
-    """One measurement in MiB; `without` is what it would be without the measure that is to be shown."""
+    """One measurement in MiB; `without` is the peak without the technique shown."""
 
     name: str
     paper: float
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def sampling() -> Line:
-    """A call for 64 images: keys and values of all positions, and the copy of the weights laid out for steps."""
+    """Sampling 64 images: all keys and values, and the copy of the weights laid out for steps."""
     torch.set_num_threads(1)
     model = prior.build_prior()
     labels = torch.arange(SAMPLE_BATCH) % prior.NUM_CLASSES
@@ -107,8 +107,9 @@ def training() -> Line:
     tiny = TransformerPrior(PriorConfig(code_spec=code_spec(2, 8).to_dict(), width=16)).train()
     tiny({"codes": codes[:, :2, :2] % 8}).loss.backward()  # libraries' own buffers
     measured = extra_memory(lambda: model({"codes": codes}).loss.backward())
-    # Kept for the backward pass by each block: two normalised inputs, queries, keys, values, what was attended to, the
-    # two halves of the MLP and their product; by the head: its input, and logits, probabilities and their gradient.
+    # Kept for the backward pass by each block: two normalised inputs, queries, keys, values, the
+    # attention's output, both halves of the MLP and their product; by the head: its input, logits,
+    # probabilities and their gradient.
     hidden = swiglu_width(config.width, config.mlp_ratio)
     per_code = config.depth * (6 * config.width + 3 * hidden) + config.width + 3 * prior.VOCABULARY
     gradients = sum(p.numel() for p in model.parameters()) * FLOAT
@@ -120,7 +121,7 @@ def training() -> Line:
 
 
 def codes_of(images: int) -> Line:
-    """Random batches from the codes of many images: growth of resident memory from opening to the last batch."""
+    """Random batches of codes: growth of resident memory from opening to the last batch."""
     spec = code_spec(CODES_SIDE, prior.VOCABULARY)
     with tempfile.TemporaryDirectory() as temporary:
         folder, shards = Path(temporary), []

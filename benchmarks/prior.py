@@ -1,11 +1,12 @@
 """The prior against `transformers.LlamaForCausalLM` of the same shape: training steps and sampling.
 
-Every function builds both sides and returns `(ours, peer)`, two callables without arguments that do the same work.
-Size: 256 codes of a vocabulary of 1024, 10 classes and the null class; width 256, 6 blocks, 4 heads, SwiGLU 688.
+Every function builds both sides and returns `(ours, peer)`, two callables that do the same work.
+Size: 256 codes of a vocabulary of 1024, 10 classes and the null class; width 256, 6 blocks,
+4 heads, SwiGLU 688.
 
-`generate()` is called as one must for images: without its hidden top_k=50, without an end-of-sequence token (Llama's
-default makes code 2 one), with class tokens suppressed (its head contains them), and guidance with the null class as
-`negative_prompt_ids` (left out, the guidance silently does nothing).
+`generate()` needs these settings for images: no top_k (its default is 50), no end-of-sequence token
+(Llama's default makes code 2 one), class tokens suppressed (its head contains them), and for
+guidance the null class as `negative_prompt_ids` (without it, guidance silently does nothing).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def train_step() -> Pair:
     peer_step = optimizer_step(llama, clip=1.0)
     return (
         lambda: our_step(prior({"codes": codes}, labels).loss),
-        # The peer predicts the last code from the one before it: it needs no logits behind the last code.
+        # The peer needs no logits after the last code.
         lambda: peer_step(
             llama(input_ids=tokens[:, :-1], labels=targets, shift_labels=targets).loss
         ),
@@ -49,7 +50,7 @@ def train_step() -> Pair:
 
 
 def matmul_flops(name: str) -> float:
-    """Floating-point operations of the matrix products in one call of a line, attention included, padding not."""
+    """Floating-point operations of the matrix products in one call, attention included."""
     options = PriorOptions()
     hidden = swiglu_width(options.width, options.mlp_ratio)
     weights = (

@@ -1,4 +1,4 @@
-"""Every pair of autoencoder and prior: trained from the presets, sampled, scored by the same evaluator.
+"""Every pair of autoencoder and prior: trained from the presets, sampled, scored alike.
 
 python benchmarks/priors.py --data mnist
 python benchmarks/priors.py --data cifar10 --dataset FOLDER

@@ -1,11 +1,11 @@
-"""How long scoring takes beside what cannot be avoided: the forward passes of the feature network.
+"""Time of scoring against its lower bound, the forward passes of the feature network.
 
     python benchmarks/scoring.py --features inception_size --num_images 256 --rows 10000
     python benchmarks/scoring.py --features efficientnet_lite0 --num_images 2048 --rows 10000
 
-Forward passes over prepared batches, and the same batches from their PNG files to features, take turns; the ratio is that
-of the sums. The row of the table (distance, its extrapolation, KID, precision, recall, density, coverage) is timed
-on as many random features, against a reference of as many whose statistics are known.
+Forward passes over prepared batches, and the same batches from PNG files to features, take turns;
+the ratio is that of the sums. The row of the table (distance, its extrapolation, KID, precision,
+recall, density, coverage) is timed on random features against an equally large reference.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ScoringOptions:
     output: str | None = None
     """JSON file for the result; null only prints it."""
     features: Literal["efficientnet_lite0", "inception_size"] = "inception_size"
-    """Feature network; `inception_size` is torchvision's Inception v3 without its weights, which costs what clean-fid's does."""
+    """Feature network; `inception_size` is an untrained Inception v3, as costly as clean-fid's."""
     num_images: int = 256
     """Images of 32 x 32 pixels that become features."""
     rows: int = 10_000

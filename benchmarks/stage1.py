@@ -1,11 +1,11 @@
-"""Stage one against `diffusers.VQModel` (training step) and `vector_quantize_pytorch.VectorQuantize` (look-up).
+"""Stage one against `diffusers.VQModel` (training) and `VectorQuantize` (look-up).
 
-Every function builds both sides and returns `(ours, peer)`, two callables without arguments that do the same work.
+Every function builds both sides and returns `(ours, peer)`, two callables that do the same work.
 
-The two autoencoders turn 32 x 32 colour images into 8 x 8 codes of 512 vectors of length 16, with 32, 64 and 128
-channels at the three resolutions, without attention, with a codebook trained by gradient, and with parameter counts
-within 1 % of each other: here 2, 3 and 3 residual blocks at the resolutions; there one in the encoder, two in the
-decoder, two more in each middle, and convolutional shortcuts.
+Both autoencoders turn 32 x 32 colour images into 8 x 8 codes of 512 vectors of length 16, with 32,
+64 and 128 channels at the three resolutions, without attention, with a codebook trained by
+gradient. Parameter counts are within 1 %: ours has 2, 3 and 3 residual blocks; the peer one in the
+encoder, two in the decoder, two more in each middle, and convolutional shortcuts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def train_step() -> Pair:
 
 
 def matmul_flops(name: str) -> float:
-    """Floating-point operations of the matrix products and convolutions in one call of our side of a line."""
+    """Floating-point operations of our side's matrix products and convolutions in one call."""
     if name == "stage1_train_step":
         step, _ = train_step()
         step()  # the first batch also fills the codebook
@@ -89,7 +89,7 @@ def build_vqmodel() -> VQModel:
 
 
 def optimizer_step(model: nn.Module, clip: float | None = None) -> Callable[[Tensor], None]:
-    """A function of the loss that does backward, clips the gradient norm and takes a step of AdamW."""
+    """A function of the loss: backward, optional gradient clipping, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(loss: Tensor) -> None:

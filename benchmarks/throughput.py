@@ -1,10 +1,11 @@
-"""How fast the hot paths are, each against what a user would otherwise pick, measured in one run on this machine.
+"""Throughput of the hot paths against the library a user would otherwise pick.
 
     pip install -e ".[bench]" && python benchmarks/throughput.py --output throughput.json
 
-Ours and the peer's take turns, and the ratio is the median of the ratios of neighbouring turns: a machine that grows
-slower or faster meanwhile slows both. Each line prints the share of the machine's matrix-multiply peak, measured in
-the same run. Ratios above 1 mean that ours is faster (or, for memory, uses that share of the peer's).
+Ours and the peer's take turns; the ratio is the median of the ratios of neighbouring turns, so a
+machine whose speed drifts affects both. Each line prints the share of the machine's matrix-multiply
+peak, measured in the same run. Ratios above 1 mean that ours is faster; memory is a share of the
+peer's.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Two GANs: the networks that make images from noise, and the critics that they are trained against.
+"""Two GANs: generators of images from noise and class, and their critics.
 
-- `sngan`: the shape of DCGAN (Radford et al., 2016, https://arxiv.org/abs/1511.06434) with a critic of spectral norm
-  (Miyato et al., 2018, https://arxiv.org/abs/1802.05957) that looks at the class by projection (Miyato & Koyama, 2018,
-  https://arxiv.org/abs/1802.05637). In place of batch normalisation the generator has group normalisation modulated by noise
-  and class (Chen et al., 2019, https://arxiv.org/abs/1810.01365), so that averaged weights need no statistics of their own.
-- `r3gan`: residual networks without normalisation (Huang et al., 2024, https://arxiv.org/abs/2501.05441).
+- `sngan`: DCGAN (Radford et al., 2016, arXiv:1511.06434) with a spectrally normalised critic
+(Miyato et
+  al., 2018, arXiv:1802.05957) and class projection (Miyato & Koyama, 2018, arXiv:1802.05637). The
+  generator modulates group normalisation by noise and class (Chen et al., 2019, arXiv:1810.01365),
+  so that averaged weights need no batch statistics.
+- `r3gan`: residual networks without normalisation (Huang et al., 2024, arXiv:2501.05441).
 
-In both the critic is the generator turned round.
+In both, the critic mirrors the generator.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from latent_prior.models import ModelConfig, StrictModel
 _GROUP = 16  # channels normalised together in sngan, convolved together in r3gan
 _EXPANSION = 2  # inner channels of a residual block
 _SLOPE = 0.2  # of leaky ReLU
-_CLASS_SCALE = 0.2  # of class vectors beside noise of scale 1
+_CLASS_SCALE = 0.2  # of class embeddings; the noise has scale 1
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -60,7 +61,7 @@ class GeneratorConfig(ModelConfig, GeneratorOptions):
 
 
 class Generator(StrictModel):
-    """Noise and class to an image; in training mode and out of it the same."""
+    """Noise and class to an image; training and evaluation mode are the same."""
 
     config_class = GeneratorConfig
     config: GeneratorConfig
@@ -69,14 +70,14 @@ class Generator(StrictModel):
         super().__init__(config)
         count, dim = len(config.class_names), config.latent_dim
         self.classes = nn.Embedding(count, dim) if count else None
-        if self.classes is not None:  # small beside the noise, or a class goes on as one image
+        if self.classes is not None:  # large ones start each class as a single image
             nn.init.normal_(self.classes.weight, std=_CLASS_SCALE)
         network = {"sngan": ConvolutionalGenerator, "r3gan": ResidualGenerator}[config.type]
         self.network = network(config, 2 * dim if count else dim)
         self.post_init()
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of noise (B, latent_dim) and classes (B,), which an unconditional one does not look at."""
+        """Images (B, C, H, W) in [-1, 1] from noise (B, latent_dim) and classes (B,)."""
         if self.classes is not None:
             noise = torch.cat([noise, self.classes(labels)], dim=1)
         return cast(Tensor, Bounded.apply(self.network(noise)))
@@ -88,7 +89,7 @@ class Generator(StrictModel):
         """One image for every label, float (B, C, H, W) in [-1, 1].
 
         Args:
-            labels: class numbers; -1 is any class, drawn at random.
+            labels: class numbers; -1 draws a class at random.
             generators: every image's own source of randomness, on the CPU.
             truncation: multiplies the noise.
         """
@@ -104,10 +105,10 @@ class Generator(StrictModel):
 
 
 class Bounded(torch.autograd.Function):
-    """Clamp to [-1, 1]; a value outside still learns what would bring it back, and nothing that leads further out.
+    """Clamp to [-1, 1] that passes the gradients which bring an out-of-range value back.
 
-    The critic sees what a file will hold, black that is quite black, and yet no pixel is out of its reach: a tanh, or
-    a clamp's own gradient, is zero on a black background, and an image once wholly black would stay so.
+    The critic sees saved pixel values, exact black included. The gradient of a tanh or a plain
+    clamp is zero on a black background, so an image that has become all black would stay so.
     """
 
     @staticmethod
@@ -119,13 +120,13 @@ class Bounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The gradient where the step against it does not lead away from [-1, 1]."""
+        """The gradient, except where descent leads further out of range."""
         (excess,) = ctx.saved_tensors
         return gradient * (gradient * excess >= 0)
 
 
 class Critic(nn.Module):
-    """Images and their classes to a logit each, positive where an image looks original.
+    """Images and classes to logits, positive for images that look real.
 
     Args:
         features: of an image, (B, C, H, W) -> (B, `dim`).
@@ -140,15 +141,15 @@ class Critic(nn.Module):
         self.classes = nn.Embedding(num_classes, dim) if num_classes else None
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Logits (B,) of images (B, C, H, W) in [-1, 1]; labels (B,) are not looked at by an unconditional critic."""
+        """Logits (B,) from images (B, C, H, W) in [-1, 1] and labels (B,)."""
         return self.logits(images, labels)
 
     def logits(self, images: Tensor, labels: Tensor) -> Tensor:
-        """f(x) w + f(x) v_class (Miyato & Koyama, 2018, Eq. 3), without the autocast that accelerate puts into `forward`."""
-        found = self.features(images)
-        logits: Tensor = self.judge(found).squeeze(1)
+        """f(x) w + f(x) v_class (Miyato & Koyama, 2018, Eq. 3), without accelerate's autocast."""
+        features = self.features(images)
+        logits: Tensor = self.judge(features).squeeze(1)
         if self.classes is not None:
-            logits = logits + (found * self.classes(labels)).sum(1)
+            logits = logits + (features * self.classes(labels)).sum(1)
         return logits
 
 
@@ -164,10 +165,10 @@ def make_critic(config: GeneratorConfig, width: int | None = None) -> Critic:
 
 
 class Modulated(nn.Module):
-    """Group normalisation whose gain and bias depend on a vector, ReLU and a 3x3 convolution, at twice the size if `up`.
+    """Modulated group normalisation, ReLU, nearest upsampling if `up`, and a 3x3 convolution.
 
-    Pixels are doubled before it: a transposed convolution draws its own chequerboard (Odena et al., 2016,
-    doi:10.23915/distill.00003), and short trainings do not get rid of it.
+    Not a transposed convolution: short trainings do not remove its chequerboard pattern (Odena et
+    al., 2016, doi:10.23915/distill.00003).
     """
 
     def __init__(
@@ -189,7 +190,7 @@ class Modulated(nn.Module):
 
 
 class ConvolutionalGenerator(nn.Module):
-    """DCGAN's: a linear layer, then convolutions, some of which double the size; for its tanh see `Bounded`."""
+    """DCGAN's generator: a linear layer, then convolutions; `Bounded` replaces its tanh."""
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()
@@ -230,9 +231,10 @@ def _convolutional_critic(config: GeneratorConfig, channels: list[int]) -> Criti
 
 
 class ResidualBlock(nn.Module):
-    """x + 1x1(leaky(grouped 3x3(leaky(1x1 x)))), an inverted bottleneck, with fix-up initialisation (Zhang et al., 2019).
+    """x + 1x1(leaky(grouped 3x3(leaky(1x1 x)))), an inverted bottleneck with fix-up initialisation.
 
-    The last convolution starts at zero, the others are scaled by L^(-1/4), L blocks in the network: it starts shallow.
+    The last convolution starts at zero, the others are scaled by L^(-1/4) for L blocks in the
+    network (Zhang et al., 2019, arXiv:1901.09321).
     """
 
     def __init__(self, channels: int, num_blocks: int) -> None:
@@ -253,7 +255,7 @@ class ResidualBlock(nn.Module):
 
 
 class Resampled(nn.Module):
-    """Twice or half the size by bilinear interpolation; a 1x1 convolution where channels change, at the smaller size."""
+    """Bilinear resizing by 2 or 1/2; a 1x1 convolution at the smaller size changes channels."""
 
     def __init__(self, channels: int, out_channels: int, *, up: bool) -> None:
         super().__init__()
@@ -266,13 +268,14 @@ class Resampled(nn.Module):
         """Maps (B, C, h, w) to (B, C', 2h, 2w) or (B, C', h/2, w/2)."""
         if self.up:
             return F.interpolate(self.project(maps), scale_factor=2, mode="bilinear")
-        return cast(Tensor, self.project(F.avg_pool2d(maps, 2)))  # what bilinear halving is
+        return cast(Tensor, self.project(F.avg_pool2d(maps, 2)))  # equals bilinear halving
 
 
 class ResidualGenerator(nn.Module):
-    """R3GAN's: learned maps weighted by noise and class, then residual blocks and bilinear doubling.
+    """R3GAN's generator: learned maps weighted by noise and class, residual blocks, upsampling.
 
-    Its convolution to colours is 3x3, not 1x1, like the critic's first: images are sharp without blocks at full resolution.
+    The convolution to colours is 3x3, not 1x1, like the critic's first: images are sharp without
+    blocks at full resolution.
     """
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
@@ -294,7 +297,7 @@ class ResidualGenerator(nn.Module):
 
 
 def _residual_critic(config: GeneratorConfig, channels: list[int]) -> Critic:
-    """R3GAN's critic: residual blocks and bilinear halving, then a weighted sum over places for each channel."""
+    """R3GAN's critic: residual blocks and halving, then a weighted sum per channel."""
     layers: list[nn.Module] = [
         _scaled(nn.Conv2d(config.image_channels, channels[0], 3, padding=1), 1.0)
     ]
@@ -321,7 +324,7 @@ def _groups(channels: int) -> int:
 
 
 def _scaled(layer: Layer, gain: float) -> Layer:
-    """Weights of variance gain^2 / inputs (He et al., 2015), bias 0."""
+    """Initialise with variance gain^2 / inputs (He et al., 2015) and bias 0."""
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

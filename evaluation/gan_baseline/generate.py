@@ -1,6 +1,6 @@
 """Generate images with a GAN into a folder, in the form of `pipelines/generate.py`.
 
-accelerate launch evaluation/gan_baseline/generate.py --gan runs/mnist/gan/model --num_images 1000 --output_dir runs/mnist/gan/samples
+accelerate launch evaluation/gan_baseline/generate.py --gan runs/gan/model --output_dir runs/samples
 """
 
 from __future__ import annotations

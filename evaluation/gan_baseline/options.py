@@ -19,11 +19,11 @@ class GeneratorOptions(ResolutionOptions):
     """Shape of a generator; the critic mirrors it."""
 
     type: Literal["sngan", "r3gan"] = "r3gan"
-    """`sngan`: convolutions, spectral norm and hinge loss; `r3gan`: residual blocks without normalisation, relativistic loss."""
+    """`sngan`: spectral norm, hinge loss; `r3gan`: residual blocks, relativistic loss."""
     latent_dim: int = option(64, at_least=1)
-    """Numbers in the noise that an image is made of."""
+    """Dimensions of the noise vector."""
     blocks: int | list[int] = option(1, at_least=0)
-    """`sngan`: 3x3 convolutions, `r3gan`: residual blocks; a number for every resolution, or a list of numbers."""
+    """Convolutions (`sngan`) or residual blocks (`r3gan`) per resolution: a number or a list."""
 
 
 @dataclass(kw_only=True)
@@ -35,13 +35,13 @@ class CriticOptions(Options):
     width: int | None = option(None, at_least=1)
     """Channels at full resolution, before the model's multipliers; null takes the generator's."""
     learning_rate: float | None = option(None, above=0)
-    """Peak learning rate of the critic's AdamW, on the generator's schedule; null takes the generator's."""
+    """Peak learning rate of the critic's AdamW; null takes the generator's. Same schedule."""
     steps: int = option(1, at_least=1)
-    """Critic steps per step of the generator, each with new images: the generator learns in every so many steps."""
+    """Critic steps per generator step, each with new images."""
     gamma: float | None = option(None, at_least=0)
-    """Weight of the R1 and R2 penalties on the critic's gradient; null takes 1 for `r3gan`, none for `sngan`."""
+    """Weight of the R1 and R2 gradient penalties; null: 1 for `r3gan`, 0 for `sngan`."""
     penalty_every: int = option(1, at_least=1)
-    """Steps between penalties, each multiplied by this number."""
+    """Steps between penalties, whose weight is multiplied by this number."""
 
 
 @dataclass(kw_only=True)
@@ -53,9 +53,9 @@ class TrainOptions(TrainingImageOptions):
     critic: CriticOptions = field(default_factory=CriticOptions)
     """The critic."""
     conditional: bool | None = None
-    """Whether a class can be asked for; null means where the images have labels."""
+    """Whether to condition on the class; null: if the images have labels."""
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
-    """Differentiable augmentations of everything the critic sees (Zhao et al., 2020), for small data."""
+    """Differentiable augmentations of the critic's inputs (Zhao et al., 2020), for small data."""
     learning_rate: float = option(2e-4, above=0)
     """Peak learning rate of the generator's AdamW."""
     beta1: float = option(0.0, at_least=0, below=1)
@@ -89,12 +89,12 @@ class GenerateOptions(ComputeOptions):
     output_dir: str
     """Folder for the PNG files, labels.csv, generation.json, about.json and grid.png."""
     num_images: int = option(16, at_least=1)
-    """How many images."""
+    """Number of images."""
     labels: list[str] = field(default_factory=list)
-    """Class numbers or names to draw in turn; empty takes all classes, -1 is any class."""
+    """Class numbers or names, used in turn; empty: all classes; -1: a random class."""
     truncation: float = option(1.0, at_least=0)
-    """Multiplies the noise: below 1 images are more alike and more typical."""
+    """Multiplies the noise: below 1, images are more typical and less diverse."""
     batch_size: int = option(64, at_least=1)
-    """Images computed at a time."""
+    """Images per batch."""
     seed: int = option(0, at_least=0)
-    """Seed; an image depends on it, on its number and its label, not on the batch size or the number of processes."""
+    """Random seed; an image depends on the seed, its number and its label only."""

@@ -1,7 +1,7 @@
-"""The measures of the tables, each with its direction and its paper, and the row of values that a set of images gets.
+"""The measures, each with its direction and paper, and the rows of values they are shown in.
 
-Everything that shows a score (scores.json, scores.md, report.html) takes the order and the form of its columns from
-here. The feature distance has a column of its own name for every feature network, made by `distance_measures`.
+scores.json, scores.md and report.html take the order and format of their columns from here. The
+feature distance is named after the feature network, see `distance_measures`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from latent_prior.evaluation.measures.kid import measure_kid
 from latent_prior.evaluation.measures.precision_recall import measure_authenticity, measure_overlap
 from latent_prior.evaluation.measures.reconstruction import measure_fidelity
 
-NOTHING = "n/a"  # in place of a number that is not finite
+NOTHING = "n/a"  # for a number that is not finite
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Measure:
     Attributes:
         key: of the value in scores.json; its standard error is `KEY_stderr`.
         title: heading, with the unit of what is shown.
-        better: which end is good; None where neither is, as for a budget that was given.
-        meaning: one line for the reader of the page.
-        paper: where it comes from; empty for what needs no paper.
-        scale: what is shown is `scale` times the value.
-        decimals: digits after the point; None shows two, or below 1 three digits.
-        unit: behind the number.
-        brief: whether the narrow table in the terminal shows it too.
+        better: which direction is good; None for neither, such as a given budget.
+        meaning: one line for the report.
+        paper: its source; empty if none is needed.
+        scale: factor of the displayed value.
+        decimals: digits after the point; None: two, or three significant digits below 1.
+        unit: appended to the number.
+        brief: whether the table in the terminal shows it.
         compute: the function that returns this value, perhaps among others; None if it is measured
             elsewhere.
     """
@@ -56,7 +56,7 @@ class Measure:
         return self.title + {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
 
     def text(self, value: float | None, error: float | None = None) -> str:
-        """A value as a cell shows it, with its standard error; empty for None, and never a NaN or an infinity."""
+        """A value and its standard error as in a cell; empty for None, "n/a" if not finite."""
         if value is None:
             return ""
         if not math.isfinite(value):
@@ -80,17 +80,17 @@ class Measure:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured on one set of images.
+    """The measures of one set of images.
 
     Attributes:
         name: of the set.
-        num_images: images that took part.
-        values: by the measures' keys; a measure that was not taken is absent.
+        num_images: images measured.
+        values: by the measures' keys; only what was measured.
         errors: standard errors, by the same keys.
-        notes: sentences a reader has to know, as that a covariance is rank-deficient.
-        curve: (number of images, distance), ascending; the last point has all images.
-        contestant: false for a baseline (real images, reconstructions, random codes): never marked best.
-        series: joins rows of one method at several training budgets; empty for a row by itself.
+        notes: caveats, such as a rank-deficient covariance.
+        curve: (number of images, distance), ascending, up to all images.
+        contestant: false for a baseline (real, reconstructed or random): never marked best.
+        series: name shared by rows of one method at several budgets, if any.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Row:
     series: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The row as it stands in scores.json; what is not finite is null there."""
+        """The row as in scores.json, where values that are not finite are null."""
         flat: dict[str, Any] = {"name": self.name, "num_images": self.num_images}
         for key, value in self.values.items():
             flat[key] = _finite(value)
@@ -115,17 +115,17 @@ class Row:
 
 
 class Table(NamedTuple):
-    """The rows as text, without the form of any file."""
+    """The rows as text, independent of the file format."""
 
     headings: list[str]
     cells: list[list[str]]
-    best: list[list[bool]]  # as cells
+    best: list[list[bool]]  # shape of cells
     marks: list[list[int]]  # for each row, the numbers of its notes, counted from 1
     notes: list[str]
 
 
 def distance_measures(column: str, title: str) -> list[Measure]:
-    """The feature distance under a network's own name, and what it would be for endlessly many images.
+    """The feature distance named after its network, and its extrapolation to infinite N.
 
     Args:
         column: key of the distance, as `fid`.
@@ -238,7 +238,7 @@ MEASURES: dict[str, Measure] = {
 
 
 def measures_of(rows: Sequence[Row], column: str, title: str) -> list[Measure]:
-    """The measures that some row has a value of, in the fixed order of all tables."""
+    """The measures that at least one row has, in the order of all tables."""
     known = [*distance_measures(column, title), *MEASURES.values()]
     keys = {key for row in rows for key in row.values}
     assert keys <= {measure.key for measure in known}, "a value without a measure"
@@ -246,7 +246,7 @@ def measures_of(rows: Sequence[Row], column: str, title: str) -> list[Measure]:
 
 
 def best(rows: Sequence[Row], measure: Measure) -> set[str]:
-    """Names of the contestants with the best value of a measure, as it is shown; none where all are equal."""
+    """Names of the contestants whose value is best as displayed; none if all are equal."""
     values = {
         row.name: row.values[measure.key]
         for row in rows

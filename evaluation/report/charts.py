@@ -1,7 +1,8 @@
-"""The report's charts as inline SVG: bars of one measure, the distance against N and against the training budget.
+"""Charts as inline SVG: bars per measure, the distance against N and against training time.
 
-Drawn in units of a 360-wide box that scales with the page. Colours come from the page's style sheet (classes `s0` to
-`s7`, light and dark); every series also has a marker of its own, so that no reader depends on telling colours apart.
+The view box is 360 wide and scales with the page. Colours come from report.css (classes `s0` to
+`s7`, light and dark); every series also has its own marker, for readers who cannot tell colours
+apart.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ COLOURS = 8
 WIDTH, HEIGHT = 360.0, 270.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 346.0, 30.0, 228.0  # the plot area
 BAR_ROW, BAR_HEIGHT = 36.0, 9.0
-LOGARITHMIC = 30.0  # largest over smallest value from which an axis is logarithmic
-LONGEST_NAME = 34  # letters that fit beside a value
+LOGARITHMIC = 30.0  # an axis is logarithmic above this ratio of values
+LONGEST_NAME = 34  # characters that fit beside a value
 MARKERS = (
     "M4.5 0A4.5 4.5 0 1 1-4.5 0A4.5 4.5 0 1 1 4.5 0Z",  # circle
     "M-4-4H4V4H-4Z",  # square
@@ -29,7 +30,7 @@ MARKERS = (
 
 
 class Axis(NamedTuple):
-    """From values to places: `low` lies at `start`, `high` at `end`."""
+    """Maps values to coordinates: `low` to `start`, `high` to `end`."""
 
     low: float
     high: float
@@ -38,29 +39,29 @@ class Axis(NamedTuple):
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
+        """The coordinate of a value."""
         low, high = self.low, self.high
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return self.start + (self.end - self.start) * (value - low) / (high - low)
 
     def ticks(self) -> list[float]:
-        """Round values inside: up to seven evenly spaced ones, or 1, 2, 5 times powers of ten."""
+        """At most seven round values: evenly spaced, or 1, 2, 5 times powers of ten."""
         if not self.logarithmic:
             step = _round_step((self.high - self.low) / 5)
             first = math.ceil(self.low / step - 1e-9)
             return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         for factors in ((1, 2, 5), (1, 3), (1,)):
-            found = [factor * 10.0**power for power in powers for factor in factors]
-            found = [value for value in found if self.low <= value <= self.high]
-            if len(found) <= 7:
+            values = [factor * 10.0**power for power in powers for factor in factors]
+            values = [value for value in values if self.low <= value <= self.high]
+            if len(values) <= 7:
                 break
-        return found
+        return values
 
 
 def bars(measure: Measure, rows: Sequence[Row]) -> str:
-    """One bar for each row that has the measure, with its standard error; points of reference are grey."""
+    """One bar per row that has the measure, with its standard error; baselines are grey."""
     shown = [row for row in rows if math.isfinite(row.values.get(measure.key, math.nan))]
     ends = [row.values[measure.key] + side * _error(row, measure) for row in shown for side in (-1, 1)]  # fmt: skip
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -85,10 +86,10 @@ def bars(measure: Measure, rows: Sequence[Row]) -> str:
 
 
 def distance_by_size(rows: Sequence[Row], column: str, title: str) -> str | None:
-    """The distance over 1/N, in which it is nearly a straight line, with what it tends to at the left edge.
+    """The distance over 1/N, where it is nearly linear, with its extrapolation at the left edge.
 
     Returns:
-        None where no row has a curve of two points.
+        None if no row has a curve of two points.
     """
     curves = {row.name: [(n, d) for n, d in row.curve if math.isfinite(d)] for row in rows}
     drawn = [(style, row) for style, row in enumerate(rows) if len(curves[row.name]) >= 2]
@@ -127,7 +128,7 @@ def distance_by_budget(rows: Sequence[Row], column: str, title: str) -> str | No
     """The distance over the seconds of training; rows of one series are joined by a line.
 
     Returns:
-        None where fewer than two rows have both.
+        None if fewer than two rows have both.
     """
     shown = [
         row
@@ -159,7 +160,7 @@ def distance_by_budget(rows: Sequence[Row], column: str, title: str) -> str | No
 
 
 def _fitted(values: Sequence[float], start: float, end: float) -> Axis:
-    """An axis from zero, or a logarithmic one where the values are positive and far apart."""
+    """An axis from zero, or a logarithmic one if values are positive and far apart."""
     low, high = min(values), max(values)
     if low > 0 and high / low > LOGARITHMIC:
         return Axis(low / 1.25, high * 1.25, start, end, logarithmic=True)
@@ -173,7 +174,7 @@ def _round_step(step: float) -> float:
 
 
 def _size_ticks(x: Axis, sizes: Sequence[int]) -> list[tuple[float, str]]:
-    """The limit, the largest size, and as many of the others as have room: the large ones lie close together."""
+    """Ticks for infinity and for the sizes, largest first, where there is room."""
     ticks, left = [(0.0, "∞")], x(0.0) - 8.0
     for size in reversed(sizes):
         if x(1 / size) - left >= 36:
@@ -185,7 +186,7 @@ def _size_ticks(x: Axis, sizes: Sequence[int]) -> list[tuple[float, str]]:
 def _frame(
     x: Axis, x_ticks: Sequence[tuple[float, str]], y: Axis, y_title: str, x_title: str
 ) -> str:
-    """Gridlines, the labels of the ticks, and what the axes show."""
+    """Grid lines, tick labels and axis titles."""
     lines, labels = [], []
     for value in y.ticks():
         lines.append(f"M{LEFT:g} {y(value):.2f}H{RIGHT:g}")
@@ -215,7 +216,7 @@ def _mark(x: Axis, y: Axis, style: int, a: float, b: float, text: str, kind: str
 def _error_bar(
     axis: Axis, value: float, error: float, across: float, *, upright: bool = False
 ) -> str:
-    """One standard error to both sides of a value that lies at `across` on the other axis."""
+    """One standard error to both sides of a value at `across` on the other axis."""
     if not (math.isfinite(error) and error > 0):
         return ""
     low, high = axis(value - error), axis(value + error)

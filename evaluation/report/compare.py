@@ -1,7 +1,7 @@
-"""Several scores.json in one report: `python evaluation/score.py --compare A/scores.json B/scores.json --output_dir DIR`.
+"""Several scores.json in one report: `score.py --compare A/scores.json B/scores.json`.
 
-Only numbers that came about in the same way are put beside each other. The files are data from anywhere: what is
-missing or of another kind in them is answered with one sentence.
+Only numbers of one protocol are compared. The files may come from anywhere: a missing or malformed
+entry raises a ValueError that names it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from latent_prior.evaluation.report.files import (
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.sets import draws_random_codes
 
-GRID_FILE = "grid.png"  # what this project's generators lay beside their images
-LONGEST_VALUE = 80  # letters of a protocol entry in a message
+GRID_FILE = "grid.png"  # written by generate.py beside the images
+LONGEST_VALUE = 80  # characters of a protocol entry in a message
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ def compare(paths: Sequence[Path], output_dir: Path) -> None:
         output_dir: for the three files of the report; made if it is not there.
 
     Raises:
-        ValueError: a file is not a scores.json, the protocols or sizes differ, or the report would replace a file
-            that is compared; nothing is written then.
+        ValueError: a file is not a scores.json, the protocols or sizes differ, or the report would
+        replace
+            a compared file; nothing is written then.
     """
     if len(paths) < 2:
         raise ValueError("--compare needs at least two scores.json files")
@@ -203,10 +204,10 @@ def _check_protocols(first: Scores, other: Scores) -> None:
 
 
 def _merged(scores: Sequence[Scores]) -> tuple[list[Row], dict[str, Any]]:
-    """All rows, and where their images came from, under names of their own.
+    """All rows and candidates, under unique names.
 
-    A row that several files have alike, such as one of real images, is kept once. Rows that share nothing but
-    their name get the part of their files' paths that differs behind it, and the name as their series.
+    A row that several files share, such as real images, is kept once. Different rows of one name
+    get the differing part of their files' paths as a suffix, and the name as their series.
     """
     rows: list[Row] = []
     candidates: dict[str, Any] = {}
@@ -235,7 +236,7 @@ def _merged(scores: Sequence[Scores]) -> tuple[list[Row], dict[str, Any]]:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """What tells the paths apart: their parts without those that all begin or end with."""
+    """The paths without the parts that all of them begin or end with."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
     begin = _shared(parts)
     end = _shared([tuple(reversed(part)) for part in parts])
@@ -256,7 +257,7 @@ def _origin(score: Scores) -> dict[str, Any]:
 
 
 def _pictures(rows: Sequence[Row], candidates: dict[str, Any]) -> list[Grid]:
-    """The overviews beside the generated images, of those that are still where they were."""
+    """The grid.png of each generated set that is still in its folder."""
     grids = []
     for row in rows:
         source = candidates.get(row.name, {}).get("source")
@@ -267,7 +268,7 @@ def _pictures(rows: Sequence[Row], candidates: dict[str, Any]) -> list[Grid]:
             with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
                 image.verify()
                 grids.append(Grid(row.name, source, content, image.width))
-        except (OSError, SyntaxError, ValueError):  # gone or damaged; the numbers stand without it
+        except (OSError, SyntaxError, ValueError):  # missing or damaged; the numbers do not need it
             continue
     return grids
 

@@ -24,7 +24,7 @@ MARKDOWN_FILE = "scores.md"
 HTML_FILE = "report.html"
 NAME_WIDTH = 24  # characters of a name in the terminal
 
-# What two runs may differ in and still share a table: what was scored, and with which programs.
+# Comparable protocols may differ in what was scored, and by which programs.
 NOT_COMPARED = (
     "candidates",
     "pipeline",
@@ -49,7 +49,7 @@ def write_report(
 
     Args:
         folder: exists.
-        protocol: JSON-ready values that say how the numbers came about; its fingerprint is added.
+        protocol: JSON-ready values that define the numbers; its fingerprint is added.
         rows: the scores, in the order of the table.
         column: key of the feature distance in scores.json, as `fid`.
         title: its heading in the tables, as `FID`.
@@ -77,7 +77,7 @@ def write_report(
 
 
 def check_sizes(sizes: Sequence[tuple[str, int]]) -> None:
-    """Refuse sets of different sizes, given as (name, number of images): distances fall as sets grow.
+    """Check that all sets, given as (name, number of images), have one size: distances fall with N.
 
     Raises:
         ValueError: naming two of them.
@@ -91,10 +91,10 @@ def check_sizes(sizes: Sequence[tuple[str, int]]) -> None:
 
 
 def comparable(protocol: dict[str, Any]) -> dict[str, Any]:
-    """The entries that must be equal for two numbers to stand in one column; absent and null are the same.
+    """The entries that must be equal for two numbers to be compared; null equals absent.
 
-    Where the reference's content is known by its `reference_sha256`, it does not matter where it lay. Of a classifier
-    of images counts how it was trained: what it then reaches moves a little from one processor to the next.
+    A known `reference_sha256` replaces the reference's path. The classifier's accuracy is left out:
+    it varies a little between processors.
     """
     left_out = set(NOT_COMPARED)
     if protocol.get("reference_sha256") is not None:
@@ -113,7 +113,7 @@ def fingerprint(protocol: dict[str, Any]) -> str:
 
 
 def markdown(protocol: dict[str, Any], rows: Sequence[Row], column: str, title: str) -> str:
-    """A Markdown table, the best values in bold, its notes, and the sentences that make its numbers comparable."""
+    """A Markdown table with the best values in bold, its notes, and the protocol in words."""
     shown = table(rows, column, title)
     cells = []
     for texts, wins, marks in zip(shown.cells, shown.best, shown.marks, strict=True):

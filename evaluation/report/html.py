@@ -1,6 +1,6 @@
-"""report.html: one page with everything inside. No script, server, font or picture from elsewhere.
+"""report.html: one page with everything inside, no script, server, font or picture from elsewhere.
 
-The page is well-formed XML, reads on a phone and on paper, and follows the reader's light or dark mode.
+The page is well-formed XML, readable on a phone and on paper, and follows light or dark mode.
 """
 
 from __future__ import annotations

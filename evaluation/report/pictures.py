@@ -1,4 +1,4 @@
-"""The pictures of report.html: some images of each set, and generated images beside their nearest training images."""
+"""Pictures of report.html: images of each set, and pairs of nearest images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pictured_pairs(
     training: ScoredSet,
     trained_on: NDArray[np.float32],
 ) -> Grid:
-    """The images of a set that lie nearest to a training image, each followed by that one, nearest first.
+    """The images nearest to a training image, each followed by that one, nearest first.
 
     Args:
         candidate: the set.
@@ -67,7 +67,7 @@ def pictured_pairs(
 def picture(
     name: str, caption: str, images: Sequence[NDArray[np.uint8]], columns: int = 10
 ) -> Grid:
-    """Lay out uint8 images (H, W, C) of any sizes; those larger than 128 pixels are shown smaller."""
+    """Lay out uint8 images (H, W, C) of any sizes; larger than 128 pixels are shrunk."""
     side = min(128, max(max(image.shape[:2]) for image in images))
     cells = []
     for image in images:

@@ -1,4 +1,4 @@
-"""A sweep as a table and as a picture: a number and a colour for each combination of sampler settings."""
+"""A sweep as a table and a heat map of its sampler settings."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def markdown(
 
 
 def draw_heatmap(rows: Sequence[Mapping[str, Any]], column: str, title: str, path: Path) -> None:
-    """Write a PNG file: the two settings with the most values along the axes of a panel, the others from panel to panel.
+    """Write a PNG heat map: two settings with the most values per panel, the others across panels.
 
     Args:
-        rows: each with `settings` and a value under `column`, lower is better; the lowest gets a frame.
+        rows: each with `settings` and a value under `column`; the lowest gets a frame.
         column: key of the value.
         title: what it is called.
         path: of the picture.
