@@ -28,7 +28,7 @@ from latent_prior.evaluation.features.clean_fid import (
 )
 from latent_prior.evaluation.features.downloads import cache_folder, download, file_digest
 from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
-from latent_prior.losses.efficientnet import WEIGHTS_SHA256, load_efficientnet_lite0
+from latent_prior.losses.perceptual import EFFICIENTNET_SHA256, load_efficientnet_lite0
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's CLIP features
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -179,7 +179,7 @@ def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
         return network.extract_features(pixels).mean((2, 3))
 
     names = "efficientnet_lite0", "fd_effnet_lite0", "FD-EffNet-Lite0"
-    return _probed(*names, 64, weights, WEIGHTS_SHA256, forward, device)
+    return _probed(*names, 64, weights, EFFICIENTNET_SHA256, forward, device)
 
 
 def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:

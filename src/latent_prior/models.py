@@ -1,8 +1,8 @@
-"""The base of every saved model: a transformers model whose loading is strict.
+"""The base of every saved model: a transformers model with strict loading.
 
-transformers lets most damage pass: missing weights are left at random values, a folder without a config gives the
-default model, unknown config keys become attributes. Here each of these is an error that says what was expected
-and what is there, and a fingerprint over the weights notices a file that was exchanged.
+transformers tolerates damage: missing weights stay random, a folder without a config gives the
+default model, unknown config keys become attributes. Here each of these raises an error, and a
+fingerprint of the weights detects a file that was replaced.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRANSFORMERS_KEYS = {"architectures", "dtype", "model_type", "transformers_vers
 
 
 class Budget(TypedDict):
-    """What a training has cost: optimizer steps, images, seconds of steps by the clock and of one process's processor."""
+    """The cost of a training; the times are those of the steps in one process."""
 
     steps: int
     images_seen: int
@@ -43,11 +43,11 @@ class Budget(TypedDict):
     device: str
     num_processes: int
     command: NotRequired[str | None]
-    """The training's command line, see `latent_prior.cli.command_line`; folders of older versions have none."""
+    """Command line of the training (`latent_prior.cli.command_line`); absent in older folders."""
 
 
 class ModelConfig(PretrainedConfig):
-    """A config whose fields are all declared; an options dataclass beside it in the bases brings its checks along."""
+    """A config with declared fields only; an options dataclass among its bases checks them."""
 
     weights_sha256: str | None = None
     """Fingerprint of the weights, written by `save_pretrained`."""
@@ -55,10 +55,10 @@ class ModelConfig(PretrainedConfig):
     """What the weights have cost; None where nobody trained them."""
 
     def __post_init__(self, **undeclared: Any) -> None:
-        """Run transformers' own set-up, then the checks of the options dataclass.
+        """Run the set-up of transformers, then the checks of the options dataclass.
 
         Raises:
-            ValueError: for a value out of its range.
+            ValueError: a value is out of range.
         """
         super().__post_init__(**undeclared)
         # PretrainedConfig does not pass the call on to the classes behind it.
@@ -68,17 +68,17 @@ class ModelConfig(PretrainedConfig):
 
 
 class StrictModel(PreTrainedModel):
-    """Abstract: a model that loads exactly what was saved, or says why it cannot."""
+    """Abstract: a model that loads exactly what was saved, or raises."""
 
     config_class = ModelConfig
     config: ModelConfig
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Keep what `__init__` set: transformers' default of N(0, 0.02) is wrong for convolutions."""
+        """Keep the weights of `__init__`; transformers' N(0, 0.02) does not suit convolutions."""
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the weights as they were saved, or, before any saving, as they are."""
+        """sha256 of the saved weights; of the current ones if the model was never saved."""
         return self.config.weights_sha256 or fingerprint(self.state_dict().items())
 
     def save_pretrained(  # type: ignore[override]  # the rest of transformers' options is for other formats
@@ -88,12 +88,12 @@ class StrictModel(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         max_shard_size: int | str = "50GB",
     ) -> None:
-        """Write `config.json` and `model.safetensors` and record the weights' fingerprint.
+        """Write `config.json`, with the weights' fingerprint, and `model.safetensors`.
 
         Args:
-            save_directory: folder, made if missing.
-            state_dict: weights to write in place of the model's own, under the same names.
-            max_shard_size: above it the weights are split over several files.
+            save_directory: folder, created if missing.
+            state_dict: weights to write instead of the model's own, under the same names.
+            max_shard_size: size above which the weights are split over several files.
         """
         # A copy: transformers empties the dictionary it is given.
         weights = dict(self.state_dict() if state_dict is None else state_dict)
@@ -112,17 +112,17 @@ class StrictModel(PreTrainedModel):
         dtype: torch.dtype = torch.float32,
         config: ModelConfig | None = None,
     ) -> Self:
-        """Load a model from a local folder or the Hugging Face hub, in evaluation mode.
+        """Load a model from a folder or the Hugging Face hub, in evaluation mode.
 
         Args:
             path_or_hub_id: folder written by `save_pretrained`, or `user/name` on the hub.
             revision: branch, tag or commit on the hub.
-            dtype: type the weights are converted to.
-            config: as transformers' Auto classes pass it; the folder's own config is read in any case.
+            dtype: type of the loaded weights.
+            config: ignored; transformers' Auto classes pass it.
 
         Raises:
-            ValueError: missing folder or file, another model type, unknown or missing config keys, a truncated or
-                exchanged weights file, weights that are missing, unexpected or of another shape.
+            ValueError: a missing folder or file, another model type, unknown or missing config
+                keys, damaged or replaced weights, or weights that do not fit the config.
         """
         folder = local_folder(path_or_hub_id, revision=revision)
         values = cls._read_config(folder)
@@ -184,7 +184,7 @@ class StrictModel(PreTrainedModel):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and reports: what matters in them is raised."""
+    """Silence transformers' progress bars and reports; problems are raised instead."""
     level, bars = (
         transformers_logging.get_verbosity(),
         transformers_logging.is_progress_bar_enabled(),
@@ -200,7 +200,7 @@ def _quiet() -> Iterator[None]:
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 over names, types, shapes and bytes of the weights, in the order of their names."""
+    """sha256 of the names, types, shapes and bytes of the weights, sorted by name."""
     digest = hashlib.sha256()
     for name, weight in sorted(weights):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
@@ -214,7 +214,7 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
     A name that exists, starts with a dot or slash, or does not look like `user/name` is a path.
 
     Raises:
-        ValueError: no such folder, no such repository, or no network.
+        ValueError: there is no such folder or repository, or no network.
     """
     text = os.fspath(path_or_hub_id)
     path = Path(text)
@@ -243,7 +243,7 @@ def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
     """Every tensor of the folder's safetensors files.
 
     Raises:
-        ValueError: missing or damaged file.
+        ValueError: a file is missing or damaged.
     """
     files = [WEIGHTS_FILE]  # which transformers prefers where it finds both
     if (folder / INDEX_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():

@@ -1,4 +1,4 @@
-"""Columns of Arrow files, read row by row where they lie: a million rows take the memory of a thousand."""
+"""Rows of memory-mapped Arrow files, so that memory does not grow with the dataset."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ _AROUND = 64 * 2**10  # bytes that become resident around the one that is read: 
 
 
 class MappedTable:
-    """Rows of fixed size in Arrow stream files, as `datasets` writes them, without a copy of any column.
+    """Rows of fixed size in Arrow stream files, as written by `datasets`, without copying columns.
 
-    Of the files' record batches only the places are kept: the first row of each, and where its columns
-    begin. Pages that were read stay resident until the kernel wants them back, so that after an epoch the
-    whole data set would count as this process's memory (and a job be killed that is limited in it);
-    they are let go again and again, and stay in the kernel's cache.
+    Only the positions of the record batches are kept in memory. Pages that were read would stay
+    resident, so that after an epoch the whole dataset counts as this process's memory (and a job
+    with a memory limit is killed). They are released regularly and stay in the kernel's cache.
 
     Args:
         paths: the files, in the order of their rows.
-        columns: name -> what one row holds, a plain type or one with a shape: `np.dtype((np.uint8, (2, 3)))`.
+        columns: name -> numpy type of one row, with its shape: `np.dtype((np.uint8, (2, 3)))`.
 
     Raises:
-        OSError: a file is missing or cut short.
-        ValueError: a file is no Arrow stream, or lacks a column, or has one of another type or shape.
+        OSError: a file is missing or truncated.
+        ValueError: a file is no Arrow stream, or a column is missing or has another type or shape.
     """
 
     def __init__(self, paths: Sequence[Path], columns: Mapping[str, np.dtype[Any]]) -> None:
@@ -54,7 +53,7 @@ class MappedTable:
         return self._length
 
     def rows(self, indices: NDArray[np.integer], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Copies of some rows of some columns: (number of indices, *shape) in the type they are stored in."""
+        """Copies of rows, (number of indices, *shape) by column name, in their stored type."""
         assert not indices.size or 0 <= indices.min() <= indices.max() < len(self)
         found = {name: np.empty(len(indices), self.columns[name]) for name in names}
         size = sum(_AROUND + self.columns[name].itemsize for name in names)
@@ -73,7 +72,7 @@ class MappedTable:
         return found
 
     def pieces(self, name: str) -> Iterator[NDArray[Any]]:
-        """A column from its first row to its last, in views (rows, *shape) of at most 16 MiB."""
+        """A column in order, in views (rows, *shape) of at most 16 MiB."""
         step = max(1, _RESIDENT // self.columns[name].itemsize)
         for file, start, count in zip(self._files, self._starts[name], self._counts, strict=True):
             windows = self._windows[name][file]
@@ -94,7 +93,7 @@ class MappedTable:
         return whole
 
     def _open(self, path: Path, counts: list[int], starts: dict[str, list[int]]) -> None:
-        """Map a file and note where its record batches lie."""
+        """Map a file and note the positions of its record batches."""
         import pyarrow
 
         with path.open("rb") as file:
@@ -123,9 +122,9 @@ class MappedTable:
             self._let_go((1 + len(self.columns)) * _AROUND)
 
     def _let_go(self, size: int) -> None:
-        """Count `size` more bytes as resident; above the limit none is kept.
+        """Count `size` more resident bytes; above the limit, release all pages.
 
-        The mappings are shared and read-only: nothing is lost, what is needed again is mapped again.
+        The mappings are shared and read-only: released pages are mapped again when read.
         """
         self._touched += size
         if self._touched > _RESIDENT:
@@ -136,7 +135,7 @@ class MappedTable:
 
 
 def _flat(column: Any, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
-    """The numbers of an Arrow column of nested lists, where they lie."""
+    """The numbers of an Arrow column of nested lists, without a copy."""
     import pyarrow
 
     values = column.storage if isinstance(column, pyarrow.ExtensionArray) else column

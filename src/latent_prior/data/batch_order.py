@@ -1,15 +1,14 @@
-"""Which rows a training step sees on which process, and batches prepared ahead of the step.
+"""The rows of every training step on every process, and prefetching.
 
 The order is a pure function of (seed, step).
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -26,88 +25,69 @@ T = TypeVar("T")
 def index_batches(
     start: int, *, size: int, options: RunOptions, accelerator: Accelerator
 ) -> Iterator[tuple[int, Tensor, slice]]:
-    """Which images this process sees: (step, indices of its micro-batch, their place in the step's whole batch).
+    """This process's micro-batches: (step, indices, their slice of the step's whole batch).
 
-    Epoch after epoch is a new permutation, drawn from (seed, epoch); batches run on over the ends of epochs, so every
-    image is seen equally often, whatever the batch size. The whole batch of a step does not depend on the number of
-    processes or micro-batches.
+    Every epoch is a permutation drawn from (seed, epoch). Batches continue across the ends of
+    epochs, so every image is seen equally often. The whole batch of a step does not depend on the
+    number of processes or micro-batches.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly.
+        ValueError: the batch does not divide into equal parts.
     """
     share = even_share(options, accelerator)
     epochs: dict[int, Tensor] = {}
     for step in itertools.count(start):
         numbers = torch.arange(step * options.batch_size, (step + 1) * options.batch_size)
         first, last = int(numbers[0]) // size, int(numbers[-1]) // size
-        epochs = {
-            epoch: epochs[epoch]
-            if epoch in epochs
-            else torch.randperm(size, generator=generator(options.seed, epoch))
-            for epoch in range(first, last + 1)
-        }
-        # A piece of each epoch: joining whole permutations would copy a million numbers at every step.
+        epochs = {epoch: order for epoch, order in epochs.items() if epoch >= first}
+        for epoch in range(first, last + 1):
+            if epoch not in epochs:
+                random = generator(options.seed, epoch)
+                epochs[epoch] = torch.randperm(size, generator=random)
+        # A piece of each epoch: joining whole permutations would copy all indices at every step.
         whole = torch.cat(
             [epochs[epoch][numbers[numbers // size == epoch] - epoch * size] for epoch in epochs]
         )
         for micro in range(options.accumulation_steps):
             begin = (micro * accelerator.num_processes + accelerator.process_index) * share
-            place = slice(begin, begin + share)
-            yield step, whole[place], place
+            part = slice(begin, begin + share)
+            yield step, whole[part], part
 
 
 def even_share(options: RunOptions, accelerator: Accelerator) -> int:
     """Images of a micro-batch on one process.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly.
+        ValueError: the batch does not divide into equal parts.
     """
     parts = accelerator.num_processes * options.accumulation_steps
     if options.batch_size % parts:
         raise ValueError(
-            f"--batch_size {options.batch_size} cannot be shared out evenly over {accelerator.num_processes} processes "
-            f"and --accumulation_steps {options.accumulation_steps}"
+            f"--batch_size {options.batch_size} cannot be divided evenly over "
+            f"{accelerator.num_processes} processes and "
+            f"--accumulation_steps {options.accumulation_steps}"
         )
     return options.batch_size // parts
 
 
 def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items, prepared ahead by a thread while the caller computes; closing it ends the thread.
+    """The same items, of which a thread prepares up to `depth` ahead; closing ends the thread.
 
-    A depth of 0 prepares each item when it is asked for, without a thread.
+    A depth of 0 prepares every item on demand, without a thread.
     """
     if depth == 0:
         yield from items
         return
-    ready: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
 
-    def put(item: list[T], error: BaseException | None = None) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put((item, error), timeout=0.1)
-                return
+        def prepare() -> Future[list[T]]:
+            return pool.submit(lambda: list(itertools.islice(items, 1)))
 
-    def fill() -> None:
+        ahead = deque(prepare() for _ in range(depth))
         try:
-            for item in items:
-                put([item])
-                if stopped.is_set():
-                    return
-            put([])
-        except BaseException as error:
-            put([], error)
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if not item:
-                return
-            yield item[0]
-    finally:
-        stopped.set()
-        thread.join()
+            while item := ahead.popleft().result():
+                ahead.append(prepare())
+                yield item[0]
+        finally:
+            for waiting in ahead:
+                waiting.cancel()

@@ -8,7 +8,7 @@ couples the stages is hard-coded.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -119,15 +119,9 @@ def check_same_codes(first: CodeSpec, second: CodeSpec, first_name: str, second_
     Raises:
         ValueError: naming both parts, both fingerprints and the differing fields.
     """
-    coupled = (
-        "kind",
-        "levels",
-        "image_size",
-        "image_channels",
-        "autoencoder_type",
-        "autoencoder_fingerprint",
-    )
-    differing = [name for name in coupled if getattr(first, name) != getattr(second, name)]
+    of_dataset = ("class_names", "latent_shift", "latent_scale")
+    names = [field.name for field in fields(CodeSpec) if field.name not in of_dataset]
+    differing = [name for name in names if getattr(first, name) != getattr(second, name)]
     if differing:
         raise ValueError(
             f"{second_name} uses the codes of autoencoder {second.autoencoder_fingerprint[:12]}, "

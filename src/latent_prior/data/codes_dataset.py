@@ -163,7 +163,7 @@ def _check_values(table: MappedTable, spec: CodeSpec, where: str) -> NDArray[np.
 
 
 def codes_features(spec: CodeSpec) -> Features:
-    """Columns of a codes dataset: levels, `label` (if classes have names), `view`, `source_index`."""
+    """Columns: one per level, `label` if classes have names, `view` and `source_index`."""
     from datasets import Array2D, Array3D, ClassLabel, Features, Value
 
     columns: dict[str, Any] = {}

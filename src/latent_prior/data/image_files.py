@@ -1,4 +1,4 @@
-"""One image file to one array, the way a viewer would show it."""
+"""Decoding and resizing of single image files."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# What PIL raises for files that are no images or damaged ones.
+# Raised by PIL for damaged files and files that are not images.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def decode_image(data: bytes, channels: Literal[1, 3] | None) -> NDArray[np.uint8]:
-    """An encoded image -> uint8 (H, W, C), as a viewer would show it.
+    """Decode an image as a viewer would show it.
 
-    Palettes are resolved, 16-bit samples scaled to 8, transparency laid over white, camera rotation applied.
+    Resolves palettes, scales 16 bits to 8, blends transparency over white, applies EXIF rotation.
 
     Args:
-        data: content of an image file of any format PIL reads.
-        channels: 1 or 3; None keeps grey images grey and makes all others RGB.
+        data: content of an image file in any format PIL reads.
+        channels: 1 or 3; None keeps grey images grey and converts all others to RGB.
+
+    Returns:
+        uint8 (H, W, C).
 
     Raises:
-        OSError, ValueError, SyntaxError: damaged or no image.
+        OSError, ValueError, SyntaxError: the data is damaged or no image.
     """
     with Image.open(io.BytesIO(data)) as opened:
         image = ImageOps.exif_transpose(opened)
@@ -42,7 +45,10 @@ def decode_image(data: bytes, channels: Literal[1, 3] | None) -> NDArray[np.uint
 
 
 def resize_and_crop(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Uint8 (H, W, C) -> (size, size, C): shorter side to `size` with antialiasing, then the centre."""
+    """Resize the shorter side to `size` with antialiasing and crop the centre.
+
+    uint8 (H, W, C) -> (size, size, C).
+    """
     height, width = array.shape[:2]
     if (height, width) == (size, size):
         return array

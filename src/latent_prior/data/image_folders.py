@@ -1,7 +1,8 @@
-"""Folders of image files: which splits they hold and which classes.
+"""Splits and classes of a folder of image files.
 
-The `imagefolder` reader of `datasets` guesses splits from words anywhere in a path: one `img_test_3.png`, or a class
-called `test`, and it silently drops all other images. Here only whole folder names count.
+The `imagefolder` reader of `datasets` guesses splits from words anywhere in a path: for one
+`img_test_3.png`, or a class called `test`, it silently drops all other images. Here only whole
+folder names count.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SPLIT_NAMES = {
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Files in a folder and below, links followed, in the order of their names; hidden ones are left out."""
+    """Files in a folder and its sub-folders, sorted, without hidden ones; follows links."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -35,8 +36,8 @@ def files_below(folder: Path) -> list[Path]:
 def image_splits(folder: Path, files: list[Path]) -> dict[str, Dataset]:
     """The splits of a folder of image files.
 
-    Sub-folders are splits where each of them has the name of one (train, validation, test); otherwise everything is
-    `train`. Images of which each lies in a sub-folder, at one depth, have that folder's name as their class.
+    If every sub-folder is named like a split (train, validation, test), it is one; otherwise all
+    images are `train`. If all images lie in sub-folders of the same depth, these are the classes.
     """
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     places = [path.relative_to(folder).parts for path in images]

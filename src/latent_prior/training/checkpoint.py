@@ -34,16 +34,17 @@ class Stateful(Protocol):
 def save_checkpoint(
     run: Path, step: int, parts: Mapping[str, Stateful], *, keep: int, writes: bool = True
 ) -> None:
-    """Write `checkpoints/step-*/NAME.pt` for every part, then delete all but the newest `keep` checkpoints.
+    """Write `checkpoints/step-*/NAME.pt` for every part and delete all but the newest `keep`.
 
-    Where parts are sharded all processes call it, and one `writes`; elsewhere that one alone need call it.
+    With sharded parts all processes must call it, and one of them `writes`; otherwise one call in
+    that process is enough.
     """
     final = run / "checkpoints" / f"step-{step:09d}"
     with whole_folder(final) if writes else nullcontext() as folder:
         for name, part in parts.items():
             state = whole(part.state_dict(), keep=writes)
             if folder is not None:
-                # Given a file, torch passes on what the system said (a full disk, say); given a path it does not.
+                # With a path instead of a file, torch hides system errors such as a full disk.
                 with (folder / f"{name}.pt").open("wb") as file:
                     torch.save(state, file)
     if not writes:
@@ -64,7 +65,7 @@ def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
             _share_out(state, _layout(part))
             part.load_state_dict(state)
-        except Exception as error:  # whatever a damaged file provokes
+        except Exception as error:  # whatever a damaged file raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
                 f"{path} cannot be resumed from ({reason}); delete {folder} to resume earlier"
@@ -86,9 +87,9 @@ def export_model(
 
 
 def whole(state: Any, *, keep: bool = True) -> Any:
-    """A state whose shards are put together, on the CPU; itself where nothing in it is sharded.
+    """Gather the shards of a state on the CPU; a state without shards is returned as it is.
 
-    All processes that share it call this; one that does not `keep` the result gets None in place of each tensor.
+    All processes must call it. Without `keep` a process gets None instead of each gathered tensor.
     """
     if isinstance(state, DTensor):
         tensor = state.full_tensor()
@@ -100,9 +101,10 @@ def whole(state: Any, *, keep: bool = True) -> Any:
 
 
 def _share_out(state: dict[Any, Any], layout: Mapping[Any, Any]) -> None:
-    """Leave this process's shard of every tensor that is sharded in `layout`, which has the names of `state`.
+    """Replace every tensor that is sharded in `layout` by this process's shard.
 
-    One parameter can be the layout of a whole dictionary, an optimizer's figures for it.
+    `layout` has the names of `state`. One parameter can be the layout of a dictionary: an
+    optimizer's state for that parameter.
     """
     for name, like in layout.items():
         value = state.get(name)
@@ -116,7 +118,7 @@ def _share_out(state: dict[Any, Any], layout: Mapping[Any, Any]) -> None:
 
 
 def _layout(part: Stateful) -> Mapping[str, Any]:
-    """Where a part's tensors lie; a new optimizer has none yet, but each will lie where its parameter does."""
+    """Where a part's tensors lie; an optimizer's new state will lie where its parameters do."""
     if isinstance(part, torch.optim.Optimizer):
         parameters = itertools.chain.from_iterable(group["params"] for group in part.param_groups)
         return {"state": dict(enumerate(parameters))}

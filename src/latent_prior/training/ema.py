@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class EMA:
-    """The averaged parameters of a model; its buffers (a codebook's statistics, say) are copied as they are.
+    """Moving averages of a model's parameters; buffers, such as codebook statistics, are copied.
 
-    The decay is warmed up as min(decay, (1 + t) / (10 + t)), so that a short run does not average in its start.
+    The decay is warmed up as min(decay, (1 + t) / (10 + t)), so that the initial weights are soon
+    forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,19 +24,19 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average a step towards the model's weights."""
+        """Move the averages towards the model's weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = [p.detach() for _, p in model.named_parameters()]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     def state_for(self, model: nn.Module) -> dict[str, Tensor]:
-        """Averaged parameters together with the model's present buffers, under the model's names."""
+        """Averaged parameters and the model's current buffers, under the model's names."""
         return {name: self.weights.get(name, value) for name, value in model.state_dict().items()}
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Give `model` the averaged weights, and its own back at the end."""
+        """Use the averaged weights in `model` within the block."""
         own = {name: p.detach().clone() for name, p in model.named_parameters()}
         try:
             _copy_parameters(model, self.weights)
@@ -42,19 +44,17 @@ class EMA:
         finally:
             _copy_parameters(model, own)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Averaged parameters and the number of updates."""
         return {"updates": self.updates, "weights": self.weights}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`.
 
         Raises:
             ValueError: when the names differ from the model's.
         """
         updates, weights = state["updates"], state["weights"]
-        assert isinstance(updates, int)
-        assert isinstance(weights, dict)
         if set(weights) != set(self.weights):
             raise ValueError("the averaged weights in the checkpoint belong to another model")
         self.updates = updates

@@ -1,7 +1,7 @@
-"""The one training loop: it owns *when*; the script that calls it owns *what*, in its visible `step`.
+"""The training loop shared by all scripts, each of which defines its own `step`.
 
-Data order, learning rate, augmentation and dropout are pure functions of (seed, step), so resuming is running the
-same command again: the run continues from its newest checkpoint and, on a CPU, gives the same bits.
+Data order, learning rate, augmentation and dropout are pure functions of (seed, step). Repeating a
+command resumes the run from its newest checkpoint; on a CPU the result is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from latent_prior.training.metrics import Figures, Metrics, MetricsLog, Window, 
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds: the counter, the time spent, and every part that learns or counts.
+    """Everything a checkpoint holds.
 
     Attributes:
-        parts: what has a `state_dict`, by name.
+        parts: objects with a `state_dict`, by name.
         step: completed optimizer steps.
-        seconds: spent on steps by the clock; evaluation and checkpoints are not training.
-        cpu_seconds: processor time of the same, over the threads of this process.
+        seconds: wall-clock time of the steps, without evaluations and checkpoints.
+        cpu_seconds: processor time of the steps, summed over the threads of this process.
     """
 
     parts: dict[str, Stateful]
@@ -46,7 +46,7 @@ class TrainState:
     cpu_seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters; the parts are stored beside them."""
+        """The counters; the parts are stored in files of their own."""
         return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class TrainState:
         self.cpu_seconds = state["cpu_seconds"]
 
     def budget(self, options: RunOptions, accelerator: Accelerator) -> Budget:
-        """What the training has cost so far, for the config of the model it exports."""
+        """The cost of the training so far, for the config of the exported model."""
         gpu = accelerator.device.type == "cuda"
         return Budget(
             steps=self.step,
@@ -84,16 +84,17 @@ def train(
 
     Args:
         accelerator: from `latent_prior.processes.start_processes`.
-        step: forward, losses, backward and optimizer step on one micro-batch; returns scalar tensors.
-        batches: micro-batches from a given step on, `options.accumulation_steps` of them per step.
+        step: forward, losses, backward and optimizer step on a micro-batch; returns scalars.
+        batches: micro-batches from a given step on, `options.accumulation_steps` per step.
         state: the parts to save and restore.
-        options: `evaluate_every` must be a number here.
-        evaluate: called every `evaluate_every` steps and at the end; returns metrics. All processes call it.
-        export: called after every checkpoint. All processes call it.
+        options: options of the run; `evaluate_every` must be set.
+        evaluate: called every `evaluate_every` steps and at the end, by all processes; returns
+            metrics.
+        export: called after every checkpoint, by all processes.
 
     Raises:
-        ValueError: the folder holds a run with other options, or a metric is not finite; the weights are then those
-            before the bad step.
+        ValueError: the folder holds a run with other options, or a metric is not finite; the
+            weights are then those before the bad step.
     """
     assert options.evaluate_every is not None
     run = Path(options.output_dir)
@@ -101,7 +102,7 @@ def train(
     log = MetricsLog(accelerator, run, options, start=state.step)
     start, finished = state.step, _out_of_time(accelerator, state, options)
     window = Window()
-    # A CPU's cores are all busy with the step: a second thread of tensor work would only fight for them.
+    # On a CPU the step uses all cores, so a second thread of tensor work would only compete.
     stream = prefetch(batches(start), depth=0 if accelerator.device.type == "cpu" else 2)
     hidden = not accelerator.is_main_process
     with (
@@ -117,7 +118,7 @@ def train(
                 window.add(step(next(stream)))
             state.step += 1
             bar.update()
-            # A CPU has nothing to wait for, so a bad step is noticed at once; elsewhere when the log is written.
+            # Reading metrics on a GPU synchronises, so they are checked when they are logged.
             logging = state.step % options.log_every == 0 or state.step == options.max_steps
             if logging or accelerator.device.type == "cpu":
                 check_finite(window.sums, state.step)
@@ -147,7 +148,7 @@ def save(
     options: RunOptions,
     export: Callable[[], None] | None,
 ) -> None:
-    """Checkpoint and export; every process waits until both are on disk."""
+    """Write a checkpoint and export; every process waits for both."""
     main = accelerator.is_main_process
     if main or accelerator.distributed_type == DistributedType.FSDP:
         parts = {"state": state, **state.parts}
@@ -158,7 +159,7 @@ def save(
 
 
 def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunOptions) -> None:
-    """Check that the folder belongs to this run, restore its newest checkpoint, and write `config.yaml`.
+    """Restore the newest checkpoint of the same run, if any, and write `config.yaml`.
 
     Raises:
         ValueError: the folder holds a run with other options, or its checkpoint is damaged.
@@ -185,7 +186,7 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
 
 
 def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOptions) -> bool:
-    """The main process' clocks decide for all."""
+    """Whether a time limit is reached; the main process's clocks decide for all processes."""
     limits = ((state.seconds, options.max_seconds), (state.cpu_seconds, options.max_cpu_seconds))
     if all(limit is None for _, limit in limits):
         return False

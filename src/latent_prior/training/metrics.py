@@ -1,4 +1,4 @@
-"""What a run reports: means since the last line, `metrics.jsonl`, and a tracker if asked for."""
+"""Metrics of a run: means over a window, `metrics.jsonl`, and an optional tracker."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 Metrics = dict[str, Tensor]
 """Scalars of one step, still on their device."""
 
-Figures = dict[str, float | list[float] | str]
-"""Entries of a line in `metrics.jsonl`; trackers get the single numbers of it."""
+Figure = float | list[float] | str
+Figures = dict[str, Figure]
+"""Entries of a line in `metrics.jsonl`; trackers get its single numbers only."""
 
 
 @dataclass
 class Window:
-    """Sums of the metrics since the last line of the log; tensors stay on their device."""
+    """Sums of the metrics since the last line of the log, on their device."""
 
     sums: Metrics = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Window:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the window and all processes; the one place that waits for the device."""
+        """Means over the window and all processes; this synchronises the device."""
         means = [
             value.to(accelerator.device) / self.counts[name] for name, value in self.sums.items()
         ]
@@ -52,7 +53,7 @@ class Window:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and, if asked for, a tracker; only the main process writes."""
+    """`metrics.jsonl` and an optional tracker; only the main process writes."""
 
     def __init__(
         self, accelerator: Accelerator, run: Path, options: RunOptions, *, start: int
@@ -71,27 +72,20 @@ class MetricsLog:
                 ]
                 path.write_text("".join(f"{line}\n" for line in kept))
 
-    def write(
-        self, step: int, seconds: float, metrics: Mapping[str, float | list[float] | str]
-    ) -> None:
+    def write(self, step: int, seconds: float, metrics: Mapping[str, Figure]) -> None:
         """Append one line.
 
         Args:
             step: completed optimizer steps.
             seconds: training time so far.
-            metrics: further entries of the line; a sentence among them is printed, too.
+            metrics: further entries of the line; text is also printed.
         """
         if self._accelerator.is_main_process:
             for entry in metrics.values():
                 if isinstance(entry, str):
                     tqdm.write(f"step {step}: {entry}", file=sys.stderr)
             images = step * self._batch_size
-            line = {
-                "step": step,
-                "images_seen": images,
-                "seconds": round(seconds, 3),
-                **metrics,
-            }
+            line = {"step": step, "images_seen": images, "seconds": round(seconds, 3), **metrics}
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
@@ -103,10 +97,10 @@ class MetricsLog:
 
 
 def check_finite(sums: Metrics, step: int) -> None:
-    """Stop a run that has gone wrong.
+    """Stop a diverged run.
 
     Raises:
-        ValueError: naming the first metric that is not a finite number.
+        ValueError: naming the first metric that is not finite.
     """
     for name, value in sums.items():
         if not math.isfinite(float(value)):
@@ -117,7 +111,7 @@ def check_finite(sums: Metrics, step: int) -> None:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; a line cut off by a kill counts as later than any."""
+    """The step of a line of metrics.jsonl; infinity for a truncated line."""
     try:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
@@ -125,7 +119,7 @@ def _step_of(line: str) -> float:
 
 
 def _texts(options: RunOptions) -> dict[str, Any]:
-    """Options under dotted names, in the types that every tracker takes."""
+    """Options under dotted names, in types that every tracker accepts."""
     return {
         k: v if isinstance(v, int | float | str) else str(v)
         for k, v in dotted(dump_config(options))

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019) that decays the weights of linear and convolutional layers and nothing else.
+    """AdamW (Loshchilov & Hutter, 2019) with weight decay for linear and convolutional layers only.
 
-    Not gains and biases, not tables of vectors, because a codebook belongs where the encoder's vectors are, and not
-    what spectral norm divides by its own length.
+    No decay for gains, biases, codebooks (they must stay near the encoder's outputs) or spectrally
+    normalised weights.
     """
     layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     decayed = {
@@ -43,9 +43,9 @@ def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
 
 
 def learning_rate_at(step: int, options: RunOptions) -> float:
-    """Learning rate of the update that follows `step` completed ones: warm-up, then the schedule.
+    """Learning rate of the update after `step` completed ones: warm-up, then the schedule.
 
-    A function rather than a scheduler object: nothing to save, and nothing that steps once per process.
+    A pure function instead of a scheduler object: it has no state to save.
     """
     peak, final = options.learning_rate, options.final_learning_rate
     if step < options.warmup_steps:
@@ -70,14 +70,14 @@ def update(
     step: int,
     options: RunOptions,
 ) -> dict[str, Tensor]:
-    """Clip, step with the learning rate of `step`, and clear the gradients; while gradients accumulate, do nothing.
+    """Clip, step with the learning rate of `step`, and clear the gradients.
 
-    A loss or gradient that is not finite must not reach the weights. The optimizer's kernel skips the update where
-    `found_inf` is set, on the device and without a host synchronisation; the training loop reads the returned
-    norm when it logs, and stops.
+    A loss or gradient that is not finite must not reach the weights: the optimizer's kernel skips
+    the update where `found_inf` is set, without a host synchronisation. The training loop stops
+    when it logs a norm that is not finite.
 
     Returns:
-        `gradient_norm` before clipping and `learning_rate`; nothing while gradients accumulate.
+        `gradient_norm` before clipping and `learning_rate`; empty while gradients accumulate.
     """
     metrics = {}
     if accelerator.sync_gradients:

@@ -52,6 +52,6 @@ def test_what_cannot_be_read_ahead_is_named_where_it_is_needed(network):
 def test_a_stream_that_is_left_ends_its_thread(network):
     features = stream(network, Noise(), share(400, 4, ALONE), ALONE)
     next(features)
-    assert [thread for thread in threading.enumerate() if "fill" in thread.name]
+    assert [thread for thread in threading.enumerate() if "prefetch" in thread.name]
     features.close()
-    assert not [thread for thread in threading.enumerate() if "fill" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
