@@ -26,7 +26,7 @@ DEFAULT_MODEL = "vqvae"
 class ModelOptions(Options):
     """Abstract: the options of one family member, chosen by `model.type`.
 
-    The class methods make it what draccus takes for a choice type; naming that class would make every model import draccus.
+    The class methods are what `latent_prior.cli` needs to choose a member by its name.
     """
 
     flag_prefix: ClassVar[str] = "model."

@@ -207,7 +207,7 @@ def test_the_pipeline_imports_hardly_more_than_transformers_itself():
     )
     added, unwanted = (ast.literal_eval(line) for line in done.stdout.splitlines())
     assert not unwanted
-    assert not {"torchvision", "accelerate", "mlxtend", "draccus", "yaml", "tqdm"} & set(added)
+    assert not {"torchvision", "accelerate", "mlxtend", "yaml", "tqdm"} & set(added)
     assert len(added) < 10, added
 
 

@@ -1,7 +1,7 @@
-"""The command line: a dataclass becomes flags, a YAML preset becomes their defaults, a mistake becomes one sentence.
+"""The command line: a dataclass becomes flags, a YAML preset sets their defaults.
 
-Every entry script calls `parse_config` before it imports torch, so `--help` and a wrong flag answer at once,
-and wraps its `main` in `run`, which turns errors meant for the user into `prog: error: ...` and exit code 2.
+Every entry script calls `answer_early` before it imports torch, so that `--help` and a wrong flag
+are answered at once. `run` calls its `main` and reports errors that a user can fix as one line.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import errno
+import functools
 import inspect
 import itertools
 import os
@@ -20,47 +21,63 @@ import textwrap
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
-import draccus
 import yaml
-from draccus.choice_types import CHOICE_TYPE_KEY
-from draccus.utils import DraccusException, is_choice_type
 
-from latent_prior.cli_values import check_kind, fits, is_list, read_value, read_yaml
+from latent_prior.cli_values import convert, fits, is_list, read_value, read_yaml
 
 T = TypeVar("T")
+CONSOLE = "latent-prior"
+"""The console script; `latent_prior.__main__` puts it in front of the verb in `sys.argv[0]`."""
+
+
+class Flag(NamedTuple):
+    """One option as it stands on a command line."""
+
+    name: str
+    """Without the dashes; dotted for a field of a nested dataclass (`model.codebook_size`)."""
+    kind: Any
+    default: Any
+    """`dataclasses.MISSING` if the option is required."""
+    owner: type
+    field: dataclasses.Field[Any]
 
 
 def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T:
-    """Build `options_class` from `--config FILE.yaml` and flags; a flag wins over the file.
+    """Build `options_class` from flags and `--config PRESET`; a flag wins over the preset.
 
-    A flag of a list takes several words (`--candidates a=x b=y`), a flag of a bool may stand alone (`--flip`).
-    `--dry_run` prints the resolved options as YAML and ends the program.
+    A list takes several words (`--candidates a=x b=y`), a bool may stand alone (`--flip`).
+    `--dry_run` prints the resolved options as YAML and exits.
 
     Args:
-        options_class: a dataclass; nested dataclasses become dotted flags (`--model.codebook_size`), and of a draccus
-            choice type `--model.type` says whose fields they are. All other flags are checked before that class is
-            imported.
+        options_class: a dataclass. Fields of nested dataclasses become dotted flags. A field whose
+            class has `get_choice_class` is chosen by name (`--model.type`); the class is imported
+            only after all other flags are checked.
         argv: the words after the program's name; None reads `sys.argv`.
 
     Raises:
-        SystemExit: code 2 with one line on stderr for any mistake, code 0 after `--help` or `--dry_run`.
+        SystemExit: code 2 with one line on stderr for any mistake, 0 after `--help` or `--dry_run`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    asks_help, dry_run = bool({"-h", "--help"} & set(words)), "--dry_run" in words
+    wants_help, dry_run = bool({"-h", "--help"} & set(words)), "--dry_run" in words
     words = [word for word in words if word not in ("-h", "--help", "--dry_run")]
     try:
-        values, kinds = {}, dict(flag_types(options_class))
-        for _ in range(2):  # the second time it is known which classes are chosen
-            values = _given(words, kinds)
-            kinds = dict(flag_types(options_class, values))
-        if asks_help:
-            _print_help(options_class, values)
+        values = _read_values(words, flags(options_class), options_class)
+        # Now it is known which classes are chosen, so their flags are read as well.
+        chosen = list(flags(options_class, values))
+        values = _read_values(words, chosen, options_class)
+        if wants_help:
+            _print_help(options_class, chosen)
             raise SystemExit(0)
-        options = draccus.decode(options_class, _nested(values))
-    except (DraccusException, ValueError) as error:
-        fail(_one_line(error))
+        required = [f"--{f.name}" for f in chosen if f.default is dataclasses.MISSING]
+        if missing := [flag for flag in required if flag[2:] not in values]:
+            raise ValueError(
+                f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
+            )
+        options = _build(options_class, values)
+    except ValueError as error:
+        fail(str(error))
     if dry_run:
         print(yaml.safe_dump(dump_config(options), sort_keys=False), end="")
         raise SystemExit(0)
@@ -68,101 +85,125 @@ def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T
 
 
 def answer_early(name: str, options_class: type) -> None:
-    """Answer `--help` and report a mistake before a script imports torch: `answer_early(__name__, TrainOptions)`.
+    """Answer `--help` and report mistakes; stands above a script's heavy imports.
 
-    Stands above the script's other imports; does nothing where the script is imported as a module.
+    Args:
+        name: the script's `__name__`; nothing happens if the script is imported as a module.
+        options_class: the script's options.
     """
     if name == "__main__":
-        parse_config(options_class)
+        run(lambda: parse_config(options_class))
 
 
 def command_line() -> str | None:
-    """The command that started this process: `accelerate launch stage1_autoencoders/train.py --config ...`.
+    """The command that started this process: `accelerate launch stage1_autoencoders/train.py ...`.
 
-    The script is named as in a checkout, whether it was started there, by its absolute path, with `-m` or from an
-    installed package; the words after it are as typed.
+    A script is named as in a checkout, even if it was started by its absolute path, with `-m` or
+    from an installed package. The words after it are as typed.
 
     Returns:
-        None if this process runs no script of the package, for example a notebook that calls a `main`.
+        None if this process runs no script of the package, for example in a notebook.
     """
-    script = Path(sys.argv[0]).resolve()
+    program, *words = sys.argv
+    launched = bool({"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(os.environ))
+    if program.startswith(f"{CONSOLE} "):
+        start = ["accelerate", "launch", "-m", "latent_prior"] if launched else [CONSOLE]
+        return shlex.join([*start, program.removeprefix(f"{CONSOLE} "), *words])
+    script = Path(program).resolve()
     rooms = [folder.resolve() for folder in Path(__file__).parent.iterdir() if folder.is_dir()]
     for room in rooms:
         if room in script.parents:
-            launched = {"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(os.environ)
-            program = ["accelerate", "launch"] if launched else ["python"]
-            path = script.relative_to(room.parent).as_posix()
-            return shlex.join([*program, path, *sys.argv[1:]])
+            start = ["accelerate", "launch"] if launched else ["python"]
+            return shlex.join([*start, script.relative_to(room.parent).as_posix(), *words])
     return None
 
 
-def dump_config(options: object) -> dict[str, Any]:
-    """The options as plain YAML-ready values."""
-    encoded = draccus.encode(options)
-    assert isinstance(encoded, dict)
-    return encoded
+def dump_config(options: Any) -> dict[str, Any]:
+    """The options as nested plain values, ready for YAML and JSON."""
+    values = dataclasses.asdict(options)
+    for name, kind, _ in _fields(type(options)):
+        if _is_choice(kind):
+            chosen = kind.get_choice_name(type(getattr(options, name)))
+            values[name] = {"type": chosen, **values[name]}
+    return values
 
 
-def flag_types(
+def flags(
     options_class: type, values: dict[str, Any] | None = None, prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
-    """Every flag of a dataclass with its type; nested dataclasses give dotted names.
+) -> Iterator[Flag]:
+    """Every flag of a dataclass, nested ones included.
 
     Args:
         options_class: the dataclass.
-        values: what the user gave; it says which class stands for a choice type. None: not known yet, and then
-            `model.*` stands for the flags of whichever class it will be.
-        prefix: of the dotted names.
+        values: the user's values, which name the chosen classes. None if they are not known yet;
+            then `model.*` stands for the flags of any choice.
+        prefix: of the flags' names.
     """
-    for name, kind, _ in _fields(options_class, prefix):
-        if is_choice_type(kind):
-            yield f"{name}.{CHOICE_TYPE_KEY}", _names(kind)
+    for name, kind, field in _fields(options_class, prefix):
+        if _is_choice(kind):
+            names: Any = typing.Literal[tuple(kind.get_known_choices())]
+            default = kind.default_choice_name()
+            yield Flag(f"{name}.type", names, default, options_class, field)
             if values is None:
-                yield f"{name}.*", Any
-            else:
-                yield from flag_types(_chosen(kind, name, values), values, f"{name}.")
-        elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from flag_types(kind, values, f"{name}.")
+                yield Flag(f"{name}.*", Any, None, options_class, field)
+                continue
+        if nested := _nested_class(name, kind, values or {}):
+            yield from flags(nested, values, f"{name}.")
         else:
-            yield name, kind
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            yield Flag(name, kind, default, options_class, field)
 
 
-def _fields(options_class: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """Dotted name, type and field of everything a dataclass declares itself."""
+def _fields(
+    options_class: Any, prefix: str = ""
+) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Dotted name, type and field of everything a dataclass declares."""
     hints = typing.get_type_hints(options_class)
     for field in dataclasses.fields(options_class):
         yield prefix + field.name, hints[field.name], field
 
 
-def _names(kind: Any) -> Any:
-    """The type of the flag that chooses: one of the names."""
-    return typing.Literal[tuple(kind.get_known_choices())]
+def _is_choice(kind: Any) -> bool:
+    """Whether a field's class is chosen by name, as `ModelOptions` of stage 1."""
+    return hasattr(kind, "get_choice_class")
 
 
-def _chosen(kind: Any, name: str, values: dict[str, Any]) -> type:
-    """The class that the user's words choose for a choice type."""
-    chosen: type = kind.get_choice_class(
-        values.get(f"{name}.{CHOICE_TYPE_KEY}", kind.default_choice_name())
-    )
-    return chosen
+def _nested_class(name: str, kind: Any, values: dict[str, Any]) -> Any:
+    """The dataclass whose fields are flags under this name; None for a plain value."""
+    if _is_choice(kind):
+        return kind.get_choice_class(values.get(f"{name}.type", kind.default_choice_name()))
+    return kind if dataclasses.is_dataclass(kind) else None
 
 
-def _given(words: Sequence[str], kinds: dict[str, Any]) -> dict[str, Any]:
-    """The values of the preset and, over them, of the flags.
+def _build(options_class: type[T], values: dict[str, Any], prefix: str = "") -> T:
+    """The dataclass with these values, which stand under dotted names; defaults elsewhere."""
+    settings = {}
+    for name, kind, field in _fields(options_class, prefix):
+        if nested := _nested_class(name, kind, values):
+            settings[field.name] = _build(nested, values, f"{name}.")
+        elif name in values:
+            settings[field.name] = values[name]
+    return options_class(**settings)
+
+
+def _read_values(
+    words: Sequence[str], known: Iterable[Flag], options_class: type
+) -> dict[str, Any]:
+    """The values of the preset and of the flags, which win.
 
     Raises:
         ValueError: an unknown name, or a value of another type than its flag takes.
     """
-    flags = dict(flag_values(words, kinds))
-    preset = _read_preset(flags.pop("config", None), kinds)
-    values = {**preset, **flags}
-    for name, value in values.items():
-        check_kind(name, value, _kind_of(name, kinds))
-    return values
+    kinds = {flag.name: flag.kind for flag in known}
+    given = dict(flag_values(words, kinds))
+    preset = _read_preset(given.pop("config", None), kinds, options_class)
+    values = {**preset, **given}
+    return {name: convert(name, value, _kind_of(name, kinds)) for name, value in values.items()}
 
 
 def _kind_of(name: str, kinds: dict[str, Any]) -> Any:
-    """The type of a flag, None for an unknown one, Any for one of a class that is not chosen yet."""
+    """A flag's type; None if it is unknown, Any if its class is not chosen yet."""
     return kinds.get(name, kinds.get(f"{name.partition('.')[0]}.*"))
 
 
@@ -170,7 +211,7 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
     """Pair every flag with its value.
 
     Raises:
-        ValueError: for a word that belongs to no flag, an unknown flag or a flag without its value.
+        ValueError: a word that belongs to no flag, an unknown flag or a flag without its value.
     """
     groups: list[tuple[str, list[str]]] = []
     for word in words:
@@ -184,13 +225,13 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
     for name, values in groups:
         kind = str if name == "config" else _kind_of(name, kinds)
         if kind is None:
-            raise ValueError(f"unknown option --{name}{_suggest(name, kinds)}")
+            raise ValueError(f"unknown option --{name}{suggestion(name, kinds)}")
         if is_list(kind):
             if [other for other, _ in groups].count(name) > 1:
                 raise ValueError(f"--{name} is given twice: write all its values behind one")
-            listed = [read_value(word, kind) for word in values]
-            # One word may be the whole value: `--blocks "[1, 2]"`, as in a preset, or `--blocks 1` of `int | list[int]`.
-            yield name, listed[0] if len(listed) == 1 and fits(listed[0], kind) else listed
+            items = [read_value(word, kind) for word in values]
+            # One word may be the whole value: `--blocks "[1, 2]"`, or `1` of `int | list[int]`.
+            yield name, items[0] if len(items) == 1 and fits(items[0], kind) else items
         elif not values and kind in (bool, Any):
             yield name, True
         elif kind is Any:
@@ -201,10 +242,17 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
             raise ValueError(f"--{name} takes one value, not {len(values)}")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; errors that are the user's to mend become one line and exit code 2."""
+def run(main: Callable[[], object]) -> None:
+    """Call a script's `main`; errors that a user can fix become one line and exit code 2."""
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout is gone, as in `--help | head`
+        # The interpreter flushes once more at exit; what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except ValueError as error:
         fail(str(error))
     except Exception as error:
@@ -215,21 +263,21 @@ def run(main: Callable[[], None]) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Print `prog: error: message` on stderr and leave with exit code 2."""
+    """Print `prog: error: message` on stderr and exit with code 2."""
     print(f"{_program()}: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
 
 
-_USERS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
 def _disk_error(error: BaseException | None) -> str | None:
-    """What a full or protected disk did, however the library that met it wraps the system's error."""
+    """The message of a full or protected disk, whatever exception a library wrapped it in."""
     while error is not None:
-        # safetensors gives the number in its text only.
+        # safetensors has the number in its text only.
         in_text = re.search(r"\(os error (\d+)\)", str(error))
         number = int(in_text[1]) if in_text else getattr(error, "errno", None)
-        if number in _USERS_ERRNO:
+        if number in _DISK_ERRORS:
             name = getattr(error, "filename", None)
             return os.strerror(number) + (f": {name}" if name else "")
         error = error.__cause__ or error.__context__
@@ -237,70 +285,73 @@ def _disk_error(error: BaseException | None) -> str | None:
 
 
 def _program() -> str:
-    return Path(sys.argv[0]).name or "latent-prior"
+    return Path(sys.argv[0]).name or CONSOLE
 
 
-def _print_help(options_class: type, values: dict[str, Any]) -> None:
-    """Every flag with its type, default and the sentence that stands under its field."""
-    print(
-        f"usage: {_program()} [--config FILE.yaml] [--FLAG VALUE ...]\n\n{options_class.__doc__}\n"
-    )
-    print(
-        "  --config FILE.yaml\n        A preset: the values of any flags; a flag on the command line wins."
-    )
-    print("  --dry_run\n        Print the resolved options as YAML and stop.")
-    for name, kind, default, sentence in _described_flags(options_class, values):
-        shown = getattr(kind, "__name__", None) if isinstance(kind, type) else None
-        kind_text = shown or str(kind).replace("typing.", "").replace("NoneType", "None")
+def _print_help(options_class: type, known: Iterable[Flag]) -> None:
+    """Every flag with its type, default, range and the docstring under its field."""
+    print(f"usage: {_program()} [--config PRESET] [--FLAG VALUE ...]\n\n{options_class.__doc__}\n")
+    shipped = f" or one of {', '.join(names)}" if (names := sorted(_presets(options_class))) else ""
+    config = f"Defaults of any flags: a YAML file{shipped}. A flag on the command line wins."
+    print(f"  --config PRESET\n{_paragraph(config)}")
+    print("  --dry_run\n        Print the resolved options as YAML and exit.")
+    for name, kind, default, owner, field in known:
+        plain = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+        sentence = _sentences(owner)[field.name]
+        if name.endswith(".type"):
+            sentence += " The flags below are those of the chosen one."
         ending = "required" if default is dataclasses.MISSING else f"default: {default!r}"
-        print(f"  --{name} {kind_text}")
-        print(textwrap.indent(textwrap.fill(f"{sentence} ({ending})", 92), " " * 8))
+        ending += f", {field.metadata['range']}" if "range" in field.metadata else ""
+        print(f"  --{name} {plain.replace('typing.', '').replace('NoneType', 'None')}")
+        print(_paragraph(f"{sentence} ({ending})"))
 
 
-def _described_flags(
-    options_class: type, values: dict[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any, str]]:
-    """(flag, type, default, sentence) for every field, nested ones included."""
-    sentences = {k: v for base in reversed(options_class.__mro__[:-1]) for k, v in _sentences(base)}
-    for name, kind, field in _fields(options_class, prefix):
-        if is_choice_type(kind):
-            sentence = f"{sentences[field.name]} The flags below are those of this one."
-            chosen = values.get(f"{name}.{CHOICE_TYPE_KEY}", kind.default_choice_name())
-            yield f"{name}.{CHOICE_TYPE_KEY}", _names(kind), chosen, sentence
-            yield from _described_flags(_chosen(kind, name, values), values, f"{name}.")
-            continue
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _described_flags(kind, values, f"{name}.")
-            continue
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        yield name, kind, default, sentences[field.name]
+def _paragraph(text: str) -> str:
+    return textwrap.indent(textwrap.fill(text, 92), " " * 8)
 
 
-def _sentences(options_class: type) -> Iterator[tuple[str, str]]:
-    """(field, docstring under it) as they stand in the source of one class."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(options_class))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    for field, below in itertools.pairwise(body.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            assert isinstance(field.target, ast.Name)
-            assert isinstance(below.value, ast.Constant)
-            yield field.target.id, " ".join(str(below.value.value).split())
+@functools.cache
+def _sentences(options_class: type) -> dict[str, str]:
+    """Field -> docstring under it, from the source of a class and its bases."""
+    sentences = {}
+    for base in reversed(options_class.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in itertools.pairwise(body.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                sentence = ast.literal_eval(below.value)
+                sentences[ast.unparse(field.target)] = " ".join(sentence.split())
+    return sentences
 
 
-def _read_preset(path: str | None, kinds: dict[str, Any]) -> dict[str, Any]:
-    """The preset's values under their dotted names.
+def _presets(options_class: type) -> dict[str, Path]:
+    """Name -> file of the presets shipped in `configs/` beside the class's module."""
+    return {
+        path.stem: path
+        for path in Path(inspect.getfile(options_class)).parent.glob("configs/*.yaml")
+    }
+
+
+def _read_preset(name: str | None, kinds: dict[str, Any], options_class: type) -> dict[str, Any]:
+    """A preset's values under their dotted names.
+
+    Args:
+        name: a file, or the name of a shipped preset.
+        kinds: the type of each flag.
+        options_class: the options, beside whose module the shipped presets lie.
 
     Raises:
         ValueError: naming the file and the key.
     """
-    if path is None:
+    if name is None:
         return {}
-    if not Path(path).is_file():
-        raise ValueError(f"--config: there is no file {path}")
+    shipped = _presets(options_class)
+    path = shipped.get(name, Path(name)) if not Path(name).is_file() else Path(name)
+    if not path.is_file():
+        known = suggestion(Path(name).stem, shipped, count=3) if shipped else ""
+        raise ValueError(f"--config: there is no file {name} and no preset of that name{known}")
     try:
-        preset = read_yaml(Path(path).read_text(encoding="utf-8"))
+        preset = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config: {path} is not YAML: {error}") from error
     if not isinstance(preset, dict):
@@ -308,7 +359,7 @@ def _read_preset(path: str | None, kinds: dict[str, Any]) -> dict[str, Any]:
     values = dict(dotted(preset))
     for key in values:
         if _kind_of(key, kinds) is None:
-            raise ValueError(f"unknown key {key!r} in {path}{_suggest(key, kinds)}")
+            raise ValueError(f"unknown key {key!r} in {path}{suggestion(key, kinds)}")
     return values
 
 
@@ -321,30 +372,7 @@ def dotted(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `dotted`."""
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        *parents, last = name.split(".")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[last] = value
-    return nested
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else "; --help lists them all"
-
-
-def _one_line(error: Exception) -> str:
-    """A check of the dataclass speaks for itself; of draccus' own errors only a missing option is left."""
-    missing = re.match(r"Missing required field\(s\) (.+) for", str(error))
-    if missing:
-        flags = [f"--{name}" for name in re.findall(r"[\w.]+", missing[1])]
-        return f"{', '.join(flags)} {'is' if len(flags) == 1 else 'are'} required"
-    cause: BaseException = error
-    while isinstance(cause, DraccusException) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    return str(cause)
+def suggestion(name: str, known: Iterable[str], count: int = 1) -> str:
+    """The end of a message about an unknown name: the closest known ones, at most `count`."""
+    close = difflib.get_close_matches(name, list(known), n=count)
+    return f" (did you mean {' or '.join(close)}?)" if close else "; --help lists them all"

@@ -1,4 +1,4 @@
-"""What the words of a command line and the values of a preset mean, and whether they are what a flag takes."""
+"""From words of a command line and values of a preset to values of a flag's type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the plain words of its version 1.2: `no` is text, 1e-4 a number, 010 and 12:30 are neither octal nor time."""
+    """Plain words as in YAML 1.2: `no` is text, 1e-4 a number, 010 not octal and 12:30 no time."""
 
 
 _Loader.yaml_implicit_resolvers = {"~": [("tag:yaml.org,2002:null", re.compile("~"))]}
@@ -30,7 +30,7 @@ def read_yaml(text: str) -> Any:
     """One YAML document, as plain values.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: the text is not YAML.
     """
     loader = _Loader(text)
     try:
@@ -52,18 +52,25 @@ def read_value(word: str, kind: Any) -> Any:
         return word
 
 
-def check_kind(name: str, value: Any, kind: Any) -> None:
-    """Stop at a value of another type, which draccus would convert or report less clearly.
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """The value in the type its flag takes: a whole number may stand for a float or for text.
 
     Raises:
         ValueError: naming the flag, the value and what was expected.
     """
     if not fits(value, kind):
         raise ValueError(f"--{name} takes {_kind_text(kind)}, not {_word(value)}")
+    parts = (kind, *typing.get_args(kind))
+    if isinstance(value, list) and kind is not Any:
+        lists = [part for part in parts if typing.get_origin(part) is list]
+        return [convert(name, item, typing.get_args(lists[0])[0]) for item in value]
+    if type(value) is int and int not in parts:
+        return float(value) if float in parts else str(value) if str in parts else value
+    return value
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type a flag declares; numbers must be finite, and a bool is no number."""
+    """Whether a value is of a flag's type; numbers must be finite, and a bool is not a number."""
     if kind is Any:
         return True
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -72,7 +79,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is typing.Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if origin is list:
-        return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
+        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     if kind is str:
@@ -94,7 +101,7 @@ def _kind_text(kind: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """A value about as the user wrote it."""
+    """A value as the user wrote it, more or less."""
     if isinstance(value, list):
         return " ".join(map(_word, value)) or "nothing"
     return repr(value) if isinstance(value, str) else json.dumps(value, default=str)

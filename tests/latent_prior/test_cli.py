@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from latent_prior.cli import command_line, dump_config, fail, flag_types, parse_config, run
+from latent_prior.cli import command_line, dump_config, fail, flags, parse_config, run
 
 ALL_OPTIONS = [
     ("latent_prior.stage1_autoencoders.options", "TrainOptions"),
@@ -70,6 +70,26 @@ class Options:
     """Some words."""
     model: Inner = field(default_factory=Inner)
     """A nested group."""
+
+
+@dataclass(kw_only=True)
+class Named:
+    """A group with a required option."""
+
+    name: str
+    """Any text."""
+
+
+@dataclass(kw_only=True)
+class Pair:
+    """Two groups."""
+
+    first: Named
+    """A group."""
+    second: Named
+    """Another group."""
+    title: str
+    """Any text."""
 
 
 @pytest.fixture
@@ -185,7 +205,10 @@ def test_words_of_yaml_1_1_are_no_traps(preset):
         (["--steps"], "--steps takes one value, not 0"),
         (["--steps", "1", "2"], "--steps takes one value, not 2"),
         (["--words", "a", "--words", "b"], "--words is given twice"),
-        (["--config", "nowhere.yaml"], "--config: there is no file nowhere.yaml"),
+        (
+            ["--config", "nowhere.yaml"],
+            "--config: there is no file nowhere.yaml and no preset of that name",
+        ),
         (["--config"], "--config takes one value, not 0"),
     ],
 )
@@ -221,7 +244,10 @@ def test_a_mistake_in_a_preset_is_one_line(refused, preset, text, message):
 def test_missing_options_are_named(capsys):
     with pytest.raises(SystemExit):
         parse_config(Options, [])
-    assert "--name is required" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("error: --name is required\n")
+    with pytest.raises(SystemExit):
+        parse_config(Pair, ["--first.name", "x"])
+    assert capsys.readouterr().err.endswith("error: --second.name, --title are required\n")
 
 
 def test_dry_run_prints_a_preset_that_means_the_same(capsys, preset):
@@ -241,7 +267,7 @@ def test_help_describes_every_flag(capsys, module, name, flag):
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     described = dict(re.findall(r"\n  --([\w.]+) .*\n        (\S.*)", text))
-    names = {flag_name for flag_name, _ in flag_types(options_class, {})}
+    names = {flag.name for flag in flags(options_class, {})}
     for flag_name in names:
         assert len(described[flag_name]) > 10, flag_name
     assert set(described) == names | {"config"}
@@ -511,7 +537,7 @@ def test_help_shows_the_fields_of_the_chosen_one(capsys, preset):
     shown = help_of(Drawing, capsys)
     assert (
         shown["shape.type"]
-        == "What is drawn. The flags below are those of this one. (default: 'round')"
+        == "What is drawn. The flags below are those of the chosen one. (default: 'round')"
     )
     assert shown.keys() - {"config"} == {"colour", "shape.type", "shape.radius"}
     for words in (["--shape.type", "square"], ["--config", preset("shape: {type: square}")]):
@@ -521,12 +547,12 @@ def test_help_shows_the_fields_of_the_chosen_one(capsys, preset):
         }  # fmt: skip
 
 
-def test_flag_types_before_and_after_the_choice():
-    assert dict(flag_types(Drawing)) == {
+def test_flags_before_and_after_the_choice():
+    assert {flag.name: flag.kind for flag in flags(Drawing)} == {
         "colour": str, "shape.type": Literal["round", "square"], "shape.*": Any,
     }  # fmt: skip
-    assert "shape.radius" in dict(flag_types(Drawing, {}))
-    assert "shape.side" in dict(flag_types(Drawing, {"shape.type": "square"}))
+    assert "shape.radius" in [flag.name for flag in flags(Drawing, {})]
+    assert "shape.side" in [flag.name for flag in flags(Drawing, {"shape.type": "square"})]
 
 
 # The family and the presets
@@ -560,6 +586,81 @@ def test_a_flag_of_another_member_is_unknown(capsys):
         said = capsys.readouterr().err
         assert f"unknown option --model.{flag}" in said
         assert meant is None or meant in said or "did you mean" in said
+
+
+ROOMS = {
+    "stage1": "latent_prior.stage1_autoencoders.options",
+    "stage2": "latent_prior.stage2_prior.options",
+    "gan": "latent_prior.evaluation.gan_baseline.options",
+}
+
+
+@pytest.fixture
+def resolve(capsys):
+    """The options that `--config` resolves to, or the one line with which it is refused."""
+
+    def parse(room: str, config: str) -> Any:
+        options_class = importlib.import_module(ROOMS[room]).TrainOptions
+        words = ["--config", config, "--output_dir", "x"]
+        words += ["--codes", "x"] if room == "stage2" else []
+        try:
+            return parse_config(options_class, words)
+        except SystemExit:
+            return capsys.readouterr().err
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    ("room", "name"),
+    [("stage1", "mnist_vqvae"), ("stage2", "mnist_vqvae"), ("gan", "mnist_sngan")],
+)
+def test_a_shipped_preset_is_found_by_its_name_from_any_folder(
+    resolve, room, name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    package = Path(importlib.import_module(ROOMS[room]).__file__).parent
+    assert resolve(room, name) == resolve(room, str(package / "configs" / f"{name}.yaml"))
+    # A file of that name wins.
+    (tmp_path / name).write_text("max_steps: 3")
+    assert resolve(room, name).max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "close"),
+    [
+        ("stage1", "mnist_vqva", "mnist_vqvae"),
+        ("stage1", "stage1_autoencoders/configs/mnist.yaml", "mnist_vqvae"),
+        ("stage1", "folder64.yaml", "folder64_vqvae"),
+        ("stage1", "mnist_vqvae.yaml", "mnist_vqvae"),
+        ("stage2", "stage2_prior/configs/mnist.yaml", "mnist_vqvae"),
+        ("stage2", "folder64", "folder64_vqvae"),
+        ("gan", "mnist.yaml", "mnist_sngan"),
+    ],
+)
+def test_an_unknown_preset_is_one_line_with_close_names(
+    resolve, room, name, close, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    message = resolve(room, name)
+    assert f"--config: there is no file {name} and no preset of that name (did you" in message
+    assert re.search(rf"\b{close}\b", message.partition("(did you mean")[2])
+    assert message.count("\n") == 1
+
+
+def test_help_names_the_shipped_presets_and_ranges(capsys):
+    options_class = importlib.import_module(ROOMS["gan"]).TrainOptions
+    with pytest.raises(SystemExit):
+        parse_config(options_class, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for preset_path in (
+        Path(importlib.import_module(ROOMS["gan"]).__file__).parent / "configs"
+    ).iterdir():
+        assert preset_path.stem in text
+    assert re.search(r"\(default: [0-9.]+, at least 0 and below 1\)", text)
+    with pytest.raises(SystemExit):
+        parse_config(Options, ["--help"])
+    assert "a YAML file. A flag" in capsys.readouterr().out
 
 
 PRESETS = sorted(Path(__file__).parents[2].glob("*/configs/*.yaml"))

@@ -3,7 +3,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from latent_prior.cli_values import check_kind, is_list, read_value, read_yaml
+from latent_prior.cli_values import convert, is_list, read_value, read_yaml
 
 
 def test_lists_are_recognised():
@@ -44,7 +44,7 @@ def test_a_word_is_read_by_the_type_of_its_flag():
     ],
 )  # fmt: skip
 def test_fitting_values_pass(value, kind):
-    check_kind("x", value, kind)
+    convert("x", value, kind)
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,18 @@ def test_fitting_values_pass(value, kind):
 )  # fmt: skip
 def test_other_values_are_named(value, kind):
     with pytest.raises(ValueError, match=r"^--some\.flag takes .+, not "):
-        check_kind("some.flag", value, kind)
+        convert("some.flag", value, kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "converted"),
+    [
+        (5, float, 5.0), (5, float | None, 5.0), (2024, str, "2024"), (2024, str | None, "2024"), (5, int | None, 5),
+        ([1, 2.5], list[float], [1.0, 2.5]), ([1, "a"], list[str], ["1", "a"]), ([1], list[int] | None, [1]),
+        (1, int | list[int], 1), ([1], int | list[int], [1]), (3, Literal[1, 3] | None, 3), (True, bool, True),
+        ([1, "b"], Any, [1, "b"]), ({"a": 1}, Any, {"a": 1}), (None, float | None, None),
+    ],
+)  # fmt: skip
+def test_whole_numbers_become_floats_or_text_where_a_flag_takes_those(value, kind, converted):
+    result = convert("x", value, kind)
+    assert repr(result) == repr(converted)
