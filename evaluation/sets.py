@@ -62,7 +62,7 @@ class ScoredSet:
         """uint8 (H, W, C) arrays of the images at `positions` in `chosen`.
 
         Raises:
-            ValueError: naming an image that cannot be read.
+            ValueError: an image cannot be read.
         """
         return in_threads(self.images.array, self.chosen[np.asarray(positions)].tolist())
 
@@ -119,12 +119,9 @@ class ScoredSet:
 
     def protocol(self) -> dict[str, Any]:
         """Where the images came from, JSON-ready."""
-        values: dict[str, Any] = {
-            "source": self.source,
-            "split": self.split,
-            "num_images": len(self),
-        }
-        values |= {"available": len(self.images), "skipped": self.images.skipped}
+        values: dict[str, Any] = {"source": self.source, "split": self.split}
+        values |= {"num_images": len(self), "available": len(self.images)}
+        values |= {"skipped": self.images.skipped}
         return values | ({} if self.sampler is None else {"sampler": self.sampler})
 
     def resized(self, size: int, channels: int) -> ScoredSet:
@@ -339,4 +336,5 @@ def _classes_in_table(
         raise ValueError(
             f"{flag}: {path} has no row for the image {missing}; add it, or remove the table"
         )
-    return [class_of[name] for name in files]
+    classes = [class_of[name] for name in files]
+    return classes if any(classes) else None

@@ -259,6 +259,15 @@ def test_skipped_files_do_not_shift_the_classes(tmp_path):
     np.testing.assert_array_equal(found, [0, 2, 2])
 
 
+def test_a_choice_of_images_without_classes_has_none(tmp_path):
+    folder = folder_of(tmp_path, 4)
+    chosen = opened(folder, num_images=2).chosen.tolist()
+    rows = [f"{n:06d}.png,{'' if n in chosen else 'cat'}" for n in range(4)]
+    (folder / "labels.csv").write_text("\n".join(["file,class", *rows]))
+    assert opened(folder, num_images=2).labels() is None
+    assert opened(folder).labels() is not None
+
+
 def test_images_in_sub_folders_are_named_with_them(tmp_path):
     folder_of(tmp_path / "x", 1)
     folder_of(tmp_path / "y", 1)
