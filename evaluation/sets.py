@@ -119,10 +119,13 @@ class ScoredSet:
 
     def protocol(self) -> dict[str, Any]:
         """Where the images came from, JSON-ready."""
-        values: dict[str, Any] = {"source": self.source, "split": self.split}
-        values |= {"num_images": len(self), "available": len(self.images)}
-        values |= {"skipped": self.images.skipped}
-        return values | ({} if self.sampler is None else {"sampler": self.sampler})
+        return {
+            "source": self.source,
+            "split": self.split,
+            "num_images": len(self),
+            "available": len(self.images),
+            "skipped": self.images.skipped,
+        } | ({} if self.sampler is None else {"sampler": self.sampler})
 
     def resized(self, size: int, channels: int) -> ScoredSet:
         """The same images at another size and number of channels."""
