@@ -172,10 +172,10 @@ def measure(
     batches = share(len(chosen), options.batch_size, accelerator)
     hidden = not accelerator.is_main_process
     for batch in tqdm(batches, desc="likelihood", unit="batch", disable=hidden):
-        places = torch.from_numpy(chosen[batch.start : batch.stop])
-        pixels = to_float(images.read(places))
-        classes = torch.full((len(places),), -1) if labels is None else labels[places]
-        rows = images.source_index[places.numpy()].tolist()
+        indices = torch.from_numpy(chosen[batch.start : batch.stop])
+        pixels = to_float(images.read(indices))
+        classes = torch.full((len(indices),), -1) if labels is None else labels[indices]
+        rows = images.source_index[indices.numpy()].tolist()
         sums = np.zeros((len(rows), parts[0].shape[1]))
         for draw in range(draws):
             masks = [generator(options.seed, "masks", row, draw) for row in rows]

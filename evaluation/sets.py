@@ -232,7 +232,7 @@ def _scored_split(
 
 
 def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
-    """Every image below `folder`, whatever its sub-folders are called."""
+    """Every image in `folder` and its sub-folders."""
     files = image_files(folder)
     if not files:
         packed = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in ARCHIVES)

@@ -197,7 +197,7 @@ def _extract_parts(
     except OSError as error:
         raise _not_shared() from error
     bytes_each = network.dimension * np.dtype(np.float32).itemsize
-    own = [parts[number] for (number,) in share(len(parts), 1, accelerator)]
+    mine = [parts[number] for (number,) in share(len(parts), 1, accelerator)]
     with (partial / FEATURES).open("r+b") as file:
 
         def finished(part: range) -> bool:
@@ -206,14 +206,14 @@ def _extract_parts(
             written = file.read(len(part) * bytes_each) if mark.exists() else b""
             return bool(written) and hashlib.sha256(written).hexdigest() == mark.read_text()
 
-        own = [part for part in own if not finished(part)]
+        mine = [part for part in mine if not finished(part)]
         batches = [
             range(start, min(start + batch_size, part.stop))
-            for part in own
+            for part in mine
             for start in range(part.start, part.stop, batch_size)
         ]
         features = stream(network, scored, batches, accelerator)
-        for part in own:
+        for part in mine:
             steps = -(-len(part) // batch_size)
             values = np.concatenate([next(features) for _ in range(steps)]).tobytes()
             file.seek(offset + part.start * bytes_each)

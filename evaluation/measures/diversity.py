@@ -36,16 +36,16 @@ def within_class_diversity(features: NDArray[np.floating], labels: NDArray[np.in
     assert len(features) == len(labels), "as many labels as images"
     means = []
     for label in np.unique(labels[labels >= 0]):
-        places = np.flatnonzero(labels == label)
-        if len(places) >= 2:
-            means.append(_mean_distance(features, places))
+        members = np.flatnonzero(labels == label)
+        if len(members) >= 2:
+            means.append(_mean_distance(features, members))
     return float(np.mean(means)) if means else math.nan
 
 
-def _mean_distance(features: NDArray[np.floating], places: NDArray[np.int64]) -> float:
-    """Over the pairs among at least 2 places, each once."""
+def _mean_distance(features: NDArray[np.floating], members: NDArray[np.int64]) -> float:
+    """Mean distance over the pairs of at least 2 images."""
     total = 0.0
-    parts = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+    parts = [members[start : start + BLOCK] for start in range(0, len(members), BLOCK)]
     for number, part in enumerate(parts):
         rows = torch.from_numpy(features[part].astype(np.float32))
         for other in parts[: number + 1]:
@@ -57,4 +57,4 @@ def _mean_distance(features: NDArray[np.floating], places: NDArray[np.int64]) ->
                 distances.fill_diagonal_(0)
                 distances /= 2  # both halves of the table hold each pair
             total += distances.sum(dtype=torch.float64).item()
-    return total / (len(places) * (len(places) - 1) / 2)
+    return total / (len(members) * (len(members) - 1) / 2)
