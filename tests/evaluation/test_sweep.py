@@ -4,6 +4,7 @@ import csv
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -94,16 +95,17 @@ def test_images_and_scores_are_those_of_generate_and_score(call, flags, folder, 
 
 
 def test_the_card_shows_the_new_default_and_takes_the_scores_of_its_images(
-    call, flags, folder, tmp_path
+    call, flags, folder, tmp_path, monkeypatch
 ):
     call(sweep, **flags, temperature=[0.5], top_k=[3])
     assert "samples with temperature 0.5, top_k 3." in (folder / "README.md").read_text()
     images = read(flags)["best"]["images"]
-    measured = {name: flags[name] for name in ("reference", "features", "batch_size")}
-    call(
-        score, **measured, reference_split="train", candidates=f"ours={images}", pipeline=folder, num_images=12,
-        output_dir=tmp_path / "scores",
-    )  # fmt: skip
+    words = f"--num_images 12 --reference_split train --candidates ours={images}".split()
+    words += ["--pipeline", str(folder), "--output_dir", str(tmp_path / "scores")]
+    for name in ("reference", "features", "batch_size"):
+        words += [f"--{name}", str(flags[name])]
+    monkeypatch.setattr("sys.argv", [score.__file__, *words])
+    score.main()
     describe.main(
         ["--pipeline", str(folder), "--samples", images, "--scores", str(tmp_path / "scores")]
     )
@@ -111,10 +113,10 @@ def test_the_card_shows_the_new_default_and_takes_the_scores_of_its_images(
     table = (tmp_path / "scores" / "scores.md").read_text().strip()
     reference = flags["reference"]
     assert table.replace(str(reference), reference.name) in card
-    assert "none picked" in card
+    assert "not cherry-picked" in card
     (line,) = (line for line in card.splitlines() if line.startswith("python evaluation/score.py "))
-    assert "--pipeline runs/pipeline" in line
-    assert "ours=runs/samples" in line
+    assert f"--pipeline {folder.name}" in line
+    assert f"ours={Path(images).name}" in line
     words = shlex.split(line)[2:]
     words[words.index("--features") + 1] = str(flags["features"])  # recorded by its name alone
     assert parse_config(ScoreOptions, words).num_images == 12
