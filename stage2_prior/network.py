@@ -68,11 +68,10 @@ class CodeTransformer(StrictModel):
         hidden = swiglu_width(config.width, config.mlp_ratio)
         self.embedding = nn.Embedding(self.null_token + 1 + self.masked, config.width)
         # Rotation alone suffices for one code map in raster order, as in Llama.
-        one_map = config.positions == "1d" and len(self.levels) == 1
+        one_map = len(self.levels) == 1 and not self.latents
+        like_llama = one_map and not self.masked and config.positions == "1d"
         self.position_embedding = (
-            None
-            if one_map and not self.masked and not self.latents
-            else nn.Parameter(torch.empty(self.length, config.width))
+            None if like_llama else nn.Parameter(torch.empty(self.length, config.width))
         )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(

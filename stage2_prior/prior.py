@@ -156,9 +156,8 @@ class TransformerPrior(CodeTransformer):
         # Outside inference mode, so that the result can be used in training.
         if self.latents:
             level = sequences.latent_level(self.code_spec)
-            return sequences.sequence_to_latents(
-                sequence, self.latent_shift, self.latent_scale, level
-            )
+            shift, scale = self.latent_shift, self.latent_scale
+            return sequences.sequence_to_latents(sequence, shift, scale, level)
         return sequences.sequence_to_maps(sequence, self.code_spec)
 
     def _sample_sequence(
@@ -197,9 +196,8 @@ class TransformerPrior(CodeTransformer):
         """Tokens (B, L), or vectors of latents (B, L, D)."""
         if self.latents:
             latents = sequences.latents_of(codes, sequences.latent_level(self.code_spec))
-            return sequences.latents_to_sequence(
-                latents, self.latent_shift, self.latent_scale, self.chunk
-            )
+            shift, scale = self.latent_shift, self.latent_scale
+            return sequences.latents_to_sequence(latents, shift, scale, self.chunk)
         sequence = sequences.maps_to_sequence(codes, self.code_spec)
         if sequence.device.type == "cpu":
             sequences.check_codes(sequence, self.levels)
