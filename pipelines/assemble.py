@@ -1,7 +1,7 @@
 r"""Put an autoencoder and the prior over its codes into one pipeline folder.
 
 python pipelines/assemble.py --autoencoder runs/mnist/vqvae/model --prior runs/mnist/prior/model \
-        --output_dir runs/mnist/pipeline
+    --output_dir runs/mnist/pipeline
 """
 
 from __future__ import annotations

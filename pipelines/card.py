@@ -24,9 +24,8 @@ from latent_prior.models import CONFIG_FILE
 from latent_prior.stage2_prior.sampler import Sampler
 
 README, INDEX_FILE, CARD = "README.md", "pipeline.json", "card"
-GRID_FILE, GENERATION_FILE, LABELS_FILE, ABOUT_FILE = (
-    "grid.png", "generation.json", "labels.csv", "about.json",
-)  # fmt: skip
+GRID_FILE, GENERATION_FILE = "grid.png", "generation.json"
+LABELS_FILE, ABOUT_FILE = "labels.csv", "about.json"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
 COMPONENTS = ("autoencoder", "prior")
 MARK = "<!-- Written by latent-prior, which writes it anew; without this line it is yours and stays as it is. -->"

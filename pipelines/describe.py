@@ -1,7 +1,7 @@
 r"""Add samples and scores, with the commands that made them, to a pipeline's model card.
 
 python pipelines/describe.py --pipeline runs/mnist/pipeline --samples runs/mnist/samples \
-        --scores runs/mnist/scores
+    --scores runs/mnist/scores
 """
 
 from __future__ import annotations
@@ -27,13 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(options.pipeline)
     grid = None if options.samples is None else Path(options.samples) / GRID_FILE
     scores = None if options.scores is None else Path(options.scores) / SCORES_FILE
-    if write_card(folder, grid=grid, scores=scores, license_name=options.license):
-        print(f"model card: {folder / README}")
-    else:
-        print(
-            f"{folder / README} is handwritten and was left unchanged; "
-            f"samples and scores are in {folder / CARD}"
-        )
+    written = write_card(folder, grid=grid, scores=scores, license_name=options.license)
+    unchanged = f"is handwritten and was left unchanged; samples and scores are in {folder / CARD}"
+    print(f"model card: {folder / README}{'' if written else ' ' + unchanged}")
 
 
 if __name__ == "__main__":

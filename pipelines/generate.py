@@ -1,7 +1,7 @@
 r"""Generate images into a folder.
 
 accelerate launch pipelines/generate.py --pipeline runs/mnist/pipeline --num_images 1000 \
-        --output_dir runs/mnist/samples
+    --output_dir runs/mnist/samples
 """
 
 from __future__ import annotations

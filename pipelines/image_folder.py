@@ -83,7 +83,8 @@ def fill_folder(
         seconds, count = sums.tolist()
         names = [image_path(folder, number).name for number in range(len(labels))]
         write_labels(folder / "labels.csv", names, labels, class_names)
-        save_png(_first_images(folder, len(labels)), folder / "grid.png")
+        first = read_images([folder / name for name in names[:GRID_IMAGES]])
+        save_png(grid(first, GRID_COLUMNS), folder / "grid.png")
         if count or not (folder / ABOUT_FILE).exists():
             seconds_per_image = seconds / count if count == len(labels) else None
             about = cost(models, seconds_per_image) | {"command": command_line()}
@@ -176,11 +177,11 @@ def write_labels(
             writer.writerow([name, *((label, names[label]) if label >= 0 else ("", ""))])
 
 
-def _first_images(folder: Path, num_images: int) -> Tensor:
-    """A grid of the first images."""
+def read_images(paths: Sequence[Path]) -> Tensor:
+    """Image files of one size and mode, as uint8 (N, C, H, W)."""
     images = []
-    for number in range(min(num_images, GRID_IMAGES)):
-        with Image.open(image_path(folder, number)) as image:
+    for path in paths:
+        with Image.open(path) as image:
             pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
             images.append(pixels.reshape(image.height, image.width, -1).permute(2, 0, 1))
-    return grid(torch.stack(images), GRID_COLUMNS)
+    return torch.stack(images)

@@ -1,9 +1,9 @@
 r"""Reconstruct, interpolate, edit, traverse, add and subtract, or complete images in latent space.
 
 python pipelines/latents.py --pipeline runs/mnist/pipeline --operation interpolate \
-        --images 3 8 15 --output_dir runs/mnist/between
+    --images 3 8 15 --output_dir runs/mnist/between
 accelerate launch pipelines/latents.py --pipeline runs/mnist/pipeline \
-        --operation reconstruct --split test --output_dir runs/mnist/reconstructions
+    --operation reconstruct --split test --output_dir runs/mnist/reconstructions
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.data.codes import fit_images
-from latent_prior.data.image_files import decode_image
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_uint8
 from latent_prior.files import check_output_dir, whole_folder, write_json
 from latent_prior.options import changeable
-from latent_prior.pipelines.image_folder import write_labels
+from latent_prior.pipelines.image_folder import read_images, write_labels
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.pipelines.sheets import MAKERS, Sheet, read, row_names
 from latent_prior.processes import share, start_processes
@@ -141,9 +140,7 @@ def original_and_reconstruction(images: ImageSet, positions: list[int], folder: 
     for start in range(0, len(positions), columns):
         some = positions[start : start + columns]
         files = [folder / f"{name}.png" for name in row_names(images, some)]
-        arrays = [decode_image(file.read_bytes(), images.channels).copy() for file in files]
-        reconstructions = torch.stack([torch.from_numpy(a).permute(2, 0, 1) for a in arrays])
-        for row in (to_uint8(read(images, some)), reconstructions):
+        for row in (to_uint8(read(images, some)), read_images(files)):
             parts.append(F.pad(row, (0, 0, 0, 0, 0, 0, 0, columns - len(row)), value=128))
     return grid(torch.cat(parts), columns)
 

@@ -14,7 +14,7 @@ width).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -56,10 +56,7 @@ def spherical(start: Tensor, end: Tensor, share: float) -> Tensor:
     return torch.where(arc, turned, torch.lerp(first, last, share)).view_as(start)
 
 
-MIXES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "linear": linear,
-    "spherical": spherical,
-}
+MIXES = {"linear": linear, "spherical": spherical}
 
 
 def interpolate(

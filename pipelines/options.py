@@ -108,7 +108,7 @@ class LatentOptions(ImageOptions, SamplerOptions, ComputeOptions):
     """Folder or hub id of an autoencoder; enough for all operations but completing from codes."""
     split: str = "train"
     """Split with the images."""
-    images: list[int] = option(factory=list)
+    images: list[int] = option(factory=list, at_least=0)
     """Row numbers of the images; empty uses the first ones."""
     num_images: int | None = option(None, at_least=1)
     """Number of first images; null uses all of them to reconstruct, a few otherwise."""
@@ -133,9 +133,9 @@ class LatentOptions(ImageOptions, SamplerOptions, ComputeOptions):
     fit_split: str = option("train", only_for=["attribute", "traverse", "arithmetic"])
     """attribute, traverse, arithmetic with labels: split for directions and statistics."""
     labels: list[str] = option(factory=list, only_for=["arithmetic", "complete"])
-    """arithmetic: three classes whose means replace images; complete: one class or one per image."""
+    """arithmetic: three classes whose means replace images; complete: one or one per image."""
     mask: list[str] = option(factory=lambda: ["bottom"], only_for=["complete"])
-    """complete: hidden part, `left right top bottom center`, or its left, top, right, bottom pixel."""
+    """complete: hidden part, `left right top bottom center`, or left, top, right, bottom pixel."""
     paste: bool = option(True, only_for=["complete"])
     """complete: paste the visible pixels over the decoded image."""
     batch_size: int = option(64, at_least=1, may_change=True)
@@ -196,10 +196,8 @@ class LatentOptions(ImageOptions, SamplerOptions, ComputeOptions):
         """Check the rows, and that there are as many as the operation needs."""
         if self.images and self.num_images is not None:
             raise ValueError("--num_images has no effect if --images names the rows")
-        for row in self.images:
-            if row < 0 or self.images.count(row) > 1:
-                wrong = "is negative" if row < 0 else "is given twice"
-                raise ValueError(f"--images: row {row} {wrong}")
+        if twice := [row for row in self.images if self.images.count(row) > 1]:
+            raise ValueError(f"--images: row {twice[0]} is given twice")
         count = len(self.images) or self.num_images
         if self.operation == "arithmetic" and self.labels:
             if count is not None:

@@ -60,7 +60,7 @@ def option(
         below: every number must be smaller than this.
         may_change: whether a command may continue a folder that was begun with another value,
             because the files do not depend on it.
-        only_for: values of the option named by `Options.used_by` that use this one; empty means all.
+        only_for: values of the option `Options.used_by` that use this one; empty means all.
     """
     metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for}
     limits = Range(at_least, above, at_most, below)
@@ -89,7 +89,7 @@ class Options:
     """Option whose value decides which options are used, for example `operation`."""
 
     def __post_init__(self) -> None:
-        """Check numbers against their ranges, `Literal` fields against their choices, and unused options.
+        """Check numbers against ranges, `Literal` fields against choices, and unused options.
 
         The command line checks choices too, a config file edited by hand only here.
 

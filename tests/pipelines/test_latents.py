@@ -297,7 +297,7 @@ def test_rows_are_those_of_the_source_when_an_image_is_left_out(make, images, tm
         ({"dataset": "./nowhere"}, "there is no folder nowhere"),
         ({"split": "test"}, "no split 'test'"),
         ({"images": [3, 40]}, "no readable row 40, its last is 39"),
-        ({"images": [-1, 2]}, "row -1 is negative"),
+        ({"images": [-1, 2]}, "--images must be at least 0"),
         ({"images": [2, 2]}, "row 2 is given twice"),
         ({"images": [2, 3], "num_images": 2}, "--num_images has no effect"),
         ({"num_images": 41}, "holds 40 images, not 41"),
