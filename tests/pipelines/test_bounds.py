@@ -85,7 +85,7 @@ def test_a_learned_prior_over_latents_is_measured_in_their_own_units(parts):
     deviation = (math.log(2) + 0.001) * scale
     gaussian = torch.distributions.Normal(shift.double(), deviation.double())
     expected = -gaussian.log_prob(latents.double().flatten(1)).sum(1)
-    torch.testing.assert_close(found.priors[LEARNED]["latents"].double(), expected)
+    torch.testing.assert_close(found.priors[LEARNED]["latents"], expected.float())
     own = torch.distributions.Normal(posterior.mean, (posterior.log_variance / 2).exp())
     torch.testing.assert_close(found.posterior, own.log_prob(latents).flatten(1).sum(1))
 
@@ -144,8 +144,8 @@ def test_an_image_is_given_its_class_and_no_other(parts):
     images = levels(1, 0).expand(4, -1, -1, -1)
     found = bound(images, torch.tensor([0, 1, -1, 0])).priors[LEARNED]
     for nats in found.values():
-        assert nats[0] == nats[3]
-        assert len(set(nats.tolist())) == 3
+        assert nats[0].item() == pytest.approx(nats[3].item(), rel=1e-6)
+        assert torch.pdist(nats[:3, None]).min() > 1e-3
 
 
 @pytest.mark.parametrize("number", [0, 3])

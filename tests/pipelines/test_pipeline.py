@@ -31,13 +31,18 @@ def pictures(count=6, seed=0):
     return torch.rand(count, 3, 16, 16, generator=seeded(seed)) * 2 - 1
 
 
+def assert_same_pictures(one, two):
+    """Of two batch sizes, whose kernels round differently: a value between two grey levels may go either way."""
+    assert (one.int() - two.int()).abs().max() <= 1
+
+
 def test_a_seed_gives_the_same_images_whatever_the_batch_size(pipe):
     whole = pipe(7, generator=seeded(), output_type="pt")
     for batch_size in (1, 3, 7):
         parts = pipe(7, generator=seeded(), batch_size=batch_size, output_type="pt")
         assert torch.equal(parts.codes["codes"], whole.codes["codes"])
         torch.testing.assert_close(parts.images, whole.images, atol=1e-5, rtol=0)
-        assert torch.equal(to_uint8(parts.images), to_uint8(whole.images))
+        assert_same_pictures(to_uint8(parts.images), to_uint8(whole.images))
     other = pipe(7, generator=seeded(6), output_type="pt")
     assert not torch.equal(other.codes["codes"], whole.codes["codes"])
 
@@ -46,7 +51,7 @@ def test_a_generator_for_each_image_makes_it_independent_of_its_neighbours(pipe)
     whole = pipe(5, labels=0, generator=[seeded(i) for i in range(5)], batch_size=2)
     alone = pipe(1, labels=0, generator=[seeded(3)])
     assert torch.equal(whole.codes["codes"][3], alone.codes["codes"][0])
-    assert np.array_equal(whole.images[3], alone.images[0])
+    assert_same_pictures(*(torch.tensor(np.asarray(x)) for x in (whole.images[3], alone.images[0])))
 
 
 def test_the_number_of_generators_must_be_that_of_the_images(pipe):

@@ -90,7 +90,9 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-7, msg=name)
+        # A gradient is a sum over batch and pixels of terms that cancel: rounded relative to the largest.
+        atol = 1e-7 + 1e-5 * float(value.abs().max())
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=atol, msg=name)
 
 
 @pytest.fixture

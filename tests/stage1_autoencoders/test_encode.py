@@ -40,6 +40,19 @@ def rows(split):
     return split.with_format(None).to_list()
 
 
+def assert_same_rows(one, two):
+    """Every column, whatever the batches were."""
+    assert len(one) == len(two)
+    for name in one.column_names:
+        found, expected = column(one, name), column(two, name)
+        assert same_codes(found, expected) if name == "codes" else (found == expected).all(), name
+
+
+def same_codes(one, two):
+    """In batches of other sizes a vector between two codes may be rounded to either: one in a thousand."""
+    return (one != two).mean() <= 1e-3
+
+
 def column(split, name):
     return np.asarray(split.with_format(None)[name][:])
 
@@ -62,9 +75,7 @@ def test_a_row_for_each_image_with_its_code(write, images, autoencoder):
     assert set(column(split, "view")) == {0}
     pictures = open_images(ImageOptions(dataset=str(images), image_size=16, channels=3), "train")
     assert np.array_equal(column(split, "label"), pictures.labels.numpy())
-    assert np.array_equal(
-        column(split, "codes"), encode_alone(autoencoder, pictures.read(range(40)))
-    )
+    assert same_codes(column(split, "codes"), encode_alone(autoencoder, pictures.read(range(40))))
     assert len(np.unique(column(split, "codes"))) > 4
     assert not [path for path in folder.parent.iterdir() if path != folder]
 
@@ -102,7 +113,7 @@ def test_views_are_the_images_a_user_would_cut(write, images, autoencoder):
 
     pictures = open_images(ImageOptions(dataset=str(images), image_size=16, channels=3), "train")
     whole = pictures.read(range(40))
-    assert np.array_equal(codes[:, 1], encode_alone(autoencoder, whole.flip(-1)))
+    assert same_codes(codes[:, 1], encode_alone(autoencoder, whole.flip(-1)))
     # Every window is one of the 7 x 7 there are, and its mirror image stands beside it.
     padded = torch.nn.functional.pad(whole.float(), (3, 3, 3, 3), mode="replicate").byte()
     corners = [(top, left) for top in range(7) for left in range(7)]
@@ -127,7 +138,7 @@ def test_windows_of_a_larger_image_need_no_padding(write, images, autoencoder):
     assert larger.shape[-1] == 20
     centre = crop_windows(larger, 16, 0, None)
     assert torch.equal(centre, larger[..., 2:18, 2:18])
-    assert np.array_equal(codes[:, 0], encode_alone(autoencoder, centre))
+    assert same_codes(codes[:, 0], encode_alone(autoencoder, centre))
     for image in range(3):
         corners = [(t, l) for t in range(5) for l in range(5)]
         windows = [larger[image, :, t : t + 16, l : l + 16] for t, l in corners]
@@ -138,7 +149,7 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(write):
     flags = {"crops": 1, "flip": True, "crop_padding": 2}
     one, _ = write("one", batch_size=40, shard_images=1000, **flags)
     two, _ = write("two", batch_size=7, shard_images=10, cache_mb=0, **flags)
-    assert rows(one) == rows(two)
+    assert_same_rows(one, two)
     other, _ = write("other", seed=1, **flags)
     assert rows(other) != rows(one)
 

@@ -73,7 +73,10 @@ def test_every_quantizer_serves(quantizer):
     model.objective(images(), output, 0)["total"].backward()
     assert model.encoder.stem.weight.grad.abs().sum() > 0
     with torch.no_grad():
-        assert torch.equal(model.decode(model.encode(images())), output.images)
+        decoded = model.decode(model.encode(images()))
+    # The same vectors, but in another memory layout, for which another convolution may be chosen:
+    # a few sums of less than 1000 float32 terms of size 1, rounded differently.
+    torch.testing.assert_close(decoded, output.images, rtol=0, atol=1e-5)
 
 
 def test_the_bottom_is_chosen_in_sight_of_the_top():

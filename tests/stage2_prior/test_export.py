@@ -135,7 +135,8 @@ def test_a_class_never_has_the_largest_logit_whatever_the_engine_suppresses(make
     codes_alone, classes = logits.split([50, 4], dim=-1)
     assert (classes.amax(-1) < codes_alone.amax(-1)).all()
     mean_of_codes = codes_alone.exp().mean(-1)
-    assert (classes.exp() <= mean_of_codes.unsqueeze(-1) * 1.0001).all()
+    # The exponential of a logit near -100 has a hundred times the logit's rounding error.
+    assert (classes.exp() <= mean_of_codes.unsqueeze(-1) * 1.01).all()
 
 
 def test_the_folder_says_what_the_tokens_are(make_prior, exported, tmp_path, capfd):

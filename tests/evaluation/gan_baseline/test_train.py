@@ -121,11 +121,16 @@ def numbers(run, steps):
 
 
 def test_micro_batches_make_the_batch(fit, kind):
-    """AdamW would blow up the last bit of a gradient near zero, so the gradients are compared, by their norms."""
-    one = fit("one", augment=[], max_steps=2, log_every=1)
-    two = fit("two", augment=[], max_steps=2, log_every=1, accumulation_steps=2)
-    # Spectral norm's power iteration takes a step for every pass.
-    tolerance = 1e-3 if kind == "r3gan" else 5e-2
+    """Compare the gradients by their norms, with steps so short that all are taken at one point.
+
+    AdamW's first updates are the gradients' signs: the rounding of a gradient near zero decides where
+    its weight goes.
+    """
+    still = {"augment": [], "max_steps": 2, "log_every": 1, "learning_rate": 1e-7}
+    one, two = fit("one", **still), fit("two", **still, accumulation_steps=2)
+    # r3gan: sums of float32 in another order (2e-7 over 20 seeds). sngan: spectral norm's power
+    # iteration takes a step in every pass (0.02 over 20 seeds).
+    tolerance = 1e-5 if kind == "r3gan" else 5e-2
     for a, b in zip(numbers(one, 2), numbers(two, 2), strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
@@ -174,16 +179,21 @@ def test_images_without_labels_and_without_wish_for_them(fit, images):
 
 
 def test_the_generator_learns_what_the_classes_look_like(call, tmp_path, kind):
-    """Dark and bright images: the classes come apart, and on the right sides."""
+    """Dark and bright images: the classes come apart, and on the right sides.
+
+    With a penalty on the critic's gradient, without which one of 60 sngan runs had a class on the
+    wrong side. In 60 runs, 20 seeds with AVX-512, AVX2 and without either, no class was nearer to 0
+    than 0.54.
+    """
     for name, grey in (("bright", 200), ("dark", 40)):
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(16):
             Image.new("L", (8, 8), grey + number).save(tmp_path / "set" / name / f"{number}.png")
     call(
-        train, dataset=tmp_path / "set", output_dir=tmp_path / "run", batch_size=16, max_steps=160, ema_decay=0.9,
-        learning_rate=2e-3, evaluate_every=160,
+        train, dataset=tmp_path / "set", output_dir=tmp_path / "run", batch_size=16, ema_decay=0.9,
+        max_steps=160, learning_rate=2e-3, evaluate_every=160,
         **{"model.type": kind, "model.width": 8, "model.multipliers": [1, 2], "model.latent_dim": 4,
-           "critic.gamma": 0.1 if kind == "r3gan" else 0},
+           "critic.gamma": 0.1},
     )  # fmt: skip
     generator = Generator.from_pretrained(tmp_path / "run" / "model")
     own = [torch.Generator().manual_seed(n) for n in range(20)]
