@@ -6,11 +6,14 @@ READY := $(VENV)/.ready
 # Plain python, which for one process is what `accelerate launch` starts, only five seconds sooner.
 LAUNCH := $(BIN)/python
 OUT := runs/demo
-# One thread per process in the tests; nothing may ask the hub.
-TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two workers with one thread each; nothing may ask the hub. tests/conftest.py orders the tests and says which stay together.
+TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Kernels as on processors with AVX2 and without vector extensions, in each of the three libraries that choose them.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks tests
 
-.PHONY: setup demo league test test-fast check format bench clean
+.PHONY: setup demo league test test-fast test-processors check format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -64,6 +67,12 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(TEST) -m "not slow and not gpu"
+
+# Results differ in the last bits between processors; no test may depend on them.
+test-processors: $(READY)
+	$(TEST) -m "not slow and not gpu"
+	$(SSE) $(TEST) -m "not slow and not gpu"
+	$(AVX2) $(TEST) -m "not slow and not gpu"
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -102,6 +102,27 @@ sys.exit(os.WEXITSTATUS(status))
 """
 
 
+# Starting several interpreters or a group of processes takes these longer than all the rest of their file.
+LONG = {"one_and_two", "two_processes", "killed_until_done"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that both workers end together.
+
+    The tests of a file stay on one worker, and so do all that share the fixture `one_and_two`.
+    """
+    long: set[Path] = set()
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & LONG or item.get_closest_marker("slow"):
+            long.add(item.path)
+        if config.pluginmanager.hasplugin("xdist"):
+            group = "one_and_two" if "one_and_two" in fixtures else str(item.path.relative_to(ROOT))
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What evaluation keeps in the user's cache folder stays out of the real one."""

@@ -32,24 +32,21 @@ def shapes(parts, tmp_path_factory):
 
 
 def steps(data, parts, **of_stage):
-    """(launcher, script, flags) of every command, with relative paths into the folder it is typed in."""
+    """(script, flags) of every command, with relative paths into the folder it is typed in."""
     vqvae = {**parts["vqvae_flags"], "image_size": 64, "model.multipliers": [1, 1, 1, 2]}
     vqvae["model.blocks"] = [0, 0, 0, 1]
     images = {"dataset": data, **of_stage.get("images", {})}
     return [
-        (LAUNCH, train_autoencoder, {**vqvae, **SHORT, **images, "output_dir": "runs/vqvae"}),
+        (train_autoencoder, {**vqvae, **SHORT, **images, "output_dir": "runs/vqvae"}),
         (
-            LAUNCH,
             encode,
             {**images, "autoencoder": "runs/vqvae/model", "flip": True, "output_dir": "runs/codes"},
         ),
         (
-            LAUNCH,
             train_prior,
             {**parts["prior_flags"], **SHORT, "codes": "runs/codes", "output_dir": "runs/prior"},
         ),
         (
-            [sys.executable],
             assemble,
             {
                 "autoencoder": "runs/vqvae/model",
@@ -58,12 +55,10 @@ def steps(data, parts, **of_stage):
             },
         ),
         (
-            LAUNCH,
             generate,
             {"pipeline": "runs/pipeline", "num_images": 12, "output_dir": "runs/samples"},
         ),
         (
-            [sys.executable],
             score,
             {
                 "reference": data,
@@ -100,20 +95,41 @@ def check_results(runs, *, images, classes):
     assert "samples" in (runs / "scores/scores.md").read_text()
 
 
+# Runs scripts with their words as `python script.py ...` does, all in one process, which imports torch once.
+SEVERAL_SCRIPTS = """
+import json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
+"""
+
+
 @pytest.mark.slow
 def test_the_commands_as_a_user_types_them(shapes, parts, tmp_path):
-    """From a folder that is neither the project's nor the data's; the pipeline in Python at the end."""
-    for launcher, module, flags in steps(shapes, parts):
-        words = [str(word) for word in [*launcher, module.__file__]]
+    """From a folder that is neither the project's nor the data's; the pipeline in Python at the end.
+
+    The first command is started by `accelerate launch`, the others share a process.
+    """
+    typed = []
+    for module, flags in steps(shapes, parts):
+        words = [str(module.__file__)]
         for name, value in flags.items():
             values = value if isinstance(value, list) else [] if value is True else [value]
             words += [f"--{name}", *map(str, values)]
+        typed.append((words, str(flags["output_dir"])))
+    launched, *others = typed
+    scripts = [sys.executable, "-c", SEVERAL_SCRIPTS, json.dumps([words for words, _ in others])]
+    for command, commands in (([*LAUNCH, *launched[0]], [launched]), (scripts, others)):
         done = subprocess.run(
-            words, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
         )
-        assert done.returncode == 0, f"{words}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
         assert "Traceback" not in done.stderr
-        assert str(flags["output_dir"]) in done.stdout
+        assert all(output_dir in done.stdout for _, output_dir in commands)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     check_results(tmp_path / "runs", images=40, classes=["apple", "bee", "car"])
     pipe = Pipeline.from_pretrained(tmp_path / "runs/pipeline")
@@ -146,9 +162,9 @@ def test_a_parquet_folder_differs_by_flags_only(
     monkeypatch.chdir(work)
     columns = {"image_column": "picture", "label_column": "kind"}
     first = steps(parquet, parts, images=columns)[0]
-    said = refused(train_autoencoder, **{**first[2], "output_dir": work / "refused"})
+    said = refused(train_autoencoder, **{**first[1], "output_dir": work / "refused"})
     assert "row 7 of split train" in said
-    for _, module, flags in steps(parquet, parts, images={**columns, "on_corrupt": "skip"}):
+    for module, flags in steps(parquet, parts, images={**columns, "on_corrupt": "skip"}):
         call(module, **flags)
     check_results(work / "runs", images=39, classes=["apple", "bee", "car"])
 
