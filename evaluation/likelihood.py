@@ -58,12 +58,12 @@ from tqdm import tqdm
 from latent_prior.data.codes import fit_images
 from latent_prior.data.images import ImageSet, open_images, to_float
 from latent_prior.evaluation.features.extract import gather_in_order
+from latent_prior.evaluation.likelihood_bound import Bound, fit_logistic
 from latent_prior.evaluation.sets import choose
 from latent_prior.files import whole_file, write_json
 from latent_prior.machine import versions
 from latent_prior.markdown import markdown_table
 from latent_prior.pipelines import Pipeline
-from latent_prior.pipelines.bounds import Bound, fit_logistic
 from latent_prior.pipelines.pipeline import label_number
 from latent_prior.processes import share, start_processes
 from latent_prior.seeds import derive_seed, generator
@@ -194,7 +194,7 @@ def measure(
 
 def draw_noise(bound: Bound, rows: Sequence[int], draw: int, seed: int) -> Tensor | None:
     """Noise for the posteriors of these rows, independent of the batch; None for codes."""
-    if bound.vae is None:
+    if not bound.has_posterior:
         return None
     shape = bound.pipe.code_spec.levels[0].shape
     return torch.stack(
@@ -249,7 +249,7 @@ def describe_protocol(
     autoencoder, prior = bound.pipe.autoencoder, bound.pipe.prior
     return {
         "bound": "-log p(x) <= E_q[-log p(x|z) - log p(z) + log q(z|x)]"
-        if bound.vae is not None
+        if bound.has_posterior
         else "-log p(x) <= -log p(x|c(x)) - log p(c(x)), c(x) the encoder's codes",
         "pipeline": options.pipeline,
         "autoencoder_type": autoencoder.config.model_type,

@@ -1,4 +1,4 @@
-"""Stage 1: autoencoders that turn images into a small grid of codes or latents and back."""
+"""Stage 1: autoencoders from images to a small grid of codes or latents and back."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 
-# The registry: the name in a preset -> module and class. Beside a class `VAE` its module holds `VAEOptions` and
-# `VAEConfig`. Names only, so that reading it imports no torch.
+# Name in a preset -> module and class, without importing torch. The module of a class `VAE` also has
+# `VAEOptions` and `VAEConfig`.
 MODELS = {
     "vae": ("latent_prior.stage1_autoencoders.vae", "VAE"),
     "vqvae": ("latent_prior.stage1_autoencoders.vqvae", "VQVAE"),
@@ -22,7 +22,7 @@ MODELS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a model's module when its class or config is first asked for."""
+    """Import a model's module on first use of its class or config."""
     if name == "Autoencoder":
         return importlib.import_module("latent_prior.stage1_autoencoders.autoencoder").Autoencoder
     for module, model in MODELS.values():
@@ -32,29 +32,29 @@ def __getattr__(name: str) -> Any:
 
 
 def model_class(name: str) -> type[Autoencoder]:
-    """The class of a family member, by its name in `MODELS`."""
+    """Import the class of a model, by its name in `MODELS`."""
     module, attribute = MODELS[name]
-    found: type[Autoencoder] = getattr(importlib.import_module(module), attribute)
-    return found
+    model: type[Autoencoder] = getattr(importlib.import_module(module), attribute)
+    return model
 
 
 def load_autoencoder(
     path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None
 ) -> Autoencoder:
-    """Load an autoencoder of any family member.
+    """Load an autoencoder of any type.
 
     Raises:
-        ValueError: no such folder or repository, a damaged folder, or a model that is no autoencoder.
+        ValueError: a missing or damaged folder or repository, or another kind of model.
     """
     from latent_prior.files import read_json
     from latent_prior.models import CONFIG_FILE, local_folder
 
     folder: Path = local_folder(path_or_hub_id, revision=revision)
-    found = read_json(folder / CONFIG_FILE).get("model_type")
+    model_type = read_json(folder / CONFIG_FILE).get("model_type")
     for name in MODELS:
         candidate = model_class(name)
-        if candidate.config_class.model_type == found:
+        if candidate.config_class.model_type == model_type:
             return candidate.from_pretrained(folder)
     raise ValueError(
-        f"{folder} holds a model of type {found!r}, not an autoencoder ({', '.join(MODELS)})"
+        f"{folder} holds a model of type {model_type!r}, not an autoencoder ({', '.join(MODELS)})"
     )

@@ -1,6 +1,6 @@
-"""The opponent in training of VAE-GAN and VQGAN: a critic with its optimizer and its health, and a perceptual network.
+"""The critic's side of training VAE-GAN and VQGAN: losses, optimizer, health, perceptual network.
 
-Nothing here is part of the saved model. The step itself stands in `train.py`.
+Nothing here is part of the saved model. The training step is in `train.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from latent_prior.losses.adversarial import (
 )
 from latent_prior.losses.critic_augmentation import augment
 from latent_prior.losses.perceptual import make_perceptual
-from latent_prior.stage1_autoencoders.critic_health import CriticHealth, diagnose
 from latent_prior.stage1_autoencoders.critics import CriticOutput, feature_distance, make_critic
+from latent_prior.stage1_autoencoders.meters import CriticHealth, critic_warning
 from latent_prior.stage1_autoencoders.options import TrainOptions
 from latent_prior.training.checkpoint import Stateful
 from latent_prior.training.metrics import Figures
@@ -30,14 +30,14 @@ from latent_prior.training.optim import make_optimizer, update
 
 
 class Adversary:
-    """A critic of the autoencoder's images, ready to be trained.
+    """A critic of the autoencoder's images, with its optimizer.
 
     Args:
-        options: of the run; image size and channels are numbers here.
+        options: with image size and channels.
         accelerator: of the run.
 
     Raises:
-        ValueError: images too small for the critic, or a perceptual network without its weights.
+        ValueError: images too small for the critic, or missing weights of the perceptual network.
     """
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator) -> None:
@@ -45,7 +45,7 @@ class Adversary:
         assert options.channels is not None
         self.options, self.accelerator = options.critic, accelerator
         self.critic = make_critic(options.critic, options.image_size, options.channels)
-        # The autoencoder's schedule, with the critic's own rate and momentum.
+        # The autoencoder's schedule with the critic's learning rate and momentum.
         self.run_options = dataclasses.replace(
             options,
             learning_rate=options.critic.learning_rate or options.learning_rate,
@@ -61,7 +61,7 @@ class Adversary:
 
     @property
     def parts(self) -> dict[str, Stateful]:
-        """What a checkpoint must hold besides the autoencoder."""
+        """The critic's part of a checkpoint."""
         return {
             "critic": self.critic,
             "critic_optimizer": self.optimizer,
@@ -69,68 +69,68 @@ class Adversary:
             "critic_health": self.health,
         }
 
-    def plays(self, step: int) -> bool:
-        """Whether the critic has begun to learn and to be heard."""
+    def is_active(self, step: int) -> bool:
+        """Whether the critic is active at this step."""
         return step >= self.options.start_step
 
     def decoder_losses(
         self, images: Tensor, output: Any, losses: dict[str, Tensor], last_layer: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """What perceptual network and critic add to the autoencoder's losses; call it while the critic is frozen.
+        """Add the perceptual and adversarial losses to the autoencoder's; freeze the critic first.
 
         Args:
             images: originals (B, C, H, W) in [-1, 1].
-            output: the autoencoder's; its `images` are the reconstructions, its `fakes` all that the critic judges.
-            losses: the autoencoder's own, among them `reconstruction` and `total`.
+            output: the autoencoder's output; `fakes` are the critic's input.
+            losses: the autoencoder's losses, with `reconstruction` and `total`.
             last_layer: weight of the decoder's last layer, for the adaptive weight.
-            step: optimizer steps done so far.
+            step: completed optimizer steps.
 
         Returns:
-            The added terms, each without its weight, `adversarial_weight`, and the new `total`.
+            The added terms before weighting, `adversarial_weight`, and the new `total`.
         """
         options, added = self.options, {}
-        resemblance = losses["reconstruction"]
+        reconstruction = losses["reconstruction"]
         if self.perceptual is not None:
             added["perceptual"] = self.perceptual(images, output.images)
-            resemblance = resemblance + options.perceptual_weight * added["perceptual"]
-        if self.plays(step) and options.feature_matching:
-            # Not augmented: an image would be compared with another window of itself.
-            own: CriticOutput = self.critic(_shown(output.images))
+            reconstruction = reconstruction + options.perceptual_weight * added["perceptual"]
+        if self.is_active(step) and options.feature_matching:
+            # No augmentation: it would shift originals and reconstructions differently.
+            fake: CriticOutput = self.critic(_clamped(output.images))
             with torch.no_grad():
                 real: CriticOutput = self.critic(images)
-            added["feature_matching"] = feature_distance(real.features, own.features)
-            resemblance = resemblance + options.feature_matching * added["feature_matching"]
-        total = losses["total"] - losses["reconstruction"] + resemblance
-        if self.plays(step):
-            added["adversarial"] = self._deceive(images, output.fakes)
+            added["feature_matching"] = feature_distance(real.features, fake.features)
+            reconstruction = reconstruction + options.feature_matching * added["feature_matching"]
+        total = losses["total"] - losses["reconstruction"] + reconstruction
+        if self.is_active(step):
+            added["adversarial"] = self._generator_loss(images, output.fakes)
             weight = torch.full((), options.weight, device=images.device)
             if options.adaptive:
                 weight = weight * adaptive_weight(
-                    resemblance, added["adversarial"], last_layer, self.accelerator
+                    reconstruction, added["adversarial"], last_layer, self.accelerator
                 )
             added["adversarial_weight"] = weight
             total = total + weight * added["adversarial"]
         return {**added, "total": total}
 
     def critic_losses(self, images: Tensor, output: Any, step: int) -> dict[str, Tensor]:
-        """What the critic minimises, `critic`, and its parts; no gradient reaches the autoencoder."""
+        """The critic's loss, `critic`, and its terms; no gradient reaches the autoencoder."""
         options = self.options
-        real, fake = self._judge(images, output.fakes.detach())
-        partners = _paired(real.logits, fake.logits)
-        self.health.update(partners, fake.logits)
-        loss = critic_loss(options.loss, partners, fake.logits)
+        real, fake = self._logits_and_features(images, output.fakes.detach())
+        real_logits = _one_per_fake(real.logits, fake.logits)
+        self.health.update(real_logits, fake.logits)
+        loss = critic_loss(options.loss, real_logits, fake.logits)
         terms = {}
         if options.lecam:
             terms["lecam"] = self.lecam(real.logits, fake.logits)
             loss = loss + options.lecam * terms["lecam"]
         if options.r1 and step % options.r1_every == 0:
-            seen = augment(images, options.augment)
-            terms["r1"] = gradient_penalty(self.critic.logits, seen)
+            augmented = augment(images, options.augment)
+            terms["r1"] = gradient_penalty(self.critic.logits, augmented)
             loss = loss + options.r1 * options.r1_every * terms["r1"]
         return {**terms, "critic": loss}
 
     def update(self, loss: Tensor, step: int) -> dict[str, Tensor]:
-        """The critic's optimizer step; see `latent_prior.training.optim.update`."""
+        """Step the critic's optimizer, see `latent_prior.training.optim.update`."""
         updated = update(
             self.accelerator,
             self.optimizer,
@@ -141,44 +141,50 @@ class Adversary:
         )
         return {f"critic_{name}": value for name, value in updated.items()}
 
-    def figures(self, prefix: str, *, first: bool) -> Figures:
-        """The critic's health since the last call, and a `critic_warning` where something is wrong with it.
+    def figures(self, prefix: str, step: int) -> Figures:
+        """The critic's health since the last call, and a `critic_warning` if there is a problem.
 
         Args:
             prefix: of every name.
-            first: whether the critic is in its first epoch, in which it may well see no difference yet.
+            step: completed optimizer steps.
         """
-        health = self.health.compute(self.accelerator, prefix)
-        warning = None if first else diagnose(health, prefix)
-        return {**health} if warning is None else {**health, f"{prefix}critic_warning": warning}
+        health = self.health.compute(self.accelerator)
+        # In its first epoch it is normal that a critic sees no difference.
+        first_steps = 2 * (self.run_options.evaluate_every or 0)
+        in_first_epoch = step < self.options.start_step + first_steps
+        warning = None if in_first_epoch else critic_warning(health)
+        figures: Figures = {**health} if warning is None else {**health, "critic_warning": warning}
+        return {prefix + name: value for name, value in figures.items()}
 
-    def _deceive(self, images: Tensor, fakes: Tensor) -> Tensor:
-        """The generator's loss of the fakes."""
+    def _generator_loss(self, images: Tensor, fakes: Tensor) -> Tensor:
+        """The adversarial loss of the decoder."""
         options = self.options
-        fake: CriticOutput = self.critic(augment(_shown(fakes), options.augment))
+        fake: CriticOutput = self.critic(augment(_clamped(fakes), options.augment))
         if options.loss != "relativistic":
             return generator_loss(options.loss, fake.logits)
-        with torch.no_grad():  # what the critic says of the originals is given
+        with torch.no_grad():  # constants for the decoder
             real: CriticOutput = self.critic(augment(images, options.augment))
-        return generator_loss(options.loss, fake.logits, _paired(real.logits, fake.logits))
+        return generator_loss(options.loss, fake.logits, _one_per_fake(real.logits, fake.logits))
 
-    def _judge(self, images: Tensor, fakes: Tensor) -> tuple[CriticOutput, CriticOutput]:
-        """The critic's answers to originals and to fakes, from one pass over both: DDP wants one before a backward."""
-        both = torch.cat([images, _shown(fakes)])
-        judged = self.wrapped(augment(both, self.options.augment))
+    def _logits_and_features(
+        self, images: Tensor, fakes: Tensor
+    ) -> tuple[CriticOutput, CriticOutput]:
+        """The critic's outputs for originals and fakes, in one pass: DDP needs one per backward."""
+        both = torch.cat([images, _clamped(fakes)])
+        output = self.wrapped(augment(both, self.options.augment))
         count = len(images)
         return (
-            CriticOutput(judged.logits[:count], [maps[:count] for maps in judged.features]),
-            CriticOutput(judged.logits[count:], [maps[count:] for maps in judged.features]),
+            CriticOutput(output.logits[:count], [maps[:count] for maps in output.features]),
+            CriticOutput(output.logits[count:], [maps[count:] for maps in output.features]),
         )
 
 
-def _shown(fakes: Tensor) -> Tensor:
-    """Images as they are written, float32 in [-1, 1]: a critic would tell fakes by a black that is not quite black."""
+def _clamped(fakes: Tensor) -> Tensor:
+    """Float32 in [-1, 1], or a critic would recognise fakes by values that originals never have."""
     return fakes.float().clamp(-1, 1)
 
 
-def _paired(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """An original's logit for every fake: the originals in turn, as often as there are fakes."""
+def _one_per_fake(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Repeat the logits of the originals until there is one for every fake."""
     times = len(fake_logits) // len(real_logits)
     return real_logits.repeat(times, *[1] * (real_logits.ndim - 1))

@@ -1,4 +1,4 @@
-"""What all autoencoders of stage one have in common."""
+"""The interface of every autoencoder of stage 1, and the loss of those with codes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import os
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, Level, write_spec
+from latent_prior.losses.likelihoods import Likelihood
 from latent_prior.models import ModelConfig, StrictModel
+from latent_prior.stage1_autoencoders.gaussian import Gaussian
 from latent_prior.stage1_autoencoders.options import ModelOptions
 
 
 class AutoencoderConfig(ModelConfig):
-    """Abstract: the images an autoencoder is made for."""
+    """Abstract: the shape of an autoencoder's images."""
 
     image_size: int = 28
     """Height and width of the square images, in pixels."""
@@ -30,79 +34,81 @@ class AutoencoderConfig(ModelConfig):
             ValueError: naming the flag.
         """
         super().__post_init__(**undeclared)
-        assert isinstance(self, ModelOptions), "a member's config has its options among its bases"
+        assert isinstance(self, ModelOptions), "a config must also inherit its model's options"
         self.check_image_size(self.image_size)
 
 
-@dataclass(frozen=True)
-class DiscreteOutput:
-    """What an autoencoder with codebooks returns in training.
-
-    Attributes:
-        images: reconstructions (B, channels, size, size).
-        codes: the codes, int64 (B, height, width), level by level.
-        quantizer_loss: scalar, see `quantizers`.
-    """
-
-    images: Tensor
-    codes: CodeMaps
-    quantizer_loss: Tensor
-
-    @property
-    def fakes(self) -> Tensor:
-        """What a critic judges: the reconstructions."""
-        return self.images
-
-
 class Autoencoder(StrictModel):
-    """Abstract: images to codes or latents and back. Images are float32 (B, channels, size, size) in [-1, 1].
+    """Abstract: images to codes or latents and back.
 
-    In training `forward(images)` returns an output whose `images` are the reconstructions, and with them either `codes`
-    (see `DiscreteOutput`) or a `posterior` (see `vae`), which the epoch's meters count.
+    Images are float32 (B, channels, size, size) in [-1, 1]; reconstructions may slightly exceed it.
+    In training `forward(images)` returns an output with the reconstructions, `images`, and either
+    `codes` (see `DiscreteOutput`) or a `posterior` (a `Gaussian`); with a critic, also `fakes`.
+
+    A model with latents defines `likelihood`, `posterior` and `nll`; one with codes defines none.
     """
 
+    config_class: type[AutoencoderConfig] = AutoencoderConfig
     config: AutoencoderConfig
+    likelihood: Likelihood | None
+    """Distribution p(image | latents); None for a model with codes."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config)
+        self.likelihood = None
 
     @abstractmethod
     def objective(self, images: Tensor, output: Any, step: int) -> dict[str, Tensor]:
-        """The scalars this member minimises, for images and the output of `forward` for them.
+        """The loss and its terms, for images and the output of `forward` for them.
 
         Returns:
-            The terms by name, each a mean; `total` is what is minimised, `reconstruction` its part about the images.
+            Scalars by name; `total` is minimised, `reconstruction` is its reconstruction error.
         """
+
+    def posterior(self, images: Tensor) -> Gaussian | None:
+        """q(latents | images), (B, C, h, w); None for a model with codes."""
+        return None
+
+    def nll(self, images: Tensor, latents: Tensor) -> Tensor:
+        """-log p(images | latents) in nats per image, (B,), for latents (B, C, h, w)."""
+        raise NotImplementedError("a model with codes has no likelihood")
+
+    @torch.no_grad()
+    def negative_elbo(self, images: Tensor) -> Tensor:
+        """Upper bound of -log p(images) in nats per image, (B,), from one posterior sample each."""
+        posterior = self.posterior(images)
+        assert posterior is not None, "a model with codes has no posterior"
+        return self.nll(images, posterior.sample()) + posterior.kl().sum((1, 2, 3))
 
     @abstractmethod
     def encode(self, images: Tensor) -> CodeMaps:
-        """Codes (integers) or latents (floats) of the images, level by level, coarse first."""
+        """Codes (int64) or latents (float) of images by level, coarse first."""
 
     @abstractmethod
     def decode(self, codes: CodeMaps) -> Tensor:
-        """Images of the codes or latents; values may lie a little outside [-1, 1]."""
+        """Images of codes or latents."""
 
     @abstractmethod
     def embed(self, images: Tensor) -> CodeMaps:
-        """Continuous vectors of the images, float (B, C, height, width) level by level: what can be mixed and moved.
-
-        Latents themselves, or the code vectors of discrete members.
-        """
+        """Latents or code vectors of images by level, float (B, C, height, width)."""
 
     @abstractmethod
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
-        """Images of vectors as `embed` returns them, or of any between and around them."""
+        """Images of vectors as `embed` returns them, or of any others, such as interpolations."""
 
     @property
     @abstractmethod
     def levels(self) -> tuple[Level, ...]:
-        """The maps of codes or latents, coarse first."""
+        """Names and shapes of the maps of codes or latents, coarse first."""
 
     @property
     @abstractmethod
     def last_layer(self) -> Tensor:
-        """Weight of the decoder's last convolution, where an adaptive adversarial weight compares gradients."""
+        """Weight of the decoder's last convolution, for the adaptive adversarial weight."""
 
     @property
     def code_spec(self) -> CodeSpec:
-        """What the codes or latents look like, with the fingerprint of these weights."""
+        """Format of the codes or latents, with the fingerprint of these weights."""
         return CodeSpec(
             kind="latents" if self.levels[0].vocabulary is None else "codes",
             levels=self.levels,
@@ -119,17 +125,17 @@ class Autoencoder(StrictModel):
         state_dict: dict[str, Tensor] | None = None,
         max_shard_size: int | str = "50GB",
     ) -> None:
-        """Write `config.json`, `model.safetensors` and `code_spec.json`; the arguments are those of `StrictModel`."""
+        """Write `config.json`, `model.safetensors` and `code_spec.json`; see `StrictModel`."""
         super().save_pretrained(
             save_directory, state_dict=state_dict, max_shard_size=max_shard_size
         )
         write_spec(self.code_spec, Path(save_directory))
 
     def check_images(self, images: Tensor) -> None:
-        """Stop before images of another shape reach the network.
+        """Check the shape of images.
 
         Raises:
-            ValueError: naming the expected and the found shape.
+            ValueError: naming the expected and the actual shape.
         """
         expected = (self.config.image_channels, self.config.image_size, self.config.image_size)
         if tuple(images.shape[1:]) != expected:
@@ -137,3 +143,45 @@ class Autoencoder(StrictModel):
                 f"this autoencoder takes images of shape (B, {expected[0]}, {expected[1]}, {expected[2]}), "
                 f"found {tuple(images.shape)}"
             )
+
+
+@dataclass(frozen=True)
+class DiscreteOutput:
+    """The training output of an autoencoder with codes.
+
+    Attributes:
+        images: reconstructions (B, channels, size, size).
+        codes: int64 (B, height, width) by level.
+        quantizer_loss: scalar, see `quantizers`.
+    """
+
+    images: Tensor
+    codes: CodeMaps
+    quantizer_loss: Tensor
+
+    @property
+    def fakes(self) -> Tensor:
+        """The input of a critic: the reconstructions."""
+        return self.images
+
+
+def quantized_objective(
+    images: Tensor, output: DiscreteOutput, reconstruction: Literal["l1", "l2"]
+) -> dict[str, Tensor]:
+    """The loss of autoencoders with codes (van den Oord et al., 2017, Eq. 3).
+
+    Args:
+        images: originals (B, C, H, W) in [-1, 1].
+        output: the model's output for them.
+        reconstruction: mean absolute (`l1`) or mean squared (`l2`) error.
+
+    Returns:
+        Scalars `reconstruction`, `quantizer` and their sum `total`.
+    """
+    error_of = F.l1_loss if reconstruction == "l1" else F.mse_loss
+    error = error_of(output.images.float(), images.float())
+    return {
+        "reconstruction": error,
+        "quantizer": output.quantizer_loss,
+        "total": error + output.quantizer_loss,
+    }

@@ -1,7 +1,7 @@
-"""The convolutional residual encoder and decoder that all autoencoders share.
+"""The convolutional residual encoder and decoder of all autoencoders.
 
-Activations are kept in channels-last order: on a CPU it makes upsampling several times faster and the other
-operations no slower, on a GPU it is what the fast convolutions want.
+Activations are in channels-last format: on a CPU upsampling is several times faster and nothing else
+slower, on a GPU the fast convolutions need it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Upsampling = Literal["nearest", "transposed"]
 
 
 class Encoder(nn.Module):
-    """Images to a grid of vectors, halved in size once for every multiplier after the first.
+    """Images to a grid of vectors, halved in size for every multiplier after the first.
 
     Args:
         in_channels: channels of the images.
         out_channels: length of the vectors.
         widths: channels at each resolution, full resolution first.
         blocks: residual blocks at each resolution.
-        attention: for each resolution, whether its blocks are followed by self-attention.
+        attention: whether the blocks at each resolution are followed by self-attention.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         stages: list[nn.Module] = []
         for level, width in enumerate(widths):
             if level > 0:
-                # 4x4 rather than 3x3: every pixel is seen by the same number of strided windows.
+                # 4x4, not 3x3: every pixel is then covered by equally many strided windows.
                 stages.append(nn.Conv2d(widths[level - 1], width, 4, stride=2, padding=1))
             stages += _blocks(width, blocks[level], attention[level])
         self.stages = nn.Sequential(*stages)
@@ -55,20 +55,20 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H / downsampling, W / downsampling)."""
-        # After the stem, because with one channel both orders look alike and the convolution would pick the slow one.
+        # After the stem: with one channel both formats are equal, and the convolution picks the slow one.
         x = self.stem(images).contiguous(memory_format=torch.channels_last)  # (B, widths[0], H, W)
         return self.head(self.stages(x))
 
 
 class Decoder(nn.Module):
-    """A grid of vectors to images: the encoder in reverse. Its output is not bounded.
+    """A grid of vectors to images: the encoder in reverse, with unbounded output.
 
     Args:
         in_channels: length of the vectors.
         out_channels: channels of the images.
         widths: channels at each resolution, full resolution first, as for the encoder.
         blocks: residual blocks at each resolution.
-        attention: for each resolution, whether its blocks are followed by self-attention.
+        attention: whether the blocks at each resolution are followed by self-attention.
         upsampling: `nearest` (and a convolution) or `transposed`.
     """
 
@@ -105,14 +105,13 @@ class Decoder(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, out_channels, h * downsampling, w * downsampling)."""
-        x = self.stem(vectors).contiguous(
-            memory_format=torch.channels_last
-        )  # (B, widths[-1], h, w)
+        x = self.stem(vectors)  # (B, widths[-1], h, w)
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.head(self.stages(x))
 
 
 class ResBlock(nn.Module):
-    """Pre-activation residual block (He et al., 2016b) with group normalisation; shape in = shape out."""
+    """Pre-activation residual block (He et al., 2016b) with group normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -123,13 +122,13 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same."""
+        """(B, channels, H, W) to the same shape."""
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
 class AttentionBlock(nn.Module):
-    """Residual single-head self-attention over all positions; shape in = shape out."""
+    """Residual single-head self-attention over all positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -138,7 +137,7 @@ class AttentionBlock(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same."""
+        """(B, channels, H, W) to the same shape."""
         B, C, H, W = x.shape
         positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, C)
         q, k, v = self.qkv(positions).chunk(3, dim=-1)
@@ -147,11 +146,11 @@ class AttentionBlock(nn.Module):
 
 
 class NearestUpsample(nn.Module):
-    """Nearest-neighbour doubling and a 3x3 convolution (Odena et al., 2016), computed in one pass at the low resolution.
+    """Nearest-neighbour doubling and a 3x3 convolution (Odena et al., 2016), in one pass.
 
-    Doubling is a transposed convolution with a 2x2 kernel of ones; followed by a 3x3 convolution it is one transposed
-    convolution whose 4x4 kernel is the 3x3 kernel summed over the 2x2 shifts. Same function, 4 instead of 9
-    multiplications per pixel and channel pair, and no doubled map in memory.
+    Doubling is a transposed convolution with a 2x2 kernel of ones; with the 3x3 convolution it is one
+    transposed convolution, whose 4x4 kernel is the 3x3 kernel summed over the 2x2 shifts. This takes
+    4 instead of 9 multiplications per pixel and channel pair, and no doubled map in memory.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -163,7 +162,7 @@ class NearestUpsample(nn.Module):
         kernel = self.conv.weight  # (out, in, 3, 3)
         kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
         kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))  # (out, in, 4, 4)
-        # A convolution slides its kernel unflipped, a transposed one stamps it flipped.
+        # A transposed convolution applies its kernel flipped.
         return F.conv_transpose2d(
             x, kernel.flip(2, 3).transpose(0, 1), self.conv.bias, stride=2, padding=1
         )
@@ -179,7 +178,7 @@ def upsampling_layer(kind: Upsampling, in_channels: int, out_channels: int) -> n
 def make_encoder(
     options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
 ) -> Encoder:
-    """The encoder that a model's options describe."""
+    """Build the encoder from a model's options."""
     return Encoder(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -192,7 +191,7 @@ def make_encoder(
 def make_decoder(
     options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
 ) -> Decoder:
-    """The decoder that a model's options describe."""
+    """Build the decoder from a model's options."""
     return Decoder(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -208,7 +207,7 @@ def _widths(options: BackboneOptions) -> list[int]:
 
 
 def _attention(options: BackboneOptions, image_size: int) -> list[bool]:
-    """For each resolution of the images, whether its blocks are followed by self-attention."""
+    """Whether the blocks at each resolution are followed by self-attention."""
     return [image_size >> level in options.attention for level in range(len(options.multipliers))]
 
 
@@ -222,7 +221,7 @@ def _blocks(channels: int, count: int, attention: bool) -> list[nn.Module]:
 
 
 def _groups(channels: int) -> int:
-    """Up to 32 groups of at least 8 channels: smaller groups would normalise single channels' contrast away."""
+    """Up to 32 groups of at least 8 channels: smaller ones would remove a channel's contrast."""
     return max(
         groups
         for groups in range(1, 33)

@@ -1,7 +1,7 @@
-"""Critics: networks that tell originals from what a decoder makes. Training state, never part of the saved model.
+"""Critics: networks that distinguish originals from generated images; never part of a saved model.
 
-None uses batch normalisation: an image's logits must not depend on the images beside it, nor on which forward passes
-came before a backward one.
+None uses batch normalisation: the logits of an image must not depend on the rest of its batch or on
+earlier forward passes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LARGEST_MULTIPLIER = 8
 
 @dataclass(frozen=True)
 class CriticOutput:
-    """What a critic says about a batch of images.
+    """The output of a critic for a batch of images.
 
     Attributes:
-        logits: positive where an image looks original; (B, 1, h, w) for patches, (B, 1) for whole images.
-        features: what it looked at, one map (B, C, h, w) for every resolution, finest first.
+        logits: positive for originals; (B, 1, h, w) for patches, (B, 1) for whole images.
+        features: one map (B, C, h, w) for every resolution, finest first.
     """
 
     logits: Tensor
@@ -34,23 +34,23 @@ class CriticOutput:
 
 
 class Critic(nn.Module):
-    """Abstract: images to a judgement."""
+    """Abstract: images to logits and features."""
 
     def forward(self, images: Tensor) -> CriticOutput:
-        """Judge images (B, C, H, W) in [-1, 1]."""
+        """Logits and features of images (B, C, H, W) in [-1, 1]."""
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:
-        """The logits alone, in the caller's precision: accelerate puts autocast into the `forward` of an instance."""
+        """Logits outside the autocast that accelerate puts into an instance's `forward`."""
         return type(self).forward(self, images).logits
 
 
 class PatchCritic(Critic):
-    """PatchGAN (Isola et al., 2017, https://arxiv.org/abs/1611.07004): one logit for each of the overlapping patches.
+    """PatchGAN (Isola et al., 2017, https://arxiv.org/abs/1611.07004): one logit per patch.
 
-    Differences to the original: layer instead of batch normalisation (see Gulrajani et al., 2017), or none where the
-    spectral norm is divided out, and 3x3 convolutions after the last halving, which keep the places that 4x4 ones would
-    lose on small images. With three halvings a logit sees 54 x 54 pixels.
+    Differences from the original: layer instead of batch normalisation (Gulrajani et al., 2017), or
+    none with spectral norm, and 3x3 convolutions after the last halving, which keep the border that
+    4x4 ones lose on small images. With three halvings the receptive field is 54 x 54 pixels.
 
     Args:
         widths: channels after each halving of the image.
@@ -78,7 +78,7 @@ class PatchCritic(Critic):
 
     def forward(self, images: Tensor) -> CriticOutput:
         """(B, C, H, W) to logits (B, 1, h, w) and features."""
-        # After the stem, because with one channel both orders look alike and the convolution would pick the slow one.
+        # After the stem: with one channel both formats are equal, and the convolution picks the slow one.
         x = self.stem(images).contiguous(memory_format=torch.channels_last)
         features = [F.leaky_relu(x, 0.2)]
         for stage in self.stages:
@@ -87,10 +87,10 @@ class PatchCritic(Critic):
 
 
 class ResidualCritic(Critic):
-    """A plain residual network without normalisation, one logit for each image, much as R3GAN's (Huang et al., 2024).
+    """A residual network without normalisation, one logit per image, as in R3GAN (Huang et al., 2024).
 
-    The branches of its blocks start at zero (Zhang et al., 2019, https://arxiv.org/abs/1901.09321), which takes the
-    place of normalisation; where the spectral norm is divided out they start at random.
+    Residual branches start at zero (Fixup, Zhang et al., 2019, https://arxiv.org/abs/1901.09321)
+    instead of normalisation; with spectral norm they start at random.
 
     Args:
         widths: channels at full resolution and after each halving of the image.
@@ -105,7 +105,7 @@ class ResidualCritic(Critic):
         super().__init__()
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(_Block(width) for width in widths)
-        # 1x1 after the pooling, not before: a quarter of the work, and the same function.
+        # 1x1 after the pooling: the same function as before it, at a quarter of the cost.
         self.widen = nn.ModuleList(
             nn.Conv2d(before, width, 1) for before, width in itertools.pairwise(widths)
         )
@@ -119,11 +119,11 @@ class ResidualCritic(Critic):
 
     def forward(self, images: Tensor) -> CriticOutput:
         """(B, C, H, W) to logits (B, 1) and features."""
-        # After the stem, because with one channel both orders look alike and the convolution would pick the slow one.
+        # After the stem: with one channel both formats are equal, and the convolution picks the slow one.
         x = self.stem(images).contiguous(memory_format=torch.channels_last)
         features = [self.blocks[0](x)]
         for widen, block in zip(self.widen, self.blocks[1:], strict=True):
-            # Rounded up, so that no row of an odd size is dropped.
+            # Round up, so that odd sizes lose no row.
             x = F.avg_pool2d(features[-1], 2, ceil_mode=True)
             features.append(block(widen(x)))
         return CriticOutput(self.head(F.leaky_relu(features[-1], 0.2).flatten(1)), features)
@@ -138,18 +138,18 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same."""
+        """(B, channels, H, W) to the same shape."""
         h = self.conv1(F.leaky_relu(x, 0.2))
         return x + self.conv2(F.leaky_relu(h, 0.2))
 
 
 def _keep_scale(module: nn.Module) -> None:
-    """Initial weights under which activations have the scale of the images at every depth."""
+    """Initialise so that activations keep the scale of the images at every depth."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, a=0.2)
         assert module.bias is not None
         nn.init.zeros_(module.bias)
-    if isinstance(module, _Block):  # comes after its convolutions
+    if isinstance(module, _Block):  # `apply` visits its convolutions first
         nn.init.zeros_(module.conv2.weight)
 
 
@@ -162,7 +162,7 @@ def make_critic(options: CriticOptions, image_size: int, image_channels: int) ->
     if image_size >> options.layers < 2:
         most = max(0, image_size.bit_length() - 2)
         raise ValueError(
-            f"--critic.layers {options.layers} halves images of --image_size {image_size} to less than 2 x 2: choose at most {most}"
+            f"--critic.layers {options.layers} halves images of --image_size {image_size} to less than 2 x 2: use at most {most}"
         )
     multipliers = [min(2**level, _LARGEST_MULTIPLIER) for level in range(options.layers + 1)]
     widths = [options.width * multiplier for multiplier in multipliers]
@@ -172,20 +172,20 @@ def make_critic(options: CriticOptions, image_size: int, image_channels: int) ->
 
 
 def feature_distance(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Squared error in a critic's features, mean over elements, then over maps (Larsen et al., 2016, Eq. 7).
+    """Squared error of a critic's features, averaged within, then over maps (Larsen et al., Eq. 7).
 
     Args:
-        real: `CriticOutput.features` of the originals, through which no gradient goes.
-        fake: those of their reconstructions, in the same order.
+        real: `CriticOutput.features` of the originals; detached.
+        fake: those of their reconstructions.
     """
     distances = [F.mse_loss(f.float(), r.detach().float()) for r, f in zip(real, fake, strict=True)]
     return torch.stack(distances).mean()
 
 
 def _divide_out_spectral_norm(critic: Critic) -> None:
-    """Every layer's weight over its largest singular value (Miyato et al., 2018, https://arxiv.org/abs/1802.05957).
+    """Divide weights by their spectral norm (Miyato et al., 2018, https://arxiv.org/abs/1802.05957).
 
-    One power iteration in each forward pass of training: from equal weights all processes compute equal buffers.
+    One power iteration per training forward pass; equal weights give all processes equal buffers.
     """
     for module in list(critic.modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""Write the codes or latents of a dataset's images as a Hugging Face dataset, for the prior and for anything else.
+"""Write the codes or latents of a dataset's images as a Hugging Face dataset.
 
 accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/model --dataset mnist5k --output_dir runs/mnist/codes
 """
@@ -37,16 +37,15 @@ from latent_prior.processes import share, start_processes
 from latent_prior.seeds import generator
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
-from latent_prior.stage1_autoencoders.vae import VAE
 
 SETTINGS_FILE = "encode.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+    """Encode, from the finished shards of a stopped run if there are any.
 
     Raises:
-        ValueError: options, images, the autoencoder or the output folder are at fault.
+        ValueError: invalid options, images or autoencoder, or an output folder with other codes.
     """
     options = parse_config(EncodeOptions, argv)
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        if spec.kind == "latents":  # of the images a prior will learn from
+        if spec.kind == "latents":  # of the prior's training images
             measured = options.augmented_split if options.augmented_split in shards else names[0]
             spec = measure_latents([path for _, path in shards[measured]], spec)
         recorded = settings | {"command": command_line()}
@@ -108,12 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptions:
-    """Image size and channels are the autoencoder's.
+    """Take image size and channels from the autoencoder.
 
     Raises:
-        ValueError: a flag asks for others, or for draws of a posterior that there is not.
+        ValueError: flags that contradict it, or posterior samples of a model with codes.
     """
-    if options.posterior == "sample" and not isinstance(autoencoder, VAE):
+    if options.posterior == "sample" and autoencoder.code_spec.kind == "codes":
         raise ValueError(
             f"--posterior sample: {options.autoencoder} writes codes and has no posterior; leave the flag out"
         )
@@ -121,7 +120,7 @@ def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptio
 
 
 def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep the finished shards of a stopped run if its settings were the same."""
+    """Keep the shards of a stopped run with the same settings; delete any others."""
     path = folder / SETTINGS_FILE
     if path.is_file() and read_json(path) == settings:
         return
@@ -132,7 +131,7 @@ def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
 def plan_shards(
     folder: Path, split: str, count: int, options: EncodeOptions
 ) -> list[tuple[int, Path]]:
-    """(first image, file) of every shard of a split; the plan does not depend on the number of processes."""
+    """(first image, file) of every shard of a split, for any number of processes."""
     firsts = range(0, count, options.shard_images)
     return [(first, folder / f"{split}-{number:06d}.arrow") for number, first in enumerate(firsts)]
 
@@ -140,22 +139,15 @@ def plan_shards(
 def encode_images(
     autoencoder: Autoencoder, images: ImageSet, split: str, first: int, options: EncodeOptions
 ) -> dict[str, NDArray[Any]]:
-    """The rows of one shard, image after image, the views of an image together; view 0 is the plain one."""
+    """Columns of one shard: all views of the first image, then of the next; view 0 is unaugmented."""
     last = min(first + options.shard_images, len(images))
     maps: dict[str, list[NDArray[Any]]] = {}
     for start in range(first, last, options.batch_size):
-        indices = range(start, min(start + options.batch_size, last))
-        views = make_views(
-            images.read(indices), images.source_index[indices.start : indices.stop], split, options
-        )
+        batch = range(start, min(start + options.batch_size, last))
+        batch_rows = images.source_index[batch.start : batch.stop]
+        views = make_views(images.read(batch), batch_rows, split, options)
         columns = [
-            encode_view(
-                autoencoder,
-                view,
-                number,
-                images.source_index[indices.start : indices.stop],
-                options,
-            )
+            encode_view(autoencoder, view, number, batch_rows, options)
             for number, view in enumerate(views)
         ]
         for name in columns[0]:
@@ -175,9 +167,9 @@ def encode_images(
 def make_views(
     images: Tensor, rows: NDArray[np.int64], split: str, options: EncodeOptions
 ) -> list[Tensor]:
-    """The plain images, and for the augmented split their moved windows and the mirrored ones of all of these.
+    """Central crops, then for the augmented split random crops, each with its mirror image.
 
-    A window depends on (seed, row, view) only, not on how the work is cut into batches.
+    A crop depends on (seed, row, view) only, not on batches or processes.
     """
     assert options.image_size is not None
     views = [crop_windows(images, options.image_size, 0, None)]
@@ -203,29 +195,28 @@ def encode_view(
     rows: NDArray[np.int64],
     options: EncodeOptions,
 ) -> dict[str, NDArray[Any]]:
-    """One view of the images with these rows, uint8 (B, C, H, W), as codes or latents by level, in numpy arrays."""
+    """Codes or latents by level of one view, uint8 (B, C, H, W), of the images with these rows."""
     pixels = to_float(images.to(autoencoder.device)).contiguous(memory_format=torch.channels_last)
     if options.posterior == "sample":
-        assert isinstance(autoencoder, VAE)
-        maps = draw_latents(autoencoder, pixels, view, rows, options.seed)
+        maps = sample_latents(autoencoder, pixels, view, rows, options.seed)
     else:
         maps = autoencoder.encode(pixels)
     kind = np.float16 if autoencoder.levels[0].vocabulary is None else np.int64
     return {name: values.cpu().numpy().astype(kind) for name, values in maps.items()}
 
 
-def draw_latents(
-    autoencoder: VAE, pixels: Tensor, view: int, rows: NDArray[np.int64], seed: int
+def sample_latents(
+    autoencoder: Autoencoder, pixels: Tensor, view: int, rows: NDArray[np.int64], seed: int
 ) -> CodeMaps:
-    """A draw of the posterior of every image, which depends on (seed, row, view) only."""
+    """One sample of each image's posterior, which depends on (seed, row, view) only."""
     posterior = autoencoder.posterior(pixels)
-    shape = posterior.mean.shape[1:]
-    noise = [
-        torch.randn(shape, generator=generator(seed, "latent", int(row), view)) for row in rows
-    ]
-    deviation = posterior.log_variance.mul(0.5).exp()
+    assert posterior is not None, "a model with codes has no posterior"
     (level,) = autoencoder.levels
-    return {level.name: posterior.mean + deviation * torch.stack(noise).to(deviation)}
+    noise = [
+        torch.randn(level.shape, generator=generator(seed, "latent", int(row), view))
+        for row in rows
+    ]
+    return {level.name: posterior.from_noise(torch.stack(noise))}
 
 
 if __name__ == "__main__":

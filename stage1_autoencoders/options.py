@@ -1,6 +1,6 @@
-"""What a user can set for stage one, as plain dataclasses that need no torch.
+"""Options of stage 1 that need no torch: those shared by several models, and the two commands.
 
-The options of a family member stand in its own file; here is what several members share, and the two commands.
+The options of a model are in its own file.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ DEFAULT_MODEL = "vqvae"
 
 @dataclass(kw_only=True)
 class ModelOptions(Options):
-    """Abstract: the options of one family member, chosen by `model.type`.
+    """Abstract: the options of one model, chosen by `model.type`.
 
-    The class methods are what `latent_prior.cli` needs to choose a member by its name.
+    The class methods let `latent_prior.cli` choose a model by its name.
     """
 
     flag_prefix: ClassVar[str] = "model."
 
     adversarial: ClassVar[bool] = False
-    """Whether the member is trained against a critic."""
+    """Whether the model is trained against a critic."""
 
     def check_image_size(self, image_size: int) -> None:
-        """Stop before an image size that the model cannot take.
+        """Check that the model can take images of this size.
 
         Raises:
             ValueError: naming the size and what it must be.
@@ -44,19 +44,21 @@ class ModelOptions(Options):
 
     @classmethod
     def get_choice_class(cls, name: str) -> type[ModelOptions]:
-        """The options of a member, from its file; a name that is in `MODELS`."""
+        """Import the options class of a model, by its name in `MODELS`."""
         module, model = MODELS[name]
-        found: type[ModelOptions] = getattr(importlib.import_module(module), f"{model}Options")
-        return found
+        options_class: type[ModelOptions] = getattr(
+            importlib.import_module(module), f"{model}Options"
+        )
+        return options_class
 
     @classmethod
     def get_known_choices(cls) -> dict[str, Any]:
-        """Names of the members; what stands behind them is imported by `get_choice_class` only."""
+        """The models by name; only `get_choice_class` imports them."""
         return dict(MODELS)
 
     @classmethod
     def get_choice_name(cls, subcls: type) -> str:
-        """The name of a member, from the class of its options."""
+        """The name of a model, from the class of its options."""
         for name, (_, model) in MODELS.items():
             if subcls.__name__ == f"{model}Options":
                 return name
@@ -64,7 +66,7 @@ class ModelOptions(Options):
 
     @classmethod
     def default_choice_name(cls) -> str:
-        """What is trained where nothing is said."""
+        """The model that is trained by default."""
         return DEFAULT_MODEL
 
 
@@ -75,10 +77,10 @@ class BackboneOptions(ResolutionOptions):
     attention: list[int] = field(default_factory=list)
     """Resolutions, in pixels, at which each residual block is followed by self-attention."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
-    """How the decoder doubles the size: repeated pixels and a 3x3 convolution, or a transposed 4x4 convolution."""
+    """How the decoder doubles the size: nearest neighbour and a 3x3 convolution, or a transposed one."""
 
     def check_image_size(self, image_size: int) -> None:
-        """Stop before an image size that the resolutions do not fit.
+        """Check that the resolutions, and those with attention, fit the image size.
 
         Raises:
             ValueError: naming the size and what it must be.
@@ -92,43 +94,77 @@ class BackboneOptions(ResolutionOptions):
 
 
 @dataclass(kw_only=True)
+class QuantizerOptions(Options):
+    """How vectors become codes, and how the codebook learns; see `quantizers.check_quantizer`."""
+
+    flag_prefix: ClassVar[str] = "model."
+
+    quantizer: str = "ema"
+    """Codebook (EMA or gradient), FSQ, lookup-free (LFQ), binary spherical (BSQ), or residual."""
+    codebook_size: int = option(512, at_least=2)
+    """Number of codes; with `residual`, of each stage."""
+    code_dim: int = option(16, at_least=1)
+    """Length of a code vector; `fsq`, `lfq` and `bsq` derive it from codebook_size."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance to the codes; cosine scales vectors and codes to length 1 and suits a code_dim of 8."""
+    estimator: Literal["straight_through", "rotation"] = "straight_through"
+    """How the gradient passes a codebook: unchanged, or rotated and scaled from code to vector."""
+    initialisation: Literal["kmeans", "data"] = "kmeans"
+    """Initial codebook: k-means over the first batch, or random vectors of it."""
+    commitment: float | None = option(None, at_least=0)
+    """Weight beta of the loss that pulls encoder outputs to their codes. Default: per quantizer."""
+    codebook_decay: float = option(0.99, at_least=0, below=1)
+    """Decay per step of the codebook's moving averages (with `gradient`: of the usage counts)."""
+    restart_below: float = option(0.1, at_least=0, below=1)
+    """Codes used less than this share of the mean restart at a badly coded vector; 0 restarts none."""
+    entropy_weight: float | None = option(None, at_least=0)
+    """Weight of the entropy loss (confident assignments, uniform usage). Default: per quantizer."""
+    entropy_temperature: float | None = option(None, above=0)
+    """Temperature of the soft assignments in the entropy loss. Default: per quantizer."""
+    fsq_levels: list[int] = field(default_factory=list)
+    """Values along each dimension of `fsq`; their product is codebook_size. Empty chooses them."""
+    residual_stages: int = option(4, at_least=1)
+    """Number of codebooks of `residual`, each for the residual of those before."""
+
+
+@dataclass(kw_only=True)
 class CriticOptions(Options):
-    """The discriminator of VAE-GAN and VQ-VAE-GAN: training state, never part of the saved model."""
+    """The critic of VAE-GAN and VQGAN: training state, never part of the saved model."""
 
     flag_prefix: ClassVar[str] = "critic."
 
     network: Literal["patch", "residual"] = "patch"
-    """PatchGAN, which judges overlapping patches, or a residual network, which judges the whole image."""
+    """PatchGAN, with one logit per overlapping patch, or a residual network, with one per image."""
     width: int = option(32, at_least=1)
-    """Channels of the critic's first layer, doubled at each halving of the image up to eight times."""
+    """Channels of the critic's first layer; each halving of the image doubles them, up to 8 times."""
     layers: int = option(3, at_least=1)
-    """Halvings of the image."""
+    """How often the image is halved."""
     spectral_norm: bool = False
     """Divide every layer's weight by its largest singular value (Miyato et al., 2018)."""
     loss: Literal["hinge", "non_saturating", "relativistic"] = "hinge"
-    """Adversarial loss of both sides."""
+    """Adversarial loss of critic and decoder."""
     weight: float = option(0.8, at_least=0)
-    """Weight of the adversarial loss in the autoencoder's; with `adaptive`, of the balanced one."""
+    """Weight of the adversarial loss; with `adaptive`, after balancing."""
     adaptive: bool = False
-    """Balance the adversarial gradient with the reconstruction's at the decoder's last layer (Esser et al., 2021)."""
+    """Balance adversarial and reconstruction gradients at the last layer (Esser et al., 2021)."""
     start_step: int = option(0, at_least=0)
-    """Step at which the critic's training begins and its loss joins the autoencoder's."""
+    """Step at which the critic starts to train and the adversarial loss starts to count."""
     r1: float = option(0.0, at_least=0)
-    """Weight gamma of the R1 penalty on the critic's gradient at real images (Mescheder et al., 2018); 0 is none."""
+    """Weight gamma of the R1 gradient penalty (Mescheder et al., 2018); 0 disables it."""
     r1_every: int = option(16, at_least=1)
     """Steps between R1 penalties, each multiplied by this number."""
     lecam: float = option(0.0, at_least=0)
-    """Weight of LeCAM's pull on the critic's answers (Tseng et al., 2021); 0 is none."""
+    """Weight of the LeCAM regularisation of the logits (Tseng et al., 2021); 0 disables it."""
     feature_matching: float = option(0.0, at_least=0)
-    """Weight of the distance between original and reconstruction in the critic's features (Larsen et al., 2016)."""
+    """Weight of the reconstruction error in the critic's features (Larsen et al., 2016)."""
     perceptual: Literal["none", "lpips", "efficientnet_lite0"] = "none"
-    """Pretrained network for a perceptual distance; its weights must be on this machine."""
+    """Pretrained network of the perceptual distance; its weights must be on this machine."""
     perceptual_weight: float = option(1.0, at_least=0)
     """Weight of the perceptual distance."""
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
-    """Differentiable augmentations of everything the critic sees (Zhao et al., 2020), for small data."""
+    """Differentiable augmentations of the critic's inputs, for small data (Zhao et al., 2020)."""
     learning_rate: float | None = option(None, above=0)
-    """Peak learning rate of the critic's AdamW, on the autoencoder's schedule; null takes the autoencoder's."""
+    """Peak learning rate of the critic. Default: the autoencoder's, whose schedule it follows."""
     beta1: float = option(0.5, at_least=0, below=1)
     """First-moment decay of the critic's AdamW."""
 
@@ -142,16 +178,16 @@ class TrainOptions(TrainingImageOptions):
     """Train an autoencoder on images; repeating the command resumes the run."""
 
     model: ModelOptions = field(default_factory=_default_model)
-    """The family member, by its `type`, and what it is made of."""
+    """The model, by its `type`, and its options."""
     critic: CriticOptions = field(default_factory=CriticOptions)
-    """The discriminator of the members that have one."""
+    """The critic of VAE-GAN and VQGAN."""
     validation_split: str | None = None
-    """Split whose error is logged at every evaluation; null looks at training images only."""
+    """Split that every evaluation measures. Default: none, training images only."""
     validation_images: int = 512
-    """How many of its images are looked at."""
+    """Number of validation images."""
 
     def __post_init__(self) -> None:
-        """Check the numbers, and that image and model fit."""
+        """Also check the image size, and that only adversarial models have critic options."""
         super().__post_init__()
         if self.image_size is not None:
             self.model.check_image_size(self.image_size)
@@ -162,33 +198,31 @@ class TrainOptions(TrainingImageOptions):
 
 @dataclass(kw_only=True)
 class EncodeOptions(ComputeOptions, ImageOptions):
-    """Write the codes of a dataset's images as a Hugging Face dataset; repeating the command goes on where it stopped."""
+    """Write the codes of a dataset's images as a dataset; repeating the command resumes it."""
 
     autoencoder: str = option(may_change=True)
     """Folder or hub id of a trained autoencoder."""
     output_dir: str = option(may_change=True)
     """Folder of the codes dataset."""
     split: str | None = None
-    """Split to encode; null encodes all of them."""
+    """Split to encode. Default: all."""
     crops: int = option(0, at_least=0)
-    """Randomly moved windows per training image, besides the plain one; see `resize` and `crop_padding`."""
+    """Random crops per training image, besides the central one; see `resize` and `crop_padding`."""
     flip: bool = False
-    """Add the mirrored image to every window of a training image."""
+    """Add the mirrored view to every crop of a training image."""
     posterior: Literal["mean", "sample"] = "mean"
-    """Of a VAE's posterior: its mean, or one draw per view; discrete members have none."""
+    """Latents of a VAE: the mean of the posterior, or one sample per view."""
     augmented_split: str = "train"
-    """The split that gets windows and mirrored images; the others stay plain."""
+    """Split with crops and mirrored views; the others have central crops only."""
     batch_size: int = option(256, at_least=1, may_change=True)
     """Images per forward pass and process."""
     shard_images: int = option(1024, at_least=1, may_change=True)
-    """Images per unit of work: what a stopped run does again at most, and what one process holds in memory."""
+    """Images per shard: what a stopped run repeats at most, and what a process holds in memory."""
     seed: int = option(0, at_least=0)
-    """Seed of the windows."""
+    """Seed of crops and samples."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Also check that crops have room to move."""
         super().__post_init__()
         if self.crops and not self.crop_padding and self.resize is None:
-            raise ValueError(
-                "--crops needs room to move the window: set --crop_padding or --resize"
-            )
+            raise ValueError("--crops needs room around the image: set --crop_padding or --resize")

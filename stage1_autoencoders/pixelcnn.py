@@ -1,8 +1,8 @@
-"""An autoregressive decoder head (Gulrajani et al., 2017, PixelVAE, https://arxiv.org/abs/1611.05013).
+"""An autoregressive decoder head (PixelVAE, Gulrajani et al., 2017, https://arxiv.org/abs/1611.05013).
 
-It predicts every pixel from the decoder's features and from the pixels before it, row by row, through masked convolutions
-(van den Oord et al., 2016, https://arxiv.org/abs/1601.06759). Such a decoder can do without the latents, which is what
-tempts a posterior to collapse.
+It predicts every pixel from the decoder's features and the preceding pixels, row by row, through
+masked convolutions (van den Oord et al., 2016, https://arxiv.org/abs/1601.06759). Such a decoder can
+ignore the latents, so the posterior may collapse.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution that sees no later pixel; the channels of one pixel are given jointly. Shape in = shape out.
+    """A convolution without later pixels in raster order; it keeps height and width.
 
     Args:
         in_channels: of the input.
         out_channels: of the output.
         kernel_size: odd.
-        mask: `A` does not see the pixel itself, which the first layer must not; `B` does.
+        mask: `A` also leaves out the pixel itself, as the first layer must; `B` reads it.
     """
 
     def __init__(
@@ -33,20 +33,20 @@ class MaskedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H, W)."""
-        place = torch.arange(self.weight[0, 0].numel(), device=x.device)
-        mask = (place < self.visible).view(self.kernel_size)
+        index = torch.arange(self.weight[0, 0].numel(), device=x.device)
+        mask = (index < self.visible).view(self.kernel_size)
         return self._conv_forward(x, self.weight * mask, self.bias)
 
 
 class AutoregressiveHead(nn.Module):
-    """A PixelCNN conditioned on features. Layers of 3x3 kernels leave it a blind spot to the upper right.
+    """A PixelCNN conditioned on features; its 3x3 kernels have a blind spot to the upper right.
 
-    There is no normalisation, because statistics over a whole map would carry later pixels to earlier ones.
+    No normalisation: statistics over a whole map would leak later pixels to earlier ones.
 
     Args:
         channels: of features, images and prediction.
         width: channels of the layers.
-        layers: residual layers after the first, masked 7x7 one.
+        layers: residual layers after the first layer, a masked 7x7 one.
     """
 
     def __init__(self, channels: int, width: int, layers: int) -> None:
@@ -63,17 +63,17 @@ class AutoregressiveHead(nn.Module):
             for _ in range(layers)
         )
         self.out = nn.Conv2d(width, channels, 1)
-        self.rows_above = 3 + layers  # that a pixel is predicted from
+        self.rows_above = 3 + layers  # height of the receptive field above a pixel
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
-        """The prediction of every pixel, from the true pixels before it.
+        """Predict every pixel from the true pixels before it.
 
         Args:
             features: the decoder's output (B, channels, H, W).
             images: the images to predict (B, channels, H, W) in [-1, 1].
 
         Returns:
-            (B, channels, H, W), to be read by a likelihood.
+            The parameter of a likelihood, (B, channels, H, W).
         """
         x = self.from_images(images) + self.from_features(features)
         for layer in self.layers:
@@ -81,20 +81,18 @@ class AutoregressiveHead(nn.Module):
         return self.out(F.silu(x))
 
     @torch.no_grad()
-    def generate(self, features: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-        """Images (B, channels, H, W) in [-1, 1], pixel by pixel: one pass over a few rows for each.
+    def generate(self, features: Tensor, to_images: Callable[[Tensor], Tensor]) -> Tensor:
+        """Images (B, channels, H, W) in [-1, 1], pixel by pixel, one pass over a few rows for each.
 
         Args:
             features: the decoder's output (B, channels, H, W).
-            draw: prediction to images, a likelihood's `sample` or `mean`.
+            to_images: prediction to images, a likelihood's `sample` or `mean`.
         """
         images = torch.zeros_like(features, dtype=torch.float32)
         for row in range(images.shape[2]):
             rows = slice(max(0, row - self.rows_above), row + 1)
             for column in range(images.shape[3]):
-                seen = images[:, :, rows].to(
-                    features.dtype
-                )  # half where the weights were loaded as half
-                prediction = self(features[:, :, rows], seen)[:, :, -1:, column, None]
-                images[:, :, row, column] = draw(prediction).clamp(-1, 1)[:, :, 0, 0]
+                context = images[:, :, rows].to(features.dtype)
+                prediction = self(features[:, :, rows], context)[:, :, -1:, column, None]
+                images[:, :, row, column] = to_images(prediction).clamp(-1, 1)[:, :, 0, 0]
         return images

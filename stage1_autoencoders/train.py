@@ -12,14 +12,11 @@ answer_early(__name__, TrainOptions)
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from latent_prior.data.batch_order import Batch
@@ -36,7 +33,6 @@ from latent_prior.stage1_autoencoders import model_class
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage1_autoencoders.meters import Meter
-from latent_prior.stage1_autoencoders.vae import VAE
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model
 from latent_prior.training.ema import EMA
@@ -44,115 +40,78 @@ from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
 
 
-@dataclass
-class Parts:
-    """What a step works with; `wrapped` is the model as Accelerate runs it."""
-
-    options: TrainOptions
-    accelerator: Accelerator
-    model: Autoencoder
-    wrapped: nn.Module
-    optimizer: AcceleratedOptimizer
-    ema: EMA
-    meter: Meter
-    state: loop.TrainState
-
-
-def step(parts: Parts, batch: Batch) -> loop.Metrics:
-    """Everything that learns in a VAE, VQ-VAE or VQ-VAE-2."""
-    accelerator, at = parts.accelerator, parts.state.step
-    pixels = prepare(batch["images"], accelerator)
-    with accelerator.accumulate(parts.wrapped):
-        output = parts.wrapped(pixels)
-        losses = parts.model.objective(pixels, output, at)
-        total = losses["total"]
-        accelerator.backward(total)
-        updated = update(
-            accelerator, parts.optimizer, parts.wrapped, loss=total, step=at, options=parts.options
-        )
-    if accelerator.sync_gradients:
-        parts.ema.update(parts.model)
-    parts.meter.update(pixels, output)
-    return {**losses, **updated}
-
-
-def adversarial_step(parts: Parts, adversary: Adversary, batch: Batch) -> loop.Metrics:
-    """Everything that learns in a VAE-GAN or VQGAN: the autoencoder against the critic, then the critic."""
-    accelerator, at = parts.accelerator, parts.state.step
-    pixels = prepare(batch["images"], accelerator)
-    with accelerator.accumulate(parts.wrapped, adversary.wrapped):
-        output = parts.wrapped(pixels)
-        losses = parts.model.objective(pixels, output, at)
-        with frozen(adversary.critic):
-            losses |= adversary.decoder_losses(pixels, output, losses, parts.model.last_layer, at)
-        total = losses["total"]
-        accelerator.backward(total)
-        updated = update(
-            accelerator, parts.optimizer, parts.wrapped, loss=total, step=at, options=parts.options
-        )
-        if adversary.plays(at):
-            judged = adversary.critic_losses(pixels, output, at)
-            accelerator.backward(judged["critic"])
-            updated |= adversary.update(judged["critic"], at)
-            losses |= judged
-    if accelerator.sync_gradients:
-        parts.ema.update(parts.model)
-    parts.meter.update(pixels, output)
-    return {**losses, **updated}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+    """Train, from the newest checkpoint in the run folder if there is one.
 
     Raises:
-        ValueError: options, images or the run folder are at fault.
+        ValueError: invalid options or images, or the run folder of another run.
     """
     options = parse_config(TrainOptions, argv)
     accelerator = start_training_processes(options)
     images, options = open_training_images(options)
-    validation = (
-        None if options.validation_split is None else open_images(options, options.validation_split)
-    )
+    split = options.validation_split
+    validation = None if split is None else open_images(options, split)
+    run_folder = Path(options.output_dir)
 
     model = make_model(options)
-    optimizer = make_optimizer(model, options)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, options))
     ema = EMA(model, options.ema_decay)
     meter = Meter(model.code_spec).to(accelerator.device)
     state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema, "meter": meter})
-    parts = Parts(options, accelerator, model, wrapped, optimizer, ema, meter, state)
-    adversary = None
-    if options.model.adversarial:
-        adversary = Adversary(options, accelerator)
-        state.parts |= adversary.parts
+    adversary = Adversary(options, accelerator) if options.model.adversarial else None
+    networks = [wrapped] if adversary is None else [wrapped, adversary.wrapped]
+    state.parts |= {} if adversary is None else adversary.parts
 
+    def step(batch: Batch) -> loop.Metrics:
+        """Update the autoencoder, then its critic if it has one."""
+        pixels = prepare(batch["images"], accelerator)
+        with accelerator.accumulate(*networks):
+            output = wrapped(pixels)
+            losses = model.objective(pixels, output, state.step)
+            if adversary is not None:
+                with frozen(adversary.critic):
+                    losses |= adversary.decoder_losses(
+                        pixels, output, losses, model.last_layer, state.step
+                    )
+            total = losses["total"]
+            accelerator.backward(total)
+            updated = update(
+                accelerator, optimizer, wrapped, loss=total, step=state.step, options=options
+            )
+            if adversary is not None and adversary.is_active(state.step):
+                critic_losses = adversary.critic_losses(pixels, output, state.step)
+                accelerator.backward(critic_losses["critic"])
+                updated |= adversary.update(critic_losses["critic"], state.step)
+                losses |= critic_losses
+        if accelerator.sync_gradients:
+            ema.update(model)
+        meter.update(pixels, output)
+        return {**losses, **updated}
+
+    @torch.no_grad()
     def evaluate() -> Figures:
-        """Whole-epoch figures of training, figures of validation, and originals beside reconstructions."""
+        """Figures of the epoch and the validation split; a grid of originals and reconstructions."""
         figures = meter.compute(accelerator, "epoch_")
         if adversary is not None:
-            first = state.step < options.critic.start_step + 2 * (options.evaluate_every or 0)
-            figures |= adversary.figures("epoch_", first=first)
+            figures |= adversary.figures("epoch_", state.step)
         model.eval()
-        with ema.applied_to(model), torch.no_grad():
+        with ema.applied_to(model):
             if validation is not None:
-                figures |= held_out(parts, validation)
+                figures |= validate(model, validation, options, accelerator)
             if accelerator.is_main_process:
-                shown = prepare(first_images(validation or images, options), accelerator)
-                pairs = torch.stack([shown, model(shown).images], dim=1).flatten(0, 1)
-                save_png(
-                    grid(to_uint8(pairs), 8),
-                    Path(options.output_dir, "samples", f"step-{state.step:09d}.png"),
-                )
+                originals = prepare(first_images(validation or images, options), accelerator)
+                path = run_folder / "samples" / f"step-{state.step:09d}.png"
+                save_reconstructions(path, originals, model(originals).images)
         model.train()
         return figures
 
     def export() -> None:
         budget = state.budget(options, accelerator)
-        export_model(Path(options.output_dir, "model"), model, ema, budget, accelerator)
+        export_model(run_folder / "model", model, ema, budget, accelerator)
 
     loop.train(
         accelerator,
-        partial(step, parts) if adversary is None else partial(adversarial_step, parts, adversary),
+        step,
         lambda start: training_batches(start, images, options, accelerator),
         state,
         options,
@@ -160,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         export=export,
     )
     if accelerator.is_main_process:
-        print(f"autoencoder: {Path(options.output_dir, 'model')}")
+        print(f"autoencoder: {run_folder / 'model'}")
 
 
 def make_model(options: TrainOptions) -> Autoencoder:
-    """The family member that the options describe."""
+    """Build the autoencoder from its options."""
     chosen = model_class(ModelOptions.get_choice_name(type(options.model)))
     values: dict[str, Any] = dataclasses.asdict(options.model)
     values |= {"image_size": options.image_size, "image_channels": options.channels}
@@ -174,28 +133,36 @@ def make_model(options: TrainOptions) -> Autoencoder:
 
 
 def prepare(images: Tensor, accelerator: Accelerator) -> Tensor:
-    """uint8 images (B, C, H, W) as the model takes them, on its device."""
+    """Convert uint8 images (B, C, H, W) to the model's input, on its device."""
     on_device = images.to(accelerator.device, non_blocking=True)
     return to_float(on_device).contiguous(memory_format=torch.channels_last)
 
 
-def held_out(parts: Parts, images: ImageSet) -> Figures:
-    """Figures of the validation images under the model's present weights."""
-    meter = Meter(parts.model.code_spec).to(parts.accelerator.device)
-    count = min(len(images), parts.options.validation_images)
-    bound = torch.zeros((), dtype=torch.float64, device=parts.accelerator.device)
-    for indices in share(count, 128, parts.accelerator):
-        pixels = prepare(plain(images, parts.options, indices), parts.accelerator)
-        meter.update(pixels, parts.model(pixels))
-        if isinstance(parts.model, VAE):
-            bound += parts.model.negative_elbo(pixels).double().sum()
-    figures = meter.compute(parts.accelerator, "validation_")
-    if isinstance(parts.model, VAE):
-        nats = float(parts.accelerator.reduce(bound, "sum")) / count
-        dims = parts.model.config.image_channels * parts.model.config.image_size**2
-        bits = parts.model.likelihood.bits_per_dim(nats, dims)
+def validate(
+    model: Autoencoder, images: ImageSet, options: TrainOptions, accelerator: Accelerator
+) -> Figures:
+    """Figures of the validation images; for a model with latents also ELBO and bits per dimension."""
+    meter = Meter(model.code_spec).to(accelerator.device)
+    count = min(len(images), options.validation_images)
+    negative_elbo = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    for indices in share(count, 128, accelerator):
+        pixels = prepare(plain(images, options, indices), accelerator)
+        meter.update(pixels, model(pixels))
+        if model.likelihood is not None:
+            negative_elbo += model.negative_elbo(pixels).double().sum()
+    figures = meter.compute(accelerator, "validation_")
+    if model.likelihood is not None:
+        nats = float(accelerator.reduce(negative_elbo, "sum")) / count
+        dims = model.config.image_channels * model.config.image_size**2
+        bits = model.likelihood.bits_per_dim(nats, dims)
         figures |= {"validation_elbo": -nats, "validation_bits_per_dim": bits}
     return figures
+
+
+def save_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor) -> None:
+    """Write a grid of pairs, each an original beside its reconstruction."""
+    pairs = torch.stack([originals, reconstructions], dim=1).flatten(0, 1)
+    save_png(grid(to_uint8(pairs), 8), path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""VAE (Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114): a Gaussian latent vector, or a grid of them."""
+"""VAE (Kingma & Welling, 2014, https://arxiv.org/abs/1312.6114), with a latent vector or grid."""
 
 from __future__ import annotations
 
@@ -10,49 +10,46 @@ import torch
 from torch import Tensor, nn
 
 from latent_prior.data.codes import CodeMaps, Level
+from latent_prior.losses.likelihoods import Likelihood, make_likelihood
 from latent_prior.options import option
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder
-from latent_prior.stage1_autoencoders.kl import beta_at, capacity_at, kl_loss
-from latent_prior.stage1_autoencoders.likelihoods import make_likelihood
+from latent_prior.stage1_autoencoders.gaussian import Gaussian, beta_at, capacity_at, kl_loss
 from latent_prior.stage1_autoencoders.options import BackboneOptions, ModelOptions
 from latent_prior.stage1_autoencoders.pixelcnn import AutoregressiveHead
-from latent_prior.stage1_autoencoders.posteriors import Gaussian
+
+LATENTS = "latents"
 
 
 @dataclass(kw_only=True)
 class VAEOptions(BackboneOptions, ModelOptions):
-    """Shape of a VAE, what it takes the pixels' distribution to be, and what keeps its latent alive."""
+    """Shape of a VAE, its likelihood, and its KL loss."""
 
     latent_channels: int = option(16, at_least=1)
-    """Channels of the latent grid; of a flat latent, of the feature map that it is computed from."""
+    """Channels of the latent grid, or of the feature map from which a flat latent is computed."""
     latent_dim: int | None = option(64, at_least=1)
-    """Length of the flat latent vector; null keeps a grid, with latent_channels numbers at every place."""
+    """Length of a flat latent vector; null keeps a grid with latent_channels at each position."""
     likelihood: Literal["gaussian", "laplace", "bernoulli", "logistic"] = "gaussian"
-    """Distribution of a pixel around the decoder's output; bernoulli is for black-and-white images."""
+    """Distribution of a pixel given the latent; bernoulli is for black-and-white images."""
     scale: float | None = option(None, above=0)
-    """Standard deviation (laplace, logistic: scale) of a pixel in units of [-1, 1]; null learns one per colour."""
+    """Standard deviation (laplace, logistic: scale) in units of [-1, 1]; null learns one per channel."""
     beta: float = option(1.0, at_least=0)
-    """Weight of the KL divergence; with 1 the objective is the evidence lower bound."""
+    """Weight of the KL divergence; 1 gives the evidence lower bound."""
     kl_schedule: Literal["constant", "linear", "cyclical"] = "constant"
-    """How beta is reached: at once, in one rise over kl_warmup_steps, or in kl_cycles rises within them."""
+    """Weight of the KL over time: beta, one rise to it over kl_warmup_steps, or kl_cycles rises."""
     kl_warmup_steps: int = option(0, at_least=0)
-    """Steps until the KL divergence has its full weight, or `capacity` its full size."""
+    """Steps until the KL divergence has its full weight and `capacity` its full size."""
     kl_cycles: int = option(4, at_least=1)
-    """Rises of a cyclical schedule."""
+    """Number of rises of a cyclical schedule."""
     free_bits: float = option(0.0, at_least=0)
-    """KL divergence of each latent dimension, in nats, that costs nothing (Kingma et al., 2016)."""
+    """KL divergence per latent dimension, in nats, without loss (Kingma et al., 2016)."""
     capacity: float = option(0.0, at_least=0)
-    """KL divergence in nats per image that is aimed at (Burgess et al., 2018); 0 makes it as small as it gets."""
+    """Target KL divergence in nats per image (Burgess et al., 2018); 0 disables it."""
     autoregressive_layers: int = option(0, at_least=0)
-    """Masked convolutions that let the decoder see the pixels before each pixel: a decoder that may not need the latent."""
+    """Masked convolutions by which the decoder also reads the preceding pixels (PixelVAE)."""
 
     def __post_init__(self) -> None:
-        """Check every number against its range.
-
-        Raises:
-            ValueError: naming the flag.
-        """
+        """Also check the scale and the KL schedule."""
         super().__post_init__()
         if self.scale is not None and self.likelihood == "bernoulli":
             raise ValueError(
@@ -65,18 +62,18 @@ class VAEOptions(BackboneOptions, ModelOptions):
 
 
 class VAEConfig(AutoencoderConfig, VAEOptions):
-    """The options of a VAE and the images it is made for."""
+    """Options of a VAE and the shape of its images."""
 
     model_type = "latent_prior_vae"
 
 
 @dataclass(frozen=True)
 class VAEOutput:
-    """What the objective needs.
+    """The training output of a VAE.
 
     Attributes:
-        images: the mean of the pixels' distribution (B, channels, size, size).
-        prediction: the decoder's output, from which the likelihood makes that distribution; same shape.
+        images: the mean of the likelihood (B, channels, size, size).
+        prediction: the decoder's output, the parameter of the likelihood; same shape.
         posterior: q(z | images), mean and log-variance (B, C, h, w); a flat latent has h = w = 1.
     """
 
@@ -90,6 +87,7 @@ class VAE(Autoencoder):
 
     config_class = VAEConfig
     config: VAEConfig
+    likelihood: Likelihood
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__(config)
@@ -106,8 +104,10 @@ class VAE(Autoencoder):
                 nn.Unflatten(1, (-1, 1, 1)),
             )
             self.from_latent = nn.Sequential(
-                nn.Flatten(), nn.Linear(config.latent_dim, features), nn.Unflatten(1, (channels, side, side))
-            )  # fmt: skip
+                nn.Flatten(),
+                nn.Linear(config.latent_dim, features),
+                nn.Unflatten(1, (channels, side, side)),
+            )
         else:
             self.to_posterior, self.from_latent = nn.Sequential(), nn.Sequential()
         self.head = (
@@ -119,68 +119,62 @@ class VAE(Autoencoder):
         self.post_init()
 
     def forward(self, images: Tensor) -> VAEOutput:
-        """Reconstruct images (B, channels, size, size) in [-1, 1]; in training mode from a draw of the posterior."""
+        """Reconstruct images (B, channels, size, size), in training mode from a posterior sample."""
         posterior = self.posterior(images)
         latent = posterior.sample() if self.training else posterior.mean
         prediction = self._predict(latent, images)
         return VAEOutput(self.likelihood.mean(prediction), prediction, posterior)
 
     def objective(self, images: Tensor, output: VAEOutput, step: int) -> dict[str, Tensor]:
-        """The negative evidence lower bound (Kingma & Welling, 2014, Eq. 3), with what keeps the posterior from collapsing.
+        """The negative ELBO (Kingma & Welling, 2014, Eq. 3) with the weighted KL of `kl_loss`.
 
-        `total` is per pixel value, so that a learning rate suits images of any size; `nll`, `kl` and `elbo` are nats
-        per image, `bits_per_dim` the bound with the plain KL divergence, whatever its weight in training.
+        `total` is per pixel value, so that a learning rate suits images of any size. `nll`, `kl` and
+        `elbo` are in nats per image; they and `bits_per_dim` use the unweighted KL.
         """
         config = self.config
-        nll, kl = self.likelihood.nll(images, output.prediction).mean(), output.posterior.kl()
-        weighted = kl_loss(
-            kl,
-            beta=beta_at(
-                step,
-                beta=config.beta,
-                schedule=config.kl_schedule,
-                warmup_steps=config.kl_warmup_steps,
-                cycles=config.kl_cycles,
-            ),
-            free_bits=config.free_bits,
-            capacity=capacity_at(
-                step, capacity=config.capacity, warmup_steps=config.kl_warmup_steps
-            ),
+        nll = self.likelihood.nll(images, output.prediction).mean()
+        kl = output.posterior.kl()
+        warmup = config.kl_warmup_steps
+        beta = beta_at(
+            step,
+            beta=config.beta,
+            schedule=config.kl_schedule,
+            warmup_steps=warmup,
+            cycles=config.kl_cycles,
         )
+        capacity = capacity_at(step, capacity=config.capacity, warmup_steps=warmup)
+        weighted_kl = kl_loss(kl, beta=beta, free_bits=config.free_bits, capacity=capacity)
         dims = math.prod(images.shape[1:])
-        plain = kl.sum((1, 2, 3)).mean()
+        unweighted_kl = kl.sum((1, 2, 3)).mean()
         return {
             "reconstruction": nll / dims,
             "nll": nll,
-            "kl": plain,
-            "elbo": -(nll + plain),
-            "bits_per_dim": self.likelihood.bits_per_dim(nll + plain, dims),
-            "total": (nll + weighted) / dims,
+            "kl": unweighted_kl,
+            "elbo": -(nll + unweighted_kl),
+            "bits_per_dim": self.likelihood.bits_per_dim(nll + unweighted_kl, dims),
+            "total": (nll + weighted_kl) / dims,
         }
 
     def posterior(self, images: Tensor) -> Gaussian:
-        """q(z | images) of images (B, channels, size, size) in [-1, 1]; (B, C, h, w), a flat latent has h = w = 1."""
+        """q(z | images), (B, C, h, w); a flat latent has h = w = 1."""
         self.check_images(images)
         return Gaussian(*self.to_posterior(self.encoder(images)).chunk(2, dim=1))
 
-    @torch.no_grad()
-    def negative_elbo(self, images: Tensor) -> Tensor:
-        """Upper bound of -log p(images) in nats per image, (B,), from one draw of the posterior for each."""
-        posterior = self.posterior(images)
-        nll = self.likelihood.nll(images, self._predict(posterior.sample(), images))
-        return nll + posterior.kl().sum((1, 2, 3))
+    def nll(self, images: Tensor, latents: Tensor) -> Tensor:
+        """-log p(images | latents) in nats per image, (B,), for latents (B, C, h, w)."""
+        return self.likelihood.nll(images, self._predict(latents, images))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> CodeMaps:
-        """Means of the posterior, (B, C, h, w)."""
-        return {LEVEL: self.posterior(images).mean}
+        """The posterior means, (B, C, h, w)."""
+        return {LATENTS: self.posterior(images).mean}
 
     def decode(self, codes: CodeMaps) -> Tensor:
-        """Images of latents (B, C, h, w): the mean of the pixels' distribution.
+        """The mean of the likelihood for latents (B, C, h, w).
 
-        With autoregressive layers pixel after pixel, each the mean given the ones before it.
+        With autoregressive layers, pixel by pixel, each the mean given those before it.
         """
-        prediction = self._features(codes[LEVEL])
+        prediction = self._features(codes[LATENTS])
         if self.head is not None:
             return self.head.generate(prediction, self.likelihood.mean)
         return self.likelihood.mean(prediction)
@@ -195,12 +189,12 @@ class VAE(Autoencoder):
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """One level named `latents`."""
+        """One level, `latents`."""
         config = self.config
         if config.latent_dim is not None:
-            return (Level(LEVEL, 1, 1, channels=config.latent_dim),)
+            return (Level(LATENTS, 1, 1, channels=config.latent_dim),)
         side = config.image_size // config.downsampling
-        return (Level(LEVEL, side, side, channels=config.latent_channels),)
+        return (Level(LATENTS, side, side, channels=config.latent_channels),)
 
     @property
     def last_layer(self) -> Tensor:
@@ -208,13 +202,10 @@ class VAE(Autoencoder):
         return self.decoder.last_layer
 
     def _features(self, latents: Tensor) -> Tensor:
-        """The decoder's output for latents (B, C, h, w); they are float32, the weights may have been loaded as half."""
+        """The decoder's output for float32 latents (B, C, h, w), in the dtype of the weights."""
         return self.decoder(self.from_latent(latents.to(self.dtype)))
 
-    def _predict(self, latent: Tensor, images: Tensor) -> Tensor:
-        """The decoder's output for latents (B, C, h, w); autoregressive layers see the true pixels before each."""
-        prediction = self._features(latent)
+    def _predict(self, latents: Tensor, images: Tensor) -> Tensor:
+        """The prediction for latents (B, C, h, w); autoregressive layers read the true images."""
+        prediction = self._features(latents)
         return prediction if self.head is None else self.head(prediction, images)
-
-
-LEVEL = "latents"

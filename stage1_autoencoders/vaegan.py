@@ -1,7 +1,8 @@
-"""VAE-GAN (Larsen et al., 2016, https://arxiv.org/abs/1512.09300): a VAE whose decoder must fool a critic.
+"""VAE-GAN (Larsen et al., 2016, https://arxiv.org/abs/1512.09300).
 
-The model is a VAE; what is added is its opponent in training, see `adversary`. The critic judges reconstructions and
-images decoded from N(0, I) alike, and its features can take the place of the pixels in the reconstruction error.
+A VAE whose decoder is also trained against a critic of reconstructions and of images decoded from
+N(0, I); the critic is in `adversary.py`. Its features can replace the pixels in the reconstruction
+error.
 """
 
 from __future__ import annotations
@@ -17,55 +18,52 @@ from latent_prior.stage1_autoencoders.vae import VAE, VAEConfig, VAEOptions, VAE
 
 @dataclass(kw_only=True)
 class VAEGANOptions(VAEOptions):
-    """Shape of the VAE and its likelihood; the critic's options are `--critic.*`."""
+    """Options of the VAE; the critic's are `--critic.*`."""
 
     pixel_weight: float = option(1.0, at_least=0)
-    """Weight of the pixels' likelihood; 0 leaves the reconstruction to `--critic.feature_matching` alone."""
+    """Weight of the pixels' likelihood; 0 leaves only `--critic.feature_matching`."""
 
     adversarial = True
 
     def __post_init__(self) -> None:
-        """Check every number against its range.
-
-        Raises:
-            ValueError: naming the flag.
-        """
+        """Also refuse autoregressive layers."""
         super().__post_init__()
         if self.autoregressive_layers:
             raise ValueError(
-                "--model.autoregressive_layers must be 0: a critic would judge images drawn pixel by pixel"
+                "--model.autoregressive_layers must be 0: a critic needs images that are not sampled pixel by pixel"
             )
 
 
 class VAEGANConfig(VAEConfig, VAEGANOptions):
-    """The options of a VAE-GAN and the images it is made for."""
+    """Options of a VAE-GAN and the shape of its images."""
 
     model_type = "latent_prior_vaegan"
 
 
 @dataclass(frozen=True)
 class VAEGANOutput(VAEOutput):
-    """What the objective and the critic need.
+    """The training output of a VAE-GAN.
 
     Attributes:
-        fakes: what the critic judges. In training the reconstructions once more, without a way back to the encoder,
-            and behind them images decoded from N(0, I): (2 B, channels, size, size). Otherwise the reconstructions.
+        fakes: the critic's input. In training mode (2 B, channels, size, size): the reconstructions
+            without gradient to the encoder, then images decoded from N(0, I); in evaluation mode
+            the reconstructions.
     """
 
     fakes: Tensor
 
 
 class VAEGAN(VAE):
-    """Encoder, Gaussian posterior, decoder, likelihood; trained against a critic of reconstructions and samples."""
+    """A VAE that is trained against a critic of reconstructions and samples."""
 
     config_class = VAEGANConfig
     config: VAEGANConfig
 
     def forward(self, images: Tensor) -> VAEGANOutput:
-        """As a VAE's; in training mode with what the critic judges.
+        """Reconstruct images as a VAE; in training mode, also decode samples for the critic.
 
-        The adversarial loss teaches the decoder alone (Larsen et al., 2016, Algorithm 1): an encoder that may help to
-        deceive the critic gives up the latent space for it.
+        Only the decoder gets the adversarial gradient (Larsen et al., 2016, Algorithm 1): an encoder
+        that is trained to fool the critic gives up the latent space for it.
         """
         posterior = self.posterior(images)
         if not self.training:
@@ -74,12 +72,13 @@ class VAEGAN(VAE):
             return VAEGANOutput(means, prediction, posterior, fakes=means)
         latent = posterior.sample()
         latents = torch.cat([latent, latent.detach(), torch.randn_like(latent)])
-        prediction, judged = self._features(latents).split([len(images), 2 * len(images)])
+        prediction, fake_prediction = self._features(latents).split([len(images), 2 * len(images)])
         means = self.likelihood.mean(prediction)
-        return VAEGANOutput(means, prediction, posterior, fakes=self.likelihood.mean(judged))
+        fakes = self.likelihood.mean(fake_prediction)
+        return VAEGANOutput(means, prediction, posterior, fakes=fakes)
 
     def objective(self, images: Tensor, output: VAEOutput, step: int) -> dict[str, Tensor]:
-        """A VAE's, with the pixels' likelihood weighed by `pixel_weight` (Larsen et al., 2016, Eq. 8)."""
+        """The VAE's, with `pixel_weight` on the likelihood (Larsen et al., 2016, Eq. 8)."""
         terms = super().objective(images, output, step)
         pixels = self.config.pixel_weight * terms["reconstruction"]
         total = terms["total"] - terms["reconstruction"] + pixels

@@ -1,6 +1,6 @@
-"""VQ-VAE-GAN, known as VQGAN (Esser et al., 2021, https://arxiv.org/abs/2012.09841): a VQ-VAE whose decoder must fool a critic.
+"""VQ-VAE-GAN, known as VQGAN (Esser et al., 2021, https://arxiv.org/abs/2012.09841).
 
-The model is a VQ-VAE; what is added is its opponent in training, see `adversary`.
+A VQ-VAE whose decoder is also trained against a critic; the critic is in `adversary.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig, VQVAEOpti
 
 @dataclass(kw_only=True)
 class VQGANOptions(VQVAEOptions):
-    """Shape of the VQ-VAE and how its codebook learns; the critic's options are `--critic.*`."""
+    """Shape of the VQ-VAE, and how its codebook learns; the critic's options are `--critic.*`."""
 
     adversarial = True
 
 
 class VQGANConfig(VQVAEConfig, VQGANOptions):
-    """The options of a VQGAN and the images it is made for."""
+    """Options of a VQGAN and the shape of its images."""
 
     model_type = "latent_prior_vqgan"
 

@@ -1,9 +1,9 @@
-"""VQ-VAE (van den Oord et al., 2017, https://arxiv.org/abs/1711.00937): one map of codes, or with residual stages several."""
+"""VQ-VAE (van den Oord et al., 2017, https://arxiv.org/abs/1711.00937): images as maps of codes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,27 +13,44 @@ from latent_prior.stage1_autoencoders.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
     DiscreteOutput,
+    quantized_objective,
 )
 from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder
-from latent_prior.stage1_autoencoders.objectives import quantized_objective
 from latent_prior.stage1_autoencoders.options import (
     BackboneOptions,
     ModelOptions,
+    QuantizerOptions,
 )
-from latent_prior.stage1_autoencoders.quantizers.base import make_quantizer
-from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
+from latent_prior.stage1_autoencoders.quantizers import (
+    QUANTIZERS,
+    check_quantizer,
+    make_quantizer,
+)
+
+if TYPE_CHECKING:
+    QuantizerName = str
+else:  # the choices that --help shows
+    QuantizerName = Literal[tuple(QUANTIZERS)]
+
+CODES, VECTORS = "codes", "vectors"
 
 
 @dataclass(kw_only=True)
 class VQVAEOptions(QuantizerOptions, BackboneOptions, ModelOptions):
-    """Shape of a VQ-VAE and how its codebook learns."""
+    """Shape of a VQ-VAE, and how its codebook learns."""
 
+    quantizer: QuantizerName = "ema"
     reconstruction: Literal["l1", "l2"] = "l2"
     """Reconstruction error to minimise: mean absolute or mean squared difference."""
 
+    def __post_init__(self) -> None:
+        """Also check that the options fit the quantizer."""
+        super().__post_init__()
+        check_quantizer(self)
+
 
 class VQVAEConfig(AutoencoderConfig, VQVAEOptions):
-    """The options of a VQ-VAE and the images it is made for."""
+    """Options of a VQ-VAE and the shape of its images."""
 
     model_type = "latent_prior_vqvae"
 
@@ -53,7 +70,7 @@ class VQVAE(Autoencoder):
         self.post_init()
 
     def forward(self, images: Tensor) -> DiscreteOutput:
-        """Reconstruct images (B, channels, size, size) in [-1, 1]; in training mode the codebook learns from them."""
+        """Reconstruct images (B, channels, size, size); in training mode, update the codebook."""
         self.check_images(images)
         quantized = self.quantizer(self.encoder(images))  # vectors (B, dim, h, w)
         return DiscreteOutput(
@@ -63,17 +80,17 @@ class VQVAE(Autoencoder):
         )
 
     def objective(self, images: Tensor, output: DiscreteOutput, step: int) -> dict[str, Tensor]:
-        """Reconstruction error and the quantizer's loss (van den Oord et al., 2017, Eq. 3)."""
+        """Reconstruction error and quantizer loss (van den Oord et al., 2017, Eq. 3)."""
         return quantized_objective(images, output, self.config.reconstruction)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> CodeMaps:
-        """Codes of images (B, channels, size, size) in [-1, 1]."""
+        """Codes (B, height, width) of images (B, channels, size, size)."""
         self.check_images(images)
         return self._by_level(self.quantizer.vectors_to_codes(self.encoder(images)))
 
     def decode(self, codes: CodeMaps) -> Tensor:
-        """Images (B, channels, size, size) of codes (B, height, width); values may lie a little outside [-1, 1]."""
+        """Images (B, channels, size, size) of codes (B, height, width)."""
         return self.decode_vectors(self._code_vectors(codes))
 
     @torch.no_grad()
@@ -82,15 +99,17 @@ class VQVAE(Autoencoder):
         return self._code_vectors(self.encode(images))
 
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
-        """Images of vectors (B, dim, height, width), which need not be code vectors."""
+        """Images of any vectors (B, dim, height, width), code vectors or not."""
         return self.decoder(vectors[VECTORS])
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """One level named `codes`; of residual stages `codes_0`, `codes_1`, ..., the roughest first."""
+        """One level `codes`; with residual stages `codes_0`, `codes_1`, ..., coarse first."""
         side, stages = self.config.image_size // self.config.downsampling, self.quantizer.stages
-        names = [LEVEL] if stages == 1 else [f"{LEVEL}_{stage}" for stage in range(stages)]
-        return tuple(Level(n, side, side, vocabulary=self.quantizer.vocabulary) for n in names)
+        names = [CODES] if stages == 1 else [f"{CODES}_{stage}" for stage in range(stages)]
+        return tuple(
+            Level(name, side, side, vocabulary=self.quantizer.vocabulary) for name in names
+        )
 
     @property
     def last_layer(self) -> Tensor:
@@ -105,7 +124,3 @@ class VQVAE(Autoencoder):
     def _code_vectors(self, codes: CodeMaps) -> CodeMaps:
         stages = torch.stack([codes[level.name] for level in self.levels], dim=1)
         return {VECTORS: self.quantizer.codes_to_vectors(stages)}
-
-
-LEVEL = "codes"
-VECTORS = "vectors"

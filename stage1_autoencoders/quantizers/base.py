@@ -1,24 +1,14 @@
-"""What every quantizer is: a map of vectors to codes and back, chosen by one word in the options."""
+"""The interface of every quantizer: vectors to codes and back."""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
-
-# Imported when chosen: the files below import this one.
-QUANTIZERS = {
-    "ema": ("latent_prior.stage1_autoencoders.quantizers.codebooks", "EMACodebook"),
-    "gradient": ("latent_prior.stage1_autoencoders.quantizers.codebooks", "GradientCodebook"),
-    "fsq": ("latent_prior.stage1_autoencoders.quantizers.scalars", "FiniteScalars"),
-    "lfq": ("latent_prior.stage1_autoencoders.quantizers.scalars", "Signs"),
-    "bsq": ("latent_prior.stage1_autoencoders.quantizers.scalars", "SphericalSigns"),
-    "residual": ("latent_prior.stage1_autoencoders.quantizers.residual", "ResidualCodebooks"),
-}
+from latent_prior.stage1_autoencoders.options import QuantizerOptions
 
 
 @dataclass(frozen=True)
@@ -28,7 +18,7 @@ class QuantizerOutput:
     Attributes:
         vectors: the quantized vectors (B, D, H, W), with a gradient to the input.
         codes: int64 (B, S, H, W), one map for each of the S stages.
-        loss: scalar to add to the reconstruction loss; its value does not depend on the batch size.
+        loss: scalar to add to the reconstruction loss; independent of the batch size.
     """
 
     vectors: Tensor
@@ -36,37 +26,54 @@ class QuantizerOutput:
     loss: Tensor
 
 
+class LossWeights(NamedTuple):
+    """Weights of a quantizer's loss, under the names of the options."""
+
+    commitment: float
+    entropy_weight: float
+    entropy_temperature: float
+
+
 class Quantizer(nn.Module, ABC):
     """Abstract: everything is computed in float32, also inside autocast.
 
     Attributes:
-        dim: channels D that it takes and returns.
-        stages: codes per vector S, 1 for all but residual quantizers.
-        vocabulary: codes to choose from at each stage.
+        dim: channels D of input and output.
+        stages: codes per vector S, 1 except for residual quantizers.
+        vocabulary: number of codes at each stage.
+        reads: the options, among those that only some quantizers read, that this one reads.
+        default_weights: weights for options left at null; only for a quantizer with a loss.
     """
 
     dim: int
     stages: int = 1
     vocabulary: int
+    reads: ClassVar[tuple[str, ...]] = ()
+    default_weights: ClassVar[LossWeights]
+
+    @classmethod
+    def check(cls, options: QuantizerOptions) -> None:
+        """Raise a ValueError that names the flag whose value this quantizer cannot take."""
+
+    @classmethod
+    def loss_weights(cls, options: QuantizerOptions) -> LossWeights:
+        """The weights in the options, with this quantizer's defaults for those that are null."""
+        given = {name: getattr(options, name) for name in LossWeights._fields}
+        return cls.default_weights._replace(
+            **{name: value for name, value in given.items() if value is not None}
+        )
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> QuantizerOutput:
-        """Quantize (B, D, H, W), and in training mode learn from it what is not learned by gradients."""
+        """Quantize (B, D, H, W); in training mode, update what is not learned by gradients."""
 
     @abstractmethod
     def vectors_to_codes(self, vectors: Tensor) -> Tensor:
-        """(B, D, H, W) to int64 (B, S, H, W); learns nothing."""
+        """(B, D, H, W) to int64 (B, S, H, W), without learning."""
 
     @abstractmethod
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """Int64 (B, S, H, W) to (B, D, H, W): of the codes of some vectors, exactly what `forward` makes of these."""
-
-
-def make_quantizer(options: QuantizerOptions) -> Quantizer:
-    """The quantizer that the options name."""
-    module, name = QUANTIZERS[options.quantizer]
-    quantizer: Quantizer = getattr(importlib.import_module(module), name)(options)
-    return quantizer
+        """Int64 (B, S, H, W) to (B, D, H, W), bit for bit the vectors that `forward` returns."""
 
 
 def straight_through(quantized: Tensor, carrier: Tensor) -> Tensor:

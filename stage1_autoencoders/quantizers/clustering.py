@@ -1,4 +1,4 @@
-"""Nearest neighbours, cluster statistics and k-means over vectors that are spread over the processes of a run."""
+"""Nearest codes, cluster statistics and k-means over the vectors of all processes of a run."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KMEANS_STEPS = 10
-_BLOCK = 64  # codes whose best score is found together in the look-up
-# Scores held at once. On a CPU 4 MB: they stay in a cache, and the threads seldom wait for each other.
+_BLOCK = 64  # codes per block of the look-up
+# Scores held at once. 4 MB stay in a CPU's cache, and its threads seldom wait for each other.
 _TILE_CPU = 2**20
 _TILE_GPU = 2**25
 
 
 @torch.no_grad()
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the codebook row with the smallest Euclidean distance; the lowest one of equals.
+    """Index of the codebook row with the smallest Euclidean distance; the lowest index of a tie.
 
-    |v - c|^2 is least where v.c - |c|^2 / 2 is largest. The scores of a few vectors at a time come from one matrix
-    product, which adds the second term through a column of ones, into a buffer that stays in the cache. An arg-max over
-    thousands of scores is slow because it cannot be vectorised, so first the best score of every block of 64 codes
-    is found (a plain maximum), then the best block, then the best code in it. Memory does not depend on N.
+    |v - c|^2 is smallest where v.c - |c|^2 / 2 is largest. The scores of a few vectors at a time
+    come from one matrix product, whose column of ones adds the second term, in a buffer that stays
+    in the cache. An arg-max over thousands of scores is not vectorised and slow, so a plain maximum
+    gives the best score of every block of 64 codes, then come the best block and the best code in
+    it. Memory does not depend on N.
 
     Args:
         vectors: float32 (N, D).
@@ -33,9 +34,9 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     (N, D), K = vectors.shape, len(codebook)
     blocks = -(-K // _BLOCK)
     codes = torch.empty(N, dtype=torch.int64, device=vectors.device)
-    # Distances do not change when both sides are centred, but the scores lose the rounding error of a common offset.
+    # Centring both sides keeps the distances and removes the rounding error of a common offset.
     centre = codebook.mean(0)
-    # The last block is filled up with codes that score -inf.
+    # The last block is padded with codes that score -inf.
     keys = codebook.new_zeros(blocks * _BLOCK, D + 1)
     keys[:K, :D] = codebook - centre
     keys[:K, D] = keys[:K, :D].square().sum(1) / -2
@@ -61,16 +62,18 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 def kmeans(
     vectors: Tensor, size: int, *, normalise: bool, steps: int = KMEANS_STEPS
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm over the vectors of all processes; an empty cluster is moved to a badly coded vector.
+    """Lloyd's algorithm over the vectors of all processes.
+
+    An empty cluster moves to a vector with a large quantization error.
 
     Args:
         vectors: this process's vectors, float32 (N, D).
         size: number of centres K.
         normalise: scale the centres to length 1 (spherical k-means).
-        steps: with 0 the centres are vectors drawn from the batch.
+        steps: with 0 the centres are random vectors of the batch.
 
     Returns:
-        Centres (K, D) and how many vectors belong to each (K,), the same on all processes.
+        Centres (K, D) and the number of vectors in each cluster (K,), the same on all processes.
     """
     centres = sample_rows(vectors, torch.ones_like(vectors[:, 0]), size)
     for _ in range(steps):
@@ -84,7 +87,7 @@ def kmeans(
 
 
 def cluster_statistics(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Number (K,) and sum (K, D) of the vectors of each code, over the vectors (N, D) of all processes."""
+    """Number (K,) and sum (K, D) of each code's vectors, over the vectors (N, D) of all processes."""
     table = vectors.new_zeros(size, vectors.shape[1] + 1)
     table.index_add_(0, codes, F.pad(vectors, (0, 1), value=1.0))
     if dist.is_initialized():
@@ -93,16 +96,16 @@ def cluster_statistics(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tenso
 
 
 def sample_rows(vectors: Tensor, weights: Tensor, size: int) -> Tensor:
-    """Draw rows without replacement, with probability proportional to their weight, from the batch of all processes.
+    """Sample rows of the joint batch without replacement, with probability proportional to weight.
 
-    Every row's weight is divided by exponential noise and the largest win (Efraimidis & Spirakis, 2006). The
-    noise belongs to the row's place in the joint batch and comes from the global generator of the first process,
-    so any number of processes draws the same rows as a single one would.
+    Every row's weight is divided by exponential noise, and the largest results win (Efraimidis &
+    Spirakis, 2006). A row's noise depends on its position in the joint batch and comes from the
+    global generator of the first process, so any number of processes samples the same rows.
 
     Args:
         vectors: this process's rows (N, D).
-        weights: not negative (N,).
-        size: rows to draw; where the batch has fewer, they are repeated.
+        weights: non-negative (N,).
+        size: rows to sample; a batch with fewer rows repeats them.
 
     Returns:
         (size, D), the same on all processes.
@@ -116,18 +119,18 @@ def sample_rows(vectors: Tensor, weights: Tensor, size: int) -> Tensor:
         dist.broadcast(seed, 0)
         all_rows = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(all_rows, rows)
-    before, total = int(sum(all_rows[:rank])), int(sum(all_rows))
+    first, total = int(sum(all_rows[:rank])), int(sum(all_rows))
     noise = torch.empty(total).exponential_(generator=torch.Generator().manual_seed(int(seed)))
-    keys = weights / noise[before : before + len(vectors)].to(weights)
+    keys = weights / noise[first : first + len(vectors)].to(weights)
 
     best = keys.topk(min(size, len(keys))).indices
-    # Each process offers `size` candidates; missing ones get a key below every real one.
-    offer = F.pad(
+    # `size` candidates per process; the padding has a key below every real one.
+    candidates = F.pad(
         torch.cat([vectors[best], keys[best, None]], 1), (0, 0, 0, size - len(best)), value=-1.0
     )
     if dist.is_initialized():
-        offers = [torch.empty_like(offer) for _ in all_rows]
-        dist.all_gather(offers, offer)
-        offer = torch.cat(offers)
-    winners = offer[:, -1].topk(min(size, total)).indices
-    return offer[winners[torch.arange(size, device=winners.device) % len(winners)], :-1]
+        gathered = [torch.empty_like(candidates) for _ in all_rows]
+        dist.all_gather(gathered, candidates)
+        candidates = torch.cat(gathered)
+    winners = candidates[:, -1].topk(min(size, total)).indices
+    return candidates[winners[torch.arange(size, device=winners.device) % len(winners)], :-1]

@@ -1,7 +1,7 @@
 """Codebooks: tables of vectors, learned as moving averages or by gradients.
 
-The codebook loss and the moving averages are those of van den Oord et al. (2017), https://arxiv.org/abs/1711.00937.
-All processes of a run hold the same codebook.
+Codebook loss and moving averages follow van den Oord et al. (2017),
+https://arxiv.org/abs/1711.00937. All processes of a run hold the same codebook.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_prior.stage1_autoencoders.options import QuantizerOptions
 from latent_prior.stage1_autoencoders.quantizers.base import (
+    LossWeights,
     Quantizer,
     QuantizerOutput,
     straight_through,
@@ -26,14 +28,16 @@ from latent_prior.stage1_autoencoders.quantizers.clustering import (
     sample_rows,
 )
 from latent_prior.stage1_autoencoders.quantizers.entropy import codebook_entropy
-from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
 
 
 class Codebook(Quantizer):
-    """Abstract: a table of vectors, filled from the first training batch, whose unused rows are restarted.
+    """Abstract: a table of vectors, filled from the first training batch; unused rows are restarted.
 
-    With the distance `cosine`, inputs and codes are scaled to length 1 before anything else.
+    With the distance `cosine`, inputs and codes are first scaled to length 1.
     """
+
+    reads = (*LossWeights._fields, "distance", "estimator", "initialisation")
+    default_weights = LossWeights(0.25, 0.0, 0.01)
 
     codebook: Tensor
     counts: Tensor
@@ -46,19 +50,19 @@ class Codebook(Quantizer):
         self.cosine = options.distance == "cosine"
         self.estimator = options.estimator
         self.kmeans_steps = KMEANS_STEPS if options.initialisation == "kmeans" else 0
-        self.weights = options.loss_weights
+        self.weights = self.loss_weights(options)
         self.decay = options.codebook_decay
         self.restart_below = options.restart_below
         self.register_buffer("counts", torch.ones(self.vocabulary))
         self.register_buffer("initialised", torch.tensor(False))
         self._create(torch.randn(self.vocabulary, self.dim))
-        # What the host knows of the state on the device; not part of the state.
+        # The host's copy of what it must know about the state on the device; not saved.
         self._filled = False
-        self._dead_found: Tensor | None = None
+        self._dead_on_host: Tensor | None = None
         self._dead_copied: torch.cuda.Event | None = None
 
     def forward(self, inputs: Tensor) -> QuantizerOutput:
-        """Quantize (B, D, H, W), and in training mode let the codebook learn from it."""
+        """Quantize (B, D, H, W); in training mode, update the codebook."""
         B, _, H, W = inputs.shape
         with torch.autocast(inputs.device.type, enabled=False):
             vectors = self._scaled(rows_of(inputs))  # (N, D)
@@ -69,27 +73,27 @@ class Codebook(Quantizer):
         )
 
     def vectors_to_codes(self, vectors: Tensor) -> Tensor:
-        """(B, D, H, W) to int64 (B, 1, H, W); learns nothing."""
+        """(B, D, H, W) to int64 (B, 1, H, W), without learning."""
         B, _, H, W = vectors.shape
         with torch.autocast(vectors.device.type, enabled=False):
             rows = self._scaled(rows_of(vectors)).detach()
             return nearest_codes(rows, self.entries().detach()).view(B, 1, H, W)
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
-        """Int64 (B, 1, H, W) to (B, D, H, W), in the type of the weights: float32 unless they were loaded as half."""
+        """Int64 (B, 1, H, W) to (B, D, H, W) in the dtype of the weights."""
         B, _, H, W = codes.shape
         with torch.autocast(codes.device.type, enabled=False):
             rows = F.embedding(codes.flatten(), self.entries())
             return maps_of(rows, B, H, W).to(self.codebook.dtype)
 
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize rows, and in training mode let the codebook learn from them.
+        """Quantize rows; in training mode, update the codebook.
 
         Args:
-            vectors: float32 (N, D), of length 1 where the distance is cosine.
+            vectors: float32 (N, D), of length 1 if the distance is cosine.
 
         Returns:
-            The code vectors (N, D), their codes int64 (N,) and the scalar loss.
+            The code vectors (N, D), the codes int64 (N,) and the scalar loss.
         """
         if self.training:
             self._prepare(vectors.detach())
@@ -103,20 +107,20 @@ class Codebook(Quantizer):
             )
         if self.training:
             self._learn(vectors.detach(), codes)
-            self._announce_dead()
+            self._copy_any_dead()
         return quantized, codes, loss
 
     def entries(self) -> Tensor:
-        """The code vectors as they are compared and returned, float32 (K, D)."""
+        """The code vectors that are compared and returned, float32 (K, D)."""
         return self._scaled(self.codebook.float())
 
     @abstractmethod
     def _create(self, vectors: Tensor) -> None:
-        """Hold the code vectors (K, D), as parameter or buffer, and what their learning needs besides."""
+        """Register the code vectors (K, D) and the state that their updates need."""
 
     @abstractmethod
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
-        """Scalar loss of vectors (N, D) and their codes (N, D), both with gradient."""
+        """Scalar loss of vectors and their code vectors, (N, D) with gradient."""
 
     @abstractmethod
     def _learn(self, vectors: Tensor, codes: Tensor) -> None:
@@ -131,7 +135,7 @@ class Codebook(Quantizer):
 
     @torch.no_grad()
     def _prepare(self, vectors: Tensor) -> None:
-        """Fill the codebook from the first batch; afterwards restart the codes that are hardly used."""
+        """Fill the codebook from the first batch; in later batches restart dead codes."""
         if not self._filled:
             self._filled = bool(self.initialised)  # waits for the device, at the first step only
         if not self._filled:
@@ -150,33 +154,33 @@ class Codebook(Quantizer):
             self._set(dead, sample_rows(vectors, errors, len(dead)), even.expand_as(self.counts))
 
     def _dead(self) -> Tensor:
-        """Which codes are hardly used, bool (K,)."""
+        """Codes used less than `restart_below` of the mean, bool (K,)."""
         return self.counts < self.restart_below * self.counts.mean()
 
-    def _announce_dead(self) -> None:
-        """Start copying to the host whether any code is dead, as the counts stand after this step."""
+    def _copy_any_dead(self) -> None:
+        """Start copying to the host whether any code is dead after this step."""
         if self.counts.is_cuda:
-            self._dead_found = self._dead().any().to("cpu", non_blocking=True)
+            self._dead_on_host = self._dead().any().to("cpu", non_blocking=True)
             self._dead_copied = torch.cuda.current_stream().record_event()
 
     def _any_dead(self) -> bool:
         """Whether any code is dead.
 
-        On a GPU this waits for the previous step's copy, long done, and not for the work queued since.
+        On a GPU this waits for the copy of the previous step, not for the work queued since then.
         """
-        if self._dead_found is None or self._dead_copied is None:
+        if self._dead_on_host is None or self._dead_copied is None:
             return bool(self._dead().any())
         self._dead_copied.synchronize()
-        return bool(self._dead_found)
+        return bool(self._dead_on_host)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        """Forget what the host knew of the old state."""
+        """Also drop the host's copies, which describe the old state."""
         super()._load_from_state_dict(*arguments)
-        self._filled, self._dead_found, self._dead_copied = False, None, None
+        self._filled, self._dead_on_host, self._dead_copied = False, None, None
 
 
 class EMACodebook(Codebook):
-    """Codes are moving averages of the vectors assigned to them (van den Oord et al., 2017, appendix A.1)."""
+    """Codes are moving averages of their vectors (van den Oord et al., 2017, appendix A.1)."""
 
     sums: Tensor
 
@@ -189,7 +193,7 @@ class EMACodebook(Codebook):
 
     @torch.no_grad()
     def _learn(self, vectors: Tensor, codes: Tensor) -> None:
-        """Eqs. 6-8 of the paper, with the counts smoothed so that an unused code is not divided by zero."""
+        """Eqs. 6-8 of the paper; smoothed counts avoid a division by zero for an unused code."""
         counts, sums = cluster_statistics(vectors, codes, len(self.counts))
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
@@ -206,13 +210,13 @@ class EMACodebook(Codebook):
 
 
 class GradientCodebook(Codebook):
-    """Codes are parameters that the codebook loss pulls to their vectors (van den Oord et al., 2017, Eq. 3)."""
+    """Codes are parameters, trained by the codebook loss (van den Oord et al., 2017, Eq. 3)."""
 
     def _create(self, vectors: Tensor) -> None:
         self.codebook = nn.Parameter(vectors)
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
-        """|sg[z] - e|^2 + beta |z - sg[e]|^2: beta weighs the encoder's side, not the codebook's."""
+        """|sg[z] - e|^2 + beta |z - sg[e]|^2: beta weights the encoder's term only."""
         codebook_loss = F.mse_loss(quantized, vectors.detach())
         return codebook_loss + self.weights.commitment * F.mse_loss(vectors, quantized.detach())
 
@@ -246,21 +250,22 @@ def carry_gradient(
 
 
 def rotate(vectors: Tensor, quantized: Tensor) -> Tensor:
-    """Turn and scale each vector z onto its code q by a matrix that counts as constant.
+    """Rotate and scale each vector z onto its code q by a matrix that is treated as constant.
 
-    q = (|q| / |z|) R z with R = I - 2 r r^T + 2 q' z'^T, where z' and q' have length 1 and r is z' + q' scaled to
-    length 1 (Fifty et al., 2024, https://arxiv.org/abs/2410.06424, Sec. 4.2): two reflections, in O(D) for each vector.
+    q = (|q| / |z|) R z with R = I - 2 r r^T + 2 q' z'^T, where z' and q' have length 1 and r is
+    z' + q' scaled to length 1 (Fifty et al., 2024, https://arxiv.org/abs/2410.06424, Sec. 4.2):
+    two reflections, O(D) per vector.
 
     Args:
         vectors: (N, D), with gradient.
-        quantized: (N, D), without.
+        quantized: (N, D), without gradient.
     """
     source = vectors.detach()
     z, q = F.normalize(source, dim=1), F.normalize(quantized, dim=1)
     r = F.normalize(z + q, dim=1)
     stretch = quantized.norm(dim=1, keepdim=True) / source.norm(dim=1, keepdim=True).clamp_min(1e-6)
 
-    def along(axis: Tensor) -> Tensor:
+    def component(axis: Tensor) -> Tensor:
         return (vectors * axis).sum(1, keepdim=True)
 
-    return stretch * (vectors - 2 * along(r) * r + 2 * along(z) * q)
+    return stretch * (vectors - 2 * component(r) * r + 2 * component(z) * q)

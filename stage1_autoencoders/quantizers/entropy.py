@@ -1,8 +1,9 @@
-"""The entropy term: sure of each vector's code, and even in the use of all codes.
+"""The entropy loss: confident assignments, uniform codebook usage.
 
-With the soft assignment p(c | z) = softmax over the codes of -|z - c|^2 / T, the term is the mean over the vectors of the
-entropy of p(. | z), minus the entropy of the mean of p(. | z) over the vectors of all processes (Yu et al., 2023,
-https://arxiv.org/abs/2310.05737), in nats. Nothing is pushed to log(0), where the gradient has no end.
+With soft assignments p(c | z) = softmax over c of -|z - c|^2 / T, the loss is the mean entropy of
+p(. | z) minus the entropy of the mean of p(. | z), in nats; means are over the vectors of all
+processes (Yu et al., 2023, https://arxiv.org/abs/2310.05737). Probabilities are clamped so that the
+gradient of the log stays finite.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 EXACT_SIGNS = 18
-"""Signs up to which the entropy of the mean is computed over all 2^d codes."""
-# Probabilities held at once; the backward pass computes those of each block again.
+"""Up to this many signs, the entropy of the mean is computed over all 2^d codes."""
+# Probabilities held at once; the backward pass recomputes them block by block.
 _TILE_CPU = 2**20
 _TILE_GPU = 2**25
 
@@ -23,70 +24,64 @@ _TILE_GPU = 2**25
 def codebook_entropy(
     vectors: Tensor, codebook: Tensor, temperature: float, *, joint: bool
 ) -> Tensor:
-    """The term over the codes of a table, with gradient to both arguments; memory does not depend on N.
+    """The loss over a table of codes, with gradient to both arguments; memory does not depend on N.
 
     Args:
         vectors: float32 (N, D).
         codebook: float32 (K, D).
         temperature: T, in units of squared distance.
-        joint: take the mean over all processes, which must call together and have equally many vectors.
+        joint: average over all processes, which must all call this with equally many vectors.
 
     Returns:
         Scalar from -log(K) to 0.
     """
     tile = _TILE_CPU if vectors.device.type == "cpu" else _TILE_GPU
     blocks = vectors.split(max(1, tile // len(codebook)))
-    sure, use = vectors.new_zeros(()), vectors.new_zeros(len(codebook))
+    entropy, usage = vectors.new_zeros(()), vectors.new_zeros(len(codebook))
     for block in blocks:
-        block_sure, block_use = (
-            _assign(block, codebook, temperature)
-            if len(blocks) == 1
-            else checkpoint(
-                _assign,
-                block,
-                codebook,
-                temperature,
-                use_reentrant=False,
-                preserve_rng_state=False,
+        if len(blocks) == 1:
+            block_entropy, block_usage = _assign(block, codebook, temperature)
+        else:
+            block_entropy, block_usage = checkpoint(
+                _assign, block, codebook, temperature, use_reentrant=False, preserve_rng_state=False
             )
-        )
-        sure, use = sure + block_sure, use + block_use
-    return sure / len(vectors) - _entropy(_mean(use / len(vectors), joint=joint))
+        entropy, usage = entropy + block_entropy, usage + block_usage
+    return entropy / len(vectors) - _entropy(_mean(usage / len(vectors), joint=joint))
 
 
 def sign_entropy(vectors: Tensor, scale: float, temperature: float, *, joint: bool) -> Tensor:
-    """The term over all 2^d codes with the entries -scale and scale, where p(. | z) factorises over the dimensions.
+    """The loss over all 2^d codes with entries -scale and scale; p(. | z) factorises over dimensions.
 
-    The entropy of p(. | z) is the sum of the signs' entropies. The mean of p(. | z) is a matrix product: codes of
-    the first half of the signs times codes of the second half, summed over the vectors. So it is exact up to
-    `EXACT_SIGNS` dimensions, in memory that grows with N 2^(d/2). Above, the entropy of the mean is replaced by
-    the sum of the entropies of each sign's mean (Zhao et al., 2024, https://arxiv.org/abs/2406.07548), an upper
-    bound that is reached by independent signs.
+    The entropy of p(. | z) is the sum of the signs' entropies. The mean of p(. | z) is a matrix
+    product, codes of the first half of the signs times codes of the second half, so it is exact up
+    to `EXACT_SIGNS` dimensions, in memory that grows with N 2^(d/2). Above, the entropy of the mean
+    is replaced by the sum of the entropies of each sign's mean (Zhao et al., 2024,
+    https://arxiv.org/abs/2406.07548), an upper bound that independent signs attain.
 
     Args:
         vectors: float32 (N, d).
-        scale: length of a code's entries.
+        scale: absolute value of a code's entries.
         temperature: T, in units of squared distance.
-        joint: take the mean over all processes, which must call together and have equally many vectors.
+        joint: average over all processes, which must all call this with equally many vectors.
 
     Returns:
         Scalar from -d log(2) to 0.
     """
     logits = vectors * (4 * scale / temperature)  # log of p(+) / p(-)
     size = logits.abs()
-    # log(1 + e^-x) + x / (1 + e^x), free of cancellation
-    sure = (F.softplus(-size) + size * torch.sigmoid(-size)).sum(1).mean()
+    # log(1 + e^-x) + x / (1 + e^x), without cancellation
+    entropy = (F.softplus(-size) + size * torch.sigmoid(-size)).sum(1).mean()
     d = vectors.shape[1]
     if d > EXACT_SIGNS:
         plus = _mean(torch.sigmoid(logits).mean(0), joint=joint)
-        return sure - _entropy(torch.stack([plus, 1 - plus]))
+        return entropy - _entropy(torch.stack([plus, 1 - plus]))
     first, second = (_sign_codes(half) for half in logits.split([d // 2, d - d // 2], 1))
-    return sure - _entropy(_mean(first.T @ second / len(vectors), joint=joint))
+    return entropy - _entropy(_mean(first.T @ second / len(vectors), joint=joint))
 
 
 def _assign(vectors: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sum of the entropies of soft assignments, and the sum of the assignments (K,), of vectors (N, D)."""
-    # |z|^2 is the same for all codes; a common offset only costs digits.
+    """Sums over vectors (N, D): the entropies of their soft assignments, the assignments (K,)."""
+    # |z|^2 is the same for all codes and left out; centring removes a common offset's rounding error.
     centre = codebook.detach().mean(0)
     keys = codebook - centre
     scores = torch.addmm(keys.square().sum(1), vectors - centre, keys.T, beta=-1, alpha=2)
@@ -105,7 +100,7 @@ def _sign_codes(logits: Tensor) -> Tensor:
 
 
 def _mean(local: Tensor, *, joint: bool) -> Tensor:
-    """Mean over the processes, with the gradient of the local value, which averaging gradients makes the mean's."""
+    """Mean over processes, with the local value's gradient: averaging gradients gives the mean's."""
     if not (joint and dist.is_initialized()):
         return local
     total = local.detach().clone()

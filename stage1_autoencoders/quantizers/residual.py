@@ -1,6 +1,7 @@
-"""Residual quantization: every vector is a sum of codes, each chosen for what the ones before have left over.
+"""Residual quantization: a vector is a sum of codes, each chosen for the residual of those before.
 
-Lee et al., 2022, https://arxiv.org/abs/2203.01941; Zeghidour et al., 2021, https://arxiv.org/abs/2107.03312, Algorithm 1.
+Lee et al., 2022, https://arxiv.org/abs/2203.01941; Zeghidour et al., 2021,
+https://arxiv.org/abs/2107.03312, Algorithm 1.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_prior.stage1_autoencoders.options import QuantizerOptions
 from latent_prior.stage1_autoencoders.quantizers.base import Quantizer, QuantizerOutput
 from latent_prior.stage1_autoencoders.quantizers.clustering import nearest_codes
 from latent_prior.stage1_autoencoders.quantizers.codebooks import (
@@ -17,14 +19,24 @@ from latent_prior.stage1_autoencoders.quantizers.codebooks import (
     maps_of,
     rows_of,
 )
-from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
 
 
 class ResidualCodebooks(Quantizer):
-    """Codebooks of moving averages in a row; the gradient passes once, from the sum of the codes to the input.
+    """A sequence of EMA codebooks; the gradient passes once, from the sum of the codes to the input.
 
-    The loss is the mean of the codebooks' losses: each pulls the input to the sum of the codes up to its own.
+    The loss is the mean of the codebooks' losses; each pulls the input towards the partial sum.
     """
+
+    reads = EMACodebook.reads
+
+    @classmethod
+    def check(cls, options: QuantizerOptions) -> None:
+        """Raise a ValueError for the cosine distance."""
+        if options.distance == "cosine":
+            raise ValueError(
+                "--model.distance cosine leaves no residual to quantize; use euclidean with "
+                "--model.quantizer residual"
+            )
 
     def __init__(self, options: QuantizerOptions) -> None:
         super().__init__()
@@ -35,16 +47,16 @@ class ResidualCodebooks(Quantizer):
         self.codebooks = nn.ModuleList([EMACodebook(options) for _ in range(self.stages)])
 
     def forward(self, inputs: Tensor) -> QuantizerOutput:
-        """Quantize (B, D, H, W), and in training mode let every codebook learn from its residuals."""
+        """Quantize (B, D, H, W); in training mode, update every codebook from its residuals."""
         B, _, H, W = inputs.shape
         with torch.autocast(inputs.device.type, enabled=False):
             vectors = residual = rows_of(inputs)  # (N, D)
             total, codes, losses = torch.zeros_like(vectors), [], []
             for codebook in self._codebooks():
-                quantized, chosen, loss = codebook.quantize(residual)
+                quantized, stage_codes, loss = codebook.quantize(residual)
                 residual = residual - quantized.detach()
                 total = total + quantized.detach()
-                codes.append(chosen.view(B, H, W))
+                codes.append(stage_codes.view(B, H, W))
                 losses.append(loss)
             carried = carry_gradient(vectors, total, self.estimator)
         return QuantizerOutput(
@@ -54,22 +66,22 @@ class ResidualCodebooks(Quantizer):
         )
 
     def vectors_to_codes(self, vectors: Tensor) -> Tensor:
-        """(B, D, H, W) to int64 (B, S, H, W), the coarsest code first; learns nothing."""
+        """(B, D, H, W) to int64 (B, S, H, W), coarsest code first, without learning."""
         B, _, H, W = vectors.shape
         codes = []
         with torch.autocast(vectors.device.type, enabled=False):
             residual = rows_of(vectors).detach()
             for codebook in self._codebooks():
-                chosen = nearest_codes(residual, codebook.entries())
-                residual = residual - F.embedding(chosen, codebook.entries())
-                codes.append(chosen.view(B, H, W))
+                stage_codes = nearest_codes(residual, codebook.entries())
+                residual = residual - F.embedding(stage_codes, codebook.entries())
+                codes.append(stage_codes.view(B, H, W))
         return torch.stack(codes, 1)
 
     def codes_to_vectors(self, codes: Tensor) -> Tensor:
         """Int64 (B, S, H, W) to (B, D, H, W)."""
         B, _, H, W = codes.shape
         with torch.autocast(codes.device.type, enabled=False):
-            # From zero and in this order, as in training: the same roundings.
+            # From zero and in this order, as in training, for the same rounding errors.
             total = torch.zeros((), device=codes.device)
             for codebook, stage in zip(self._codebooks(), codes.unbind(1), strict=True):
                 total = total + F.embedding(stage.flatten(), codebook.entries())

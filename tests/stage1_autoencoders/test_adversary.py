@@ -1,6 +1,7 @@
-"""The opponent in training: what each half of a step leaves behind, when it plays, and what it may cost."""
+"""The opponent in training: what each half of a step leaves behind, when it is active, and what it may cost."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -10,14 +11,10 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 from latent_prior.losses.adversarial import critic_loss, generator_loss
-from latent_prior.processes import start_training_processes
 from latent_prior.stage1_autoencoders import train
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.critics import feature_distance
-from latent_prior.stage1_autoencoders.meters import Meter
 from latent_prior.stage1_autoencoders.options import CriticOptions, ModelOptions, TrainOptions
-from latent_prior.training.ema import EMA
-from latent_prior.training.loop import TrainState
 from latent_prior.training.optim import make_optimizer
 
 SHAPE = {"width": 8, "multipliers": [1, 2], "blocks": [0, 1]}
@@ -47,27 +44,33 @@ def options(member: str = "vqgan", accumulation_steps: int = 1, **critic) -> Tra
 
 
 class Game:
-    """The parts of a run and its adversary, as `train.main` sets them up."""
+    """The step that `train.main` hands to the training loop, and the parts that it works with."""
 
     def __init__(self, of_run: TrainOptions) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        accelerator = start_training_processes(of_run)
-        model = train.make_model(of_run)
-        wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, of_run))
-        meter = Meter(model.code_spec)
-        ema = EMA(model, 0.9)
-        state = TrainState({})
-        self.parts = train.Parts(of_run, accelerator, model, wrapped, optimizer, ema, meter, state)
-        self.adversary = Adversary(of_run, accelerator)
-        self.model, self.critic = model, self.adversary.critic
+        self.options = of_run
+
+        def make_adversary(*arguments) -> Adversary:
+            self.adversary = Adversary(*arguments)
+            return self.adversary
+
+        def keep(accelerator, step, batches, state, options, **_) -> None:
+            self.accelerator, self.state, self._step = accelerator, state, step
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "parse_config", lambda *_: of_run)
+            patch.setattr(train, "open_training_images", lambda options: (None, options))
+            patch.setattr(train, "Adversary", make_adversary)
+            patch.setattr(train.loop, "train", keep)
+            train.main()
+        self.model, self.critic = self.state.parts["model"], self.adversary.critic
 
     def step(self, number: int = 0, share: int = 8) -> dict[str, Tensor]:
         """One micro-batch of the step with this number."""
-        self.parts.state.step = number
+        self.state.step = number
         torch.manual_seed(number)
-        batch = {"images": images(8, number)[:share]}
-        return train.adversarial_step(self.parts, self.adversary, batch)
+        return self._step({"images": images(8, number)[:share]})
 
 
 def images(count: int = 8, seed: int = 0) -> Tensor:
@@ -143,7 +146,7 @@ def test_both_halves_equal_two_separate_computations(seen, member, critic):
     halves = seen(game)
     model, judge = copy.deepcopy(game.model), copy.deepcopy(game.critic)
     metrics = game.step()
-    chosen = game.parts.options.critic
+    chosen = game.options.critic
 
     torch.manual_seed(0)
     pixels = images().float() / 127.5 - 1
@@ -198,7 +201,7 @@ def test_before_its_first_step_there_is_no_critic():
     """Neither heard nor taught: the autoencoder learns what it would learn alone."""
     waits = Game(options(start_step=2))
     alone = copy.deepcopy(waits.model)
-    optimizer = make_optimizer(alone, waits.parts.options)
+    optimizer = make_optimizer(alone, waits.options)
     before = weights(waits.critic)
     for number in range(2):
         metrics = waits.step(number)
@@ -212,7 +215,7 @@ def test_before_its_first_step_there_is_no_critic():
     assert changed(waits.critic, before) == set()
     for (name, p), its in zip(waits.model.named_parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(p, its, rtol=1e-4, atol=1e-5, msg=name)
-    assert waits.adversary.figures("epoch_", first=False) == {}
+    assert waits.adversary.figures("epoch_", 2) == {}
     metrics = waits.step(2)
     assert {"adversarial", "adversarial_weight", "critic", "critic_gradient_norm"} <= metrics.keys()
     assert "stem.weight" in changed(waits.critic, before)
@@ -231,7 +234,7 @@ def test_the_critic_has_its_own_rate_on_the_autoencoders_schedule():
     schedule = {"warmup_steps": 10, "max_steps": 20, "schedule": "linear"}
     for each in (game, own):
         for name, value in schedule.items():
-            setattr(each.parts.options, name, value)
+            setattr(each.options, name, value)
             setattr(each.adversary.run_options, name, value)
     assert game.adversary.optimizer.param_groups[0]["betas"] == (0.5, 0.95)
     assert own.adversary.optimizer.param_groups[0]["betas"] == (0.25, 0.95)
@@ -269,7 +272,7 @@ def test_a_relativistic_critic_compares_each_sample_with_an_original():
         0.7, abs=0.1
     )  # ln 2: it knows nothing yet
     assert game.adversary.health.count_real == game.adversary.health.count_fake == 16 * 4 * 4
-    game.adversary.health.compute(game.parts.accelerator)
+    game.adversary.health.compute(game.accelerator)
     game.step()
     assert game.adversary.health.count_real == 16 * 4 * 4
 
@@ -317,7 +320,9 @@ def test_a_checkpoint_holds_the_whole_opponent():
     for name, part in other.adversary.parts.items():
         part.load_state_dict(states[name])
     other.model.load_state_dict(game.model.state_dict())
-    other.parts.optimizer.load_state_dict(copy.deepcopy(game.parts.optimizer.state_dict()))
+    other.state.parts["optimizer"].load_state_dict(
+        copy.deepcopy(game.state.parts["optimizer"].state_dict())
+    )
     for number in range(3, 6):
         first, second = game.step(number), other.step(number)
         assert first["critic"] == second["critic"]
@@ -331,11 +336,12 @@ def test_a_checkpoint_holds_the_whole_opponent():
 
 
 def test_a_critic_that_has_won_is_told_but_not_in_its_first_epoch():
-    game = Game(options())
+    of_run = dataclasses.replace(options(start_step=2), evaluate_every=4)
+    game = Game(of_run)
     logits = torch.full((8, 1, 4, 4), 5.0)
-    for first, told in ((True, False), (False, True)):
+    for step, told in ((4, False), (8, False), (12, True)):
         game.adversary.health.update(logits, -logits)
-        figures = game.adversary.figures("epoch_", first=first)
+        figures = game.adversary.figures("epoch_", step)
         assert figures["epoch_critic_accuracy_real"] == figures["epoch_critic_accuracy_fake"] == 1
         assert figures["epoch_critic_gap"] == 10
         assert ("epoch_critic_warning" in figures) == told

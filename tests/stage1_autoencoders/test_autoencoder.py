@@ -1,11 +1,13 @@
 """What every autoencoder must do, on a small VQ-VAE."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from latent_prior.data.codes import CodeSpec
+from latent_prior.stage1_autoencoders.autoencoder import DiscreteOutput, quantized_objective
 from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
 
 
@@ -49,3 +51,47 @@ def test_the_code_spec_of_other_weights_differs(tmp_path):
     specs = [json.loads((tmp_path / name / "code_spec.json").read_text()) for name in ("a", "b")]
     assert specs[0]["autoencoder_fingerprint"] != specs[1]["autoencoder_fingerprint"]
     assert VQVAE.from_pretrained(tmp_path / "b").code_spec.to_dict() == specs[1]
+
+
+# The loss of models with codes, against float64 formulas
+
+
+def pair(count=6):
+    generator = torch.Generator().manual_seed(0)
+    images, found = torch.rand(2, count, 3, 8, 8, generator=generator) * 2 - 1
+    return images, DiscreteOutput(images=found, codes={}, quantizer_loss=torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(("kind", "power"), [("l1", 1), ("l2", 2)])
+def test_the_objective_equals_a_float64_reference(kind, power):
+    images, output = pair()
+    losses = quantized_objective(images, output, kind)
+    pixels = zip(images.flatten().tolist(), output.images.flatten().tolist(), strict=True)
+    expected = math.fsum(abs(a - b) ** power for a, b in pixels) / images.numel()
+    assert losses["reconstruction"].item() == pytest.approx(expected, abs=1e-6)
+    assert losses["quantizer"].item() == 0.5
+    assert losses["total"].item() == pytest.approx(expected + 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_the_objective_does_not_depend_on_the_batch_size(kind):
+    images, output = pair()
+    twice = DiscreteOutput(
+        images=output.images.repeat(2, 1, 1, 1), codes={}, quantizer_loss=output.quantizer_loss
+    )
+    one = quantized_objective(images, output, kind)
+    two = quantized_objective(images.repeat(2, 1, 1, 1), twice, kind)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value)
+
+
+def test_the_objective_is_float32_inside_autocast():
+    images, output = pair()
+    low = DiscreteOutput(
+        images=output.images.bfloat16(), codes={}, quantizer_loss=output.quantizer_loss
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantized_objective(images, low, "l2")
+    expected = (images - low.images.float()).square().mean()
+    assert found["total"].dtype == torch.float32
+    torch.testing.assert_close(found["reconstruction"], expected)

@@ -394,8 +394,9 @@ import torch
 from torch import nn
 
 from latent_prior.data.codes import Level
-from latent_prior.stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig, DiscreteOutput
-from latent_prior.stage1_autoencoders.objectives import quantized_objective
+from latent_prior.stage1_autoencoders.autoencoder import (
+    Autoencoder, AutoencoderConfig, DiscreteOutput, quantized_objective
+)
 from latent_prior.stage1_autoencoders.options import ModelOptions
 from latent_prior.stage1_autoencoders.quantizers.base import straight_through
 

@@ -6,8 +6,8 @@ from accelerate import Accelerator
 
 from latent_prior.data.codes import CodeSpec, Level
 from latent_prior.stage1_autoencoders.autoencoder import DiscreteOutput
-from latent_prior.stage1_autoencoders.meters import Meter
-from latent_prior.stage1_autoencoders.posteriors import Gaussian
+from latent_prior.stage1_autoencoders.gaussian import Gaussian
+from latent_prior.stage1_autoencoders.meters import Meter, perplexity, usage
 from latent_prior.stage1_autoencoders.vae import VAEOutput
 
 
@@ -176,3 +176,27 @@ def test_a_restored_meter_of_posteriors_counts_on(accelerator):
     for batch in seen[3:]:
         resumed.update(*batch)
     assert resumed.compute(accelerator) == whole.compute(accelerator)
+
+
+# Codebook usage
+
+
+def test_perplexity_counts_the_codes_in_even_use():
+    for used in (1, 7, 512):
+        counts = torch.zeros(512)
+        counts[:used] = 9
+        assert perplexity(counts).item() == pytest.approx(used, rel=1e-5)
+        assert usage(counts).item() == pytest.approx(used / 512)
+
+
+def test_perplexity_depends_on_the_shares_alone():
+    counts = torch.randint(0, 50, (64,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(perplexity(counts), perplexity(1000 * counts))
+    assert 1 < perplexity(counts) < 64
+
+
+def test_perplexity_over_an_epoch_is_not_the_mean_over_its_batches():
+    """Batches that use one code each look collapsed one by one; the epoch is not."""
+    batches = 10 * torch.eye(8)
+    assert perplexity(batches.sum(0)).item() == pytest.approx(8)
+    assert torch.stack([perplexity(batch) for batch in batches]).mean().item() == pytest.approx(1)

@@ -1,7 +1,11 @@
 """The options of stage one: every impossible value is named by its flag."""
 
+import subprocess
+import sys
+
 import pytest
 
+import latent_prior.stage1_autoencoders
 from latent_prior.stage1_autoencoders import MODELS, model_class
 from latent_prior.stage1_autoencoders.options import (
     DEFAULT_MODEL,
@@ -48,10 +52,17 @@ def test_an_impossible_value_is_named(field, value):
 
 @pytest.mark.parametrize("member", MODELS)
 def test_a_member_is_found_by_its_name_and_its_name_by_its_options(member):
+    """Every entry of `MODELS` can be imported, with its options and its config."""
     options_class = ModelOptions.get_choice_class(member)
     assert issubclass(options_class, ModelOptions)
     assert ModelOptions.get_choice_name(options_class) == member
     assert issubclass(model_class(member).config_class, options_class)
+    name = model_class(member).__name__
+    assert MODELS[member] == (model_class(member).__module__, name)
+    assert options_class.__name__ == f"{name}Options"
+    assert getattr(latent_prior.stage1_autoencoders, name) is model_class(member)
+    config_class = getattr(latent_prior.stage1_autoencoders, f"{name}Config")
+    assert config_class is model_class(member).config_class
     assert options_class.adversarial == (member in ("vaegan", "vqgan"))
     options_class().check_image_size(32)
 
@@ -104,3 +115,12 @@ def test_resizing_needs_the_size_that_is_cut_out():
         TrainOptions(output_dir="x", resize=32)
     # The autoencoder says it to the encoder.
     assert EncodeOptions(autoencoder="x", output_dir="y", resize=32, crops=1).image_size is None
+
+
+def test_the_options_need_no_torch():
+    code = (
+        "import sys, latent_prior.stage1_autoencoders.options\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latent_prior.stage1_autoencoders.likelihoods import make_likelihood
+from latent_prior.losses.likelihoods import make_likelihood
 from latent_prior.stage1_autoencoders.pixelcnn import AutoregressiveHead, MaskedConv2d
 
 SIDE = 6

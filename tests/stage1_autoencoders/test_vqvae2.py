@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_prior.stage1_autoencoders.quantizers.base import QUANTIZERS
+from latent_prior.stage1_autoencoders.quantizers import QUANTIZERS
 from latent_prior.stage1_autoencoders.vqvae2 import VQVAE2, VQVAE2Config, VQVAE2Options
 
 TOP, BOTTOM = 0, -1

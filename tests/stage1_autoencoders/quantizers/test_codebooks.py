@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latent_prior.stage1_autoencoders.options import QuantizerOptions
 from latent_prior.stage1_autoencoders.quantizers.codebooks import (
     Codebook,
     EMACodebook,
@@ -15,7 +16,6 @@ from latent_prior.stage1_autoencoders.quantizers.codebooks import (
     carry_gradient,
     rotate,
 )
-from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
 
 KINDS = [EMACodebook, GradientCodebook]
 DISTANCES = ["euclidean", "cosine"]

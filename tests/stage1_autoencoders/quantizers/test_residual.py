@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from latent_prior.stage1_autoencoders.options import QuantizerOptions
 from latent_prior.stage1_autoencoders.quantizers.codebooks import rotate, rows_of
-from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
 from latent_prior.stage1_autoencoders.quantizers.residual import ResidualCodebooks
 
 

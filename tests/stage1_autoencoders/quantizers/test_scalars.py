@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latent_prior.stage1_autoencoders.quantizers.options import QuantizerOptions
+from latent_prior.stage1_autoencoders.options import QuantizerOptions
 from latent_prior.stage1_autoencoders.quantizers.scalars import (
     FiniteScalars,
     ScalarQuantizer,
     Signs,
     SphericalSigns,
+    choose_levels,
 )
 
 LEVELS = [[3], [8, 4], [7, 5, 3], [8, 5, 5, 5], [8, 8, 8]]
@@ -220,3 +221,22 @@ def test_the_commitment_pulls_to_the_nearest_code(kind):
     table = quantizer.codes_to_vectors(torch.arange(64).view(1, 1, 8, 8)).flatten(2)[0].T
     distances = torch.cdist(unit.permute(0, 2, 3, 1).reshape(-1, 6), table)
     assert torch.equal(distances.argmin(1), codes.flatten())
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [
+        (240, [8, 6, 5]),
+        (1000, [8, 5, 5, 5]),
+        (4375, [7, 5, 5, 5, 5]),
+        (15360, [8, 8, 8, 6, 5]),
+        (64000, [8, 8, 8, 5, 5, 5]),
+        (512, [8, 8, 8]),
+        (1024, [8, 8, 4, 4]),
+        (4096, [8, 8, 8, 8]),
+    ],
+)
+def test_levels_are_the_papers_or_near(size, levels):
+    assert choose_levels(size) == levels
+    quantizer = FiniteScalars(QuantizerOptions(quantizer="fsq", codebook_size=size))
+    assert quantizer.levels.flatten().tolist() == levels

@@ -1,8 +1,8 @@
-"""p(image | prediction of the decoder): the reconstruction half of an ELBO, in nats.
+"""Likelihoods p(image | prediction of a decoder), in nats.
 
-Images are float32 (B, C, H, W) in [-1, 1] and stand for 8-bit values, so that neighbouring levels lie 2/255 apart.
-`gaussian` and `laplace` are densities and become comparable with probabilities only when they are multiplied by that
-distance; `bernoulli` and `logistic` are probabilities already. `bits_per_dim` knows which is which.
+Images are float32 (B, C, H, W) in [-1, 1] and stand for 8-bit values, 2/255 apart. `gaussian` and
+`laplace` are densities, comparable with probabilities only when multiplied by that bin width;
+`bernoulli` and `logistic` are probabilities already. `bits_per_dim` takes care of it.
 """
 
 from __future__ import annotations
@@ -18,66 +18,66 @@ from torch import Generator, Tensor, nn
 LikelihoodKind = Literal["gaussian", "laplace", "bernoulli", "logistic"]
 Number = TypeVar("Number", float, Tensor)
 
-LEVEL = 2 / 255
-"""Distance of neighbouring 8-bit values in [-1, 1]."""
+BIN_WIDTH = 2 / 255
+"""Distance between neighbouring 8-bit values in [-1, 1]."""
 
-# About the error of a new model. Too small would be worse than too large: the gradient of a logarithm is bounded above
-# the best scale, but grows below it, and Adam long remembers large gradients.
-_FIRST_SCALE = 0.5
-# Adam moves a parameter by about the learning rate per step, too little for a logarithm to follow the error down. In
-# this unit it does so within hundreds of steps, and its gradient is a mean over all pixels, so it hardly trembles.
-_PACE = 10.0
+# About the error of a new model. Above the best scale the gradient of the log is bounded; below it
+# the gradient grows, and Adam remembers large gradients for long. So start large.
+_INITIAL_SCALE = 0.5
+# Adam moves a parameter by about the learning rate per step, too slowly for the log-scale to follow
+# the falling error. In this unit it follows within hundreds of steps.
+_LOG_SCALE_UNIT = 10.0
 
 
 class Likelihood(nn.Module, ABC):
-    """Abstract: a distribution over images, independent for every value given the prediction.
+    """Abstract: a distribution over images whose values are independent given the prediction.
 
-    Everything is computed in float32, whatever the type of the prediction.
+    Everything is computed in float32.
     """
 
     is_density: ClassVar[bool]
 
     def nll(self, images: Tensor, prediction: Tensor) -> Tensor:
-        """Negative log-likelihood of images (B, C, H, W) in [-1, 1] in nats per image, (B,).
+        """Negative log-likelihood in nats per image, (B,).
 
         Args:
             images: originals (B, C, H, W) in [-1, 1].
-            prediction: the decoder's output (B, C, H, W), not bounded.
+            prediction: the decoder's output (B, C, H, W), unbounded.
         """
         return self._nll(images.float(), prediction.float()).flatten(1).sum(1)
 
     @abstractmethod
     def _nll(self, images: Tensor, prediction: Tensor) -> Tensor:
-        """Nats of every value: float32 (B, C, H, W) twice to the same."""
+        """Nats per value, from float32 images and prediction; all (B, C, H, W)."""
 
     @abstractmethod
     def mean(self, prediction: Tensor) -> Tensor:
-        """The images to show for a prediction (B, C, H, W): float32, a little outside [-1, 1] at times."""
+        """Mean images of a prediction, float32 (B, C, H, W), possibly slightly outside [-1, 1]."""
 
     @abstractmethod
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
-        """Images drawn for a prediction (B, C, H, W): float32, with a noise of their own in every value."""
+        """Sample images for a prediction, float32 (B, C, H, W), with independent noise per value."""
 
     def bits_per_dim(self, nats: Number, dims: int) -> Number:
-        """Bits per value of an 8-bit image, from the nats per image of an NLL or a negative ELBO (any shape).
+        """Bits per value of an 8-bit image.
 
-        A density is turned into the probability of a level by the width of its bin, 2/255, over which it is taken
-        to be constant; probabilities are divided by ln 2 only.
+        A density becomes a probability by multiplying by the bin width, 2/255, over which it is
+        taken to be constant.
 
         Args:
-            nats: per image.
+            nats: NLL or negative ELBO per image, any shape.
             dims: values per image, C * H * W.
         """
         bits = nats / (dims * math.log(2))
-        return bits - math.log2(LEVEL) if self.is_density else bits
+        return bits - math.log2(BIN_WIDTH) if self.is_density else bits
 
 
 class ScaledLikelihood(Likelihood):
-    """Abstract: the prediction is a location, and every channel has one scale, fixed or learned.
+    """Abstract: the prediction is a location; every channel has one scale, fixed or learned.
 
-    A learned scale is that of the sigma-VAE (Rybkin et al., 2021, https://arxiv.org/abs/2006.13202), which balances
-    reconstruction and KL by itself. It is `floor` plus the exponential of a parameter, so that it cannot run to zero
-    where a channel is reproduced exactly.
+    A learned scale balances reconstruction and KL (sigma-VAE, Rybkin et al., 2021,
+    https://arxiv.org/abs/2006.13202). It is `floor` plus the exponential of a parameter, so it stays
+    positive even for a channel that is reconstructed exactly.
 
     Args:
         channels: of the images.
@@ -87,9 +87,9 @@ class ScaledLikelihood(Likelihood):
         ValueError: for a scale that is not positive.
     """
 
-    # Half a level: sharper than that, a density would reward knowing that images are rounded, and bits per dimension
-    # could fall below zero.
-    floor: ClassVar[float] = LEVEL / 2
+    # Half a bin: a sharper density would exploit the rounding of images, and bits per dimension
+    # could become negative.
+    floor: ClassVar[float] = BIN_WIDTH / 2
 
     def __init__(self, channels: int, scale: float | None) -> None:
         super().__init__()
@@ -99,15 +99,15 @@ class ScaledLikelihood(Likelihood):
             )
         self.learned = scale is None
         if scale is None:
-            start = math.log(_FIRST_SCALE - self.floor) / _PACE
+            start = math.log(_INITIAL_SCALE - self.floor) / _LOG_SCALE_UNIT
             self.log_excess = nn.Parameter(torch.full((channels,), start))
         else:
             self.register_buffer("fixed_scale", torch.full((channels,), scale))
 
     def scale(self) -> Tensor:
-        """The scale of every channel in units of [-1, 1], float32 (C, 1, 1)."""
+        """Scale per channel in units of [-1, 1], float32 (C, 1, 1)."""
         if self.learned:
-            scale = self.floor + (_PACE * self.log_excess.float()).exp()
+            scale = self.floor + (_LOG_SCALE_UNIT * self.log_excess.float()).exp()
         else:
             scale = self.get_buffer("fixed_scale").float()
         return scale[:, None, None]
@@ -144,46 +144,45 @@ class LaplaceLikelihood(ScaledLikelihood):
         return (images - prediction).abs() / scale + (2 * scale).log()
 
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
-        """Prediction plus Laplace noise, which is the difference of two exponential ones."""
+        """Prediction plus Laplace noise, the difference of two exponential variables."""
         first, second = (_exponential(prediction, generator) for _ in range(2))
         return prediction.float() + self.scale() * (first - second)
 
 
 class LogisticLikelihood(ScaledLikelihood):
-    """Logistic distribution rounded to the 256 levels, the outermost of which take the tails.
+    """Logistic distribution discretised to 256 values, the outermost of which take the tails.
 
     Kingma et al., 2016 (https://arxiv.org/abs/1606.04934) and Salimans et al., 2017
-    (https://arxiv.org/abs/1701.05517, Eq. 2), with one component and one scale per channel. Its standard deviation is
-    1.81 times the scale. Images between two levels count as the nearer one.
+    (https://arxiv.org/abs/1701.05517, Eq. 2), with one component and one scale per channel. Its
+    standard deviation is 1.81 times the scale. Images are rounded to the nearest 8-bit value.
     """
 
     is_density = False
-    floor = math.exp(-7)  # a probability needs no floor to be fair; this one keeps float32 exact
+    floor = math.exp(-7)  # only for float32 precision: a probability gains nothing by a tiny scale
 
     def _nll(self, images: Tensor, prediction: Tensor) -> Tensor:
-        # sigmoid(upper) - sigmoid(lower) = sigmoid(upper) sigmoid(-lower) (1 - exp(lower - upper)): three factors whose
-        # logarithms are exact however far out the level lies, where the difference itself would be 0.
+        # sigmoid(upper) - sigmoid(lower) = sigmoid(upper) sigmoid(-lower) (1 - exp(lower - upper)).
+        # The logs of the three factors are exact even where the difference would underflow to 0.
         scale = self.scale()
-        centred = _nearest_level(images) - prediction
-        above_bottom, below_top = images > LEVEL / 2 - 1, images < 1 - LEVEL / 2
-        upper = F.softplus(-(centred + LEVEL / 2) / scale)
-        lower = F.softplus((centred - LEVEL / 2) / scale)
-        width = -(-torch.expm1(-LEVEL / scale)).log()
+        centred = _round_to_8_bits(images) - prediction
+        above_bottom, below_top = images > BIN_WIDTH / 2 - 1, images < 1 - BIN_WIDTH / 2
+        upper = F.softplus(-(centred + BIN_WIDTH / 2) / scale)
+        lower = F.softplus((centred - BIN_WIDTH / 2) / scale)
+        width = -(-torch.expm1(-BIN_WIDTH / scale)).log()
         return upper * below_top + lower * above_bottom + width * (below_top & above_bottom)
 
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
-        """Prediction plus logistic noise, the log-ratio of two exponential ones, rounded to the levels in [-1, 1]."""
+        """Prediction plus logistic noise (log-ratio of two exponential variables), rounded to 8 bits."""
         first, second = (_exponential(prediction, generator) for _ in range(2))
         noisy = prediction.float() + self.scale() * (first / second).log()
-        return _nearest_level(noisy.clamp(-1, 1))
+        return _round_to_8_bits(noisy.clamp(-1, 1))
 
 
 class BernoulliLikelihood(Likelihood):
     """Black or white; the prediction is the logit of white.
 
-    A likelihood for binary images only. Grey values enter as (image + 1) / 2 in [0, 1], which makes it the cross-entropy
-    of those shares: a common loss, but not the probability of an image, and its bits per dimension are comparable
-    with nothing.
+    A likelihood of binary images only. For grey values, which enter as (image + 1) / 2 in [0, 1], it
+    is the usual cross-entropy, but not a probability; do not compare its bits per dimension.
     """
 
     is_density = False
@@ -204,7 +203,7 @@ class BernoulliLikelihood(Likelihood):
 
 
 def make_likelihood(kind: LikelihoodKind, *, channels: int, scale: float | None) -> Likelihood:
-    """The likelihood of a name.
+    """Build a likelihood by name.
 
     Args:
         kind: `gaussian`, `laplace`, `bernoulli` (for binary images) or `logistic` (discretised).
@@ -212,7 +211,7 @@ def make_likelihood(kind: LikelihoodKind, *, channels: int, scale: float | None)
         scale: in units of [-1, 1], the same for all channels; None learns one per channel.
 
     Raises:
-        ValueError: for a scale that is not positive, or one for `bernoulli`, which has none.
+        ValueError: a scale that is not positive, or any scale for `bernoulli`.
     """
     if kind == "bernoulli":
         if scale is not None:
@@ -225,13 +224,13 @@ def make_likelihood(kind: LikelihoodKind, *, channels: int, scale: float | None)
     return LogisticLikelihood(channels, scale)
 
 
-def _nearest_level(images: Tensor) -> Tensor:
-    """Values in [-1, 1] to the nearest of -1 + 2 k / 255."""
+def _round_to_8_bits(images: Tensor) -> Tensor:
+    """Round values in [-1, 1] to the nearest -1 + 2 k / 255."""
     return ((images + 1) * 127.5).round() / 127.5 - 1
 
 
 def _exponential(like: Tensor, generator: Generator | None) -> Tensor:
-    """Noise from Exp(1) in the shape of `like`, float32; drawn where the generator is."""
+    """Samples from Exp(1) in the shape of `like`, float32, generated on the generator's device."""
     device = generator.device if generator else like.device
     noise = torch.empty(like.shape, device=device).exponential_(generator=generator)
     return noise.to(like.device)

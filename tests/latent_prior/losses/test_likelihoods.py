@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_prior.stage1_autoencoders.likelihoods import LEVEL, Likelihood, make_likelihood
+from latent_prior.losses.likelihoods import BIN_WIDTH, Likelihood, make_likelihood
 
 KINDS = ["gaussian", "laplace", "logistic", "bernoulli"]
 SCALED = KINDS[:3]
@@ -106,11 +106,13 @@ def test_the_discretised_logistic_is_exact_far_from_its_location():
     """The difference of two sigmoids, as peers compute it, is 0 there, its logarithm infinite and its gradient lost."""
     x = LEVELS[[1, 128, 254]].view(-1, 1, 1, 1)
     prediction = torch.full_like(x, 5.0, requires_grad=True)
-    upper, lower = (((x + shift - 5.0) / 0.01).sigmoid() for shift in (LEVEL / 2, -LEVEL / 2))
+    upper, lower = (
+        ((x + shift - 5.0) / 0.01).sigmoid() for shift in (BIN_WIDTH / 2, -BIN_WIDTH / 2)
+    )
     assert float((upper - lower).min()) == 0
     nll = make("logistic", channels=1, scale=0.01).nll(x, prediction)
     # In the tail the density is exp((x - location) / scale) / scale, here integrated over a level.
-    width = 2 * math.sinh(LEVEL / 2 / 0.01)
+    width = 2 * math.sinh(BIN_WIDTH / 2 / 0.01)
     expected = [(5 - value) / 0.01 - math.log(width) for value in x.flatten().tolist()]
     assert nll.tolist() == pytest.approx(expected, rel=1e-6)
     nll.sum().backward()
@@ -119,7 +121,7 @@ def test_the_discretised_logistic_is_exact_far_from_its_location():
 
 def test_images_between_levels_count_as_the_nearer_one():
     likelihood = make("logistic", scale=0.03)
-    off = images() + 0.4 * LEVEL * (torch.rand(images().shape) * 2 - 1)
+    off = images() + 0.4 * BIN_WIDTH * (torch.rand(images().shape) * 2 - 1)
     torch.testing.assert_close(
         likelihood.nll(off, predictions()), likelihood.nll(images(), predictions())
     )
@@ -208,13 +210,13 @@ def test_bits_of_a_density_are_those_of_the_levels(kind):
 
     for level in (120, 140, 150):
         x = float(LEVELS[level])
-        exact = -math.log2(below(x + LEVEL / 2) - below(x - LEVEL / 2))
+        exact = -math.log2(below(x + BIN_WIDTH / 2) - below(x - BIN_WIDTH / 2))
         nll = likelihood.nll(torch.full((1, 1, 1, 1), x), torch.zeros(1, 1, 1, 1))
         assert float(likelihood.bits_per_dim(nll, 1)) == pytest.approx(exact, abs=2e-3)
 
 
 def test_uniform_images_have_eight_bits():
-    nats = 12 * math.log(256 * LEVEL)  # of the uniform density over the 256 bins, for 12 values
+    nats = 12 * math.log(256 * BIN_WIDTH)  # of the uniform density over the 256 bins, for 12 values
     assert make("gaussian").bits_per_dim(nats, 12) == pytest.approx(8)
     assert make("logistic").bits_per_dim(12 * math.log(256), 12) == pytest.approx(8)
     assert make("bernoulli").bits_per_dim(12 * math.log(2), 12) == pytest.approx(1)

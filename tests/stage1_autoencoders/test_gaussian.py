@@ -1,4 +1,4 @@
-"""Schedules at their corners, the KL term at its limits, and two processes against one."""
+"""The posterior against Monte Carlo and float64; the KL loss, its schedules, and two processes."""
 
 import itertools
 import os
@@ -11,9 +11,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
-from latent_prior.stage1_autoencoders.kl import beta_at, capacity_at, kl_loss
-from latent_prior.stage1_autoencoders.posteriors import Gaussian
+from latent_prior.stage1_autoencoders.gaussian import (
+    LOG_VARIANCE_RANGE,
+    Gaussian,
+    beta_at,
+    capacity_at,
+    kl_loss,
+)
 
 SETTINGS = [
     {"free_bits": 0.0, "capacity": None},
@@ -36,6 +42,92 @@ def slow_loss(kl: Tensor, *, beta: float, free_bits: float, capacity: float | No
     per_dimension = kl.detach().double().flatten(1).mean(0).tolist()
     total = sum(max(free_bits, value) for value in per_dimension)
     return beta * abs(total - (capacity or 0))
+
+
+# The posterior
+
+
+def gaussian(batch=5, seed=0, grad=False) -> Gaussian:
+    """Dimensions from hardly used to telling much."""
+    random = torch.Generator().manual_seed(seed)
+    use = torch.linspace(0.001, 1.5, 12).view(1, 3, 2, 2)
+    mean = use * torch.randn(batch, 3, 2, 2, generator=random)
+    log_variance = -3 * use * torch.rand(batch, 3, 2, 2, generator=random)
+    return Gaussian(mean.requires_grad_(grad), log_variance.requires_grad_(grad))
+
+
+def test_kl_is_the_closed_form_in_float64():
+    q = gaussian()
+    mean, log_variance = q.mean.double(), q.log_variance.double()
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0))
+    assert q.kl().shape == q.mean.shape
+    torch.testing.assert_close(q.kl().double(), expected, rtol=1e-6, atol=1e-7)
+    assert torch.equal(Gaussian(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1)).kl(), torch.zeros(1, 2, 1, 1))  # fmt: skip
+
+
+def test_kl_is_what_monte_carlo_says():
+    """The mean of log q(z) - log p(z) over draws from q, within four of its standard errors."""
+    q = gaussian(2)
+    count, random = 20_000, torch.Generator().manual_seed(1)
+    many = Gaussian(q.mean.repeat(count, 1, 1, 1), q.log_variance.repeat(count, 1, 1, 1))
+    z = many.sample(random).double().view(count, *q.mean.shape)
+    posterior = Normal(q.mean.double(), (q.log_variance.double() / 2).exp())
+    ratio = posterior.log_prob(z) - Normal(0.0, 1.0).log_prob(z)
+    error = 4 * ratio.std(0) / count**0.5
+    assert ((ratio.mean(0) - q.kl().double()).abs() < error + 1e-6).all()
+
+
+def test_gradients_pass_through_a_sample_to_mean_and_variance():
+    """z = mean + exp(log_variance / 2) noise: dz = 1 and (z - mean) / 2."""
+    q = gaussian(grad=True)
+    z = q.sample(torch.Generator().manual_seed(0))
+    by_mean, by_log_variance = torch.autograd.grad(z.sum(), (q.mean, q.log_variance))
+    torch.testing.assert_close(by_mean, torch.ones_like(z))
+    torch.testing.assert_close(by_log_variance, (z - q.mean).detach() / 2)
+
+
+def test_a_generator_decides_the_sample():
+    q = gaussian()
+    first, second = (q.sample(torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, q.sample(torch.Generator().manual_seed(4)))
+    torch.manual_seed(0)
+    free = q.sample()
+    torch.manual_seed(0)
+    assert torch.equal(free, q.sample())
+
+
+def test_a_log_variance_out_of_range_is_held_and_finds_its_way_back():
+    """A plain clamp has no gradient there, and the value would stay outside for ever."""
+    low, high = LOG_VARIANCE_RANGE
+    log_variance = torch.tensor([-1e4, low, -1.5, high, 1e4]).view(1, 5, 1, 1).requires_grad_()
+    q = Gaussian(torch.zeros(1, 5, 1, 1), log_variance)
+    torch.testing.assert_close(q.log_variance.flatten(), torch.tensor([low, low, -1.5, high, high]))
+    assert torch.isfinite(q.kl()).all()
+    assert torch.isfinite(q.sample()).all()
+    (slope,) = torch.autograd.grad(q.kl().sum(), log_variance)
+    expected = (torch.tensor([low, low, -1.5, high, high]).exp() - 1) / 2
+    torch.testing.assert_close(slope.flatten(), expected, rtol=1e-4, atol=0)
+    inside = torch.linspace(low, high, 1001).view(1, -1, 1, 1)
+    assert torch.equal(Gaussian(inside, inside).log_variance, inside)
+
+
+def test_a_posterior_is_float32_under_autocast():
+    low = [value.bfloat16() for value in (gaussian().mean, gaussian().log_variance)]
+    exact = Gaussian(*(value.float() for value in low))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Gaussian(*low)
+        kl, z = found.kl(), found.sample(torch.Generator().manual_seed(0))
+    assert kl.dtype == z.dtype == found.mean.dtype == torch.float32
+    assert torch.equal(kl, exact.kl())
+    assert torch.equal(z, exact.sample(torch.Generator().manual_seed(0)))
+
+
+def test_a_sample_from_given_noise_is_a_shifted_and_scaled_copy_of_it():
+    q = gaussian()
+    assert torch.equal(q.from_noise(torch.zeros_like(q.mean)), q.mean)
+    noise = torch.randn(q.mean.shape, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(q.from_noise(noise), q.sample(torch.Generator().manual_seed(3)))
 
 
 # Schedules

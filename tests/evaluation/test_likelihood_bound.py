@@ -4,10 +4,16 @@ import math
 import pytest
 import torch
 
+from latent_prior.evaluation.likelihood_bound import (
+    LEARNED,
+    STANDARD_NORMAL,
+    UNIFORM,
+    Bound,
+    fit_logistic,
+)
+from latent_prior.losses.likelihoods import LogisticLikelihood
 from latent_prior.pipelines import Pipeline
-from latent_prior.pipelines.bounds import LEARNED, STANDARD_NORMAL, UNIFORM, Bound, fit_logistic
 from latent_prior.seeds import generator
-from latent_prior.stage1_autoencoders.likelihoods import LogisticLikelihood
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
 
@@ -178,13 +184,13 @@ def test_fitted_scales_are_those_of_the_greatest_likelihood(parts):
     pipe = Shrinking(parts["autoencoder"]("vqvae").code_spec)
     images = levels(10, 4)
     fitted = fit_logistic(pipe, images.split(10), generator(0)).scale().flatten().tolist()
-    given_back = pipe.reconstruct(images)
+    reconstructions = pipe.reconstruct(images)
     for channel, scale in enumerate(fitted):
 
         def cost(scale, channel=channel):
             likelihood = LogisticLikelihood(1, scale=scale).double()
             one = slice(channel, channel + 1)
-            return float(likelihood.nll(images[:, one], given_back[:, one]).double().mean())
+            return float(likelihood.nll(images[:, one], reconstructions[:, one]).double().mean())
 
         # Golden-section search for the minimum, on the logarithm of the scale.
         low, high, golden = math.log(1e-3), math.log(2.0), (math.sqrt(5) - 1) / 2

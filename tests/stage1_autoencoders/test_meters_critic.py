@@ -3,7 +3,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_prior.stage1_autoencoders.critic_health import CriticHealth, diagnose
+from latent_prior.stage1_autoencoders.meters import CriticHealth, critic_warning
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def counted(accelerator, kind: str, seen: list[tuple[Tensor, Tensor]]) -> dict[s
     health = CriticHealth(kind)
     for batch in seen:
         health.update(*batch)
-    return health.compute(accelerator, "epoch_")
+    return health.compute(accelerator)
 
 
 @pytest.mark.parametrize("kind", ["hinge", "non_saturating", "relativistic"])
@@ -41,29 +41,29 @@ def test_figures_of_many_batches_are_those_of_one(accelerator, kind):
     else:
         right_real, right_fake = [bool(r > 0) for r in real], [bool(f < 0) for f in fake]
     assert found == {
-        "epoch_critic_accuracy_real": pytest.approx(sum(right_real) / len(real)),
-        "epoch_critic_accuracy_fake": pytest.approx(sum(right_fake) / len(fake)),
-        "epoch_critic_gap": pytest.approx(float(real.mean() - fake.mean()), rel=1e-6),
+        "critic_accuracy_real": pytest.approx(sum(right_real) / len(real)),
+        "critic_accuracy_fake": pytest.approx(sum(right_fake) / len(fake)),
+        "critic_gap": pytest.approx(float(real.mean() - fake.mean()), rel=1e-6),
     }
-    assert 0.5 < found["epoch_critic_accuracy_real"] < 1
+    assert 0.5 < found["critic_accuracy_real"] < 1
 
 
 def test_undecided_answers_are_half_right(accelerator):
     for kind in ("hinge", "relativistic"):
         found = counted(accelerator, kind, [(torch.zeros(8, 1), torch.zeros(8, 1))])
-        assert found["epoch_critic_accuracy_real"] == found["epoch_critic_accuracy_fake"] == 0.5
-        assert found["epoch_critic_gap"] == 0
+        assert found["critic_accuracy_real"] == found["critic_accuracy_fake"] == 0.5
+        assert found["critic_gap"] == 0
 
 
 def test_there_may_be_more_generated_images_than_originals(accelerator):
     found = counted(accelerator, "hinge", [(torch.ones(4, 1), torch.full((8, 1), -2.0))])
-    assert found["epoch_critic_gap"] == 3
-    assert found["epoch_critic_accuracy_fake"] == 1
+    assert found["critic_gap"] == 3
+    assert found["critic_accuracy_fake"] == 1
 
 
 def test_a_critic_that_has_not_been_asked_has_no_figures(accelerator):
     assert CriticHealth("hinge").compute(accelerator) == {}
-    assert diagnose({}) is None
+    assert critic_warning({}) is None
 
 
 def test_computing_starts_a_new_epoch(accelerator):
@@ -73,7 +73,7 @@ def test_computing_starts_a_new_epoch(accelerator):
     health.compute(accelerator)
     for batch in batches(seed=1):
         health.update(*batch)
-    assert health.compute(accelerator, "epoch_") == counted(accelerator, "hinge", batches(seed=1))
+    assert health.compute(accelerator) == counted(accelerator, "hinge", batches(seed=1))
 
 
 def test_a_restored_meter_counts_on(accelerator):
@@ -83,14 +83,14 @@ def test_a_restored_meter_counts_on(accelerator):
     resumed.load_state_dict(stopped.state_dict())
     for batch in batches()[3:]:
         resumed.update(*batch)
-    assert resumed.compute(accelerator, "epoch_") == counted(accelerator, "hinge", batches())
+    assert resumed.compute(accelerator) == counted(accelerator, "hinge", batches())
 
 
-# Diagnoses
+# Warnings
 
 
-def diagnosed(accelerator, real: Tensor, fake: Tensor, kind: str = "hinge") -> str | None:
-    return diagnose(counted(accelerator, kind, [(real, fake)]), "epoch_")
+def warning_for(accelerator, real: Tensor, fake: Tensor, kind: str = "hinge") -> str | None:
+    return critic_warning(counted(accelerator, kind, [(real, fake)]))
 
 
 def around(mean: float, spread: float = 1.0, seed: int = 0) -> Tensor:
@@ -100,12 +100,12 @@ def around(mean: float, spread: float = 1.0, seed: int = 0) -> Tensor:
 
 def test_a_critic_at_work_is_left_alone(accelerator):
     for kind in ("hinge", "non_saturating", "relativistic"):
-        assert diagnosed(accelerator, around(0.7), around(-0.7, seed=1), kind) is None
+        assert warning_for(accelerator, around(0.7), around(-0.7, seed=1), kind) is None
 
 
 @pytest.mark.parametrize("kind", ["hinge", "relativistic"])
 def test_a_critic_that_has_won_is_told(accelerator, kind):
-    said = diagnosed(accelerator, around(5), around(-5, seed=1), kind)
+    said = warning_for(accelerator, around(5), around(-5, seed=1), kind)
     assert said is not None
     assert said.startswith("the critic has won: it is right about 100.0% of originals and 100.0%")
     assert "--critic.learning_rate" in said
@@ -114,23 +114,23 @@ def test_a_critic_that_has_won_is_told(accelerator, kind):
 @pytest.mark.parametrize("kind", ["hinge", "relativistic"])
 def test_a_critic_that_sees_no_difference_is_told(accelerator, kind):
     for shift in (0.0, 4.0):  # relativistic answers may lie anywhere
-        said = diagnosed(accelerator, around(shift), around(shift, seed=1), kind)
+        said = warning_for(accelerator, around(shift), around(shift, seed=1), kind)
         assert said is not None
         assert said.startswith("the critic sees no difference: ")
 
 
 def test_a_critic_that_calls_everything_the_same_is_told(accelerator):
-    original = diagnosed(accelerator, around(6), around(5, seed=1))
+    original = warning_for(accelerator, around(6), around(5, seed=1))
     assert original is not None
     assert original.startswith("the critic calls everything an original: ")
-    generated = diagnosed(accelerator, around(-5), around(-6, seed=1))
+    generated = warning_for(accelerator, around(-5), around(-6, seed=1))
     assert generated is not None
     assert generated.startswith("the critic calls everything generated: ")
 
 
-def test_a_diagnosis_is_one_sentence(accelerator):
+def test_a_warning_is_one_sentence(accelerator):
     for real, fake in ((5.0, -5.0), (0.0, 0.0), (6.0, 5.0)):
-        said = diagnosed(accelerator, around(real), around(fake, seed=1))
+        said = warning_for(accelerator, around(real), around(fake, seed=1))
         assert said is not None
         assert "\n" not in said
         assert ". " not in said
