@@ -1,4 +1,4 @@
-"""Upper bounds of -log p(image) under a pipeline: nats of its codes plus nats of the pixels given them.
+"""Upper bounds of -log p(image) under a pipeline: nats of the codes and of the pixels given them.
 
 A VAE has a posterior q(z | x), so that for any prior p(z), learned or N(0, I),
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 
-# Name in a preset -> module and class, without importing torch. The module of a class `VAE` also has
-# `VAEOptions` and `VAEConfig`.
+# Name in a preset -> module and class, without importing torch. Beside a class `VAE` its module
+# has `VAEOptions` and `VAEConfig`.
 MODELS = {
     "vae": ("latent_prior.stage1_autoencoders.vae", "VAE"),
     "vqvae": ("latent_prior.stage1_autoencoders.vqvae", "VQVAE"),

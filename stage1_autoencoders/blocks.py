@@ -1,7 +1,7 @@
 """The convolutional residual encoder and decoder of all autoencoders.
 
-Activations are in channels-last format: on a CPU upsampling is several times faster and nothing else
-slower, on a GPU the fast convolutions need it.
+Activations are in channels-last format: on a CPU upsampling is several times faster and nothing
+else slower, on a GPU the fast convolutions need it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H / downsampling, W / downsampling)."""
-        # After the stem: with one channel both formats are equal, and the convolution picks the slow one.
+        # After the stem: one channel has both formats, and the convolution would pick the slow one.
         x = self.stem(images).contiguous(memory_format=torch.channels_last)  # (B, widths[0], H, W)
         return self.head(self.stages(x))
 
@@ -148,9 +148,9 @@ class AttentionBlock(nn.Module):
 class NearestUpsample(nn.Module):
     """Nearest-neighbour doubling and a 3x3 convolution (Odena et al., 2016), in one pass.
 
-    Doubling is a transposed convolution with a 2x2 kernel of ones; with the 3x3 convolution it is one
-    transposed convolution, whose 4x4 kernel is the 3x3 kernel summed over the 2x2 shifts. This takes
-    4 instead of 9 multiplications per pixel and channel pair, and no doubled map in memory.
+    Doubling is a transposed convolution with a 2x2 kernel of ones; with the 3x3 convolution it is
+    one transposed convolution, whose 4x4 kernel is the 3x3 kernel summed over the 2x2 shifts. This
+    takes 4 instead of 9 multiplications per pixel and channel pair, and no doubled map in memory.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

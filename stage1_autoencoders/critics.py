@@ -78,7 +78,7 @@ class PatchCritic(Critic):
 
     def forward(self, images: Tensor) -> CriticOutput:
         """(B, C, H, W) to logits (B, 1, h, w) and features."""
-        # After the stem: with one channel both formats are equal, and the convolution picks the slow one.
+        # After the stem: one channel has both formats, and the convolution would pick the slow one.
         x = self.stem(images).contiguous(memory_format=torch.channels_last)
         features = [F.leaky_relu(x, 0.2)]
         for stage in self.stages:
@@ -87,7 +87,7 @@ class PatchCritic(Critic):
 
 
 class ResidualCritic(Critic):
-    """A residual network without normalisation, one logit per image, as in R3GAN (Huang et al., 2024).
+    """A residual network without normalisation, one logit per image (R3GAN, Huang et al., 2024).
 
     Residual branches start at zero (Fixup, Zhang et al., 2019, https://arxiv.org/abs/1901.09321)
     instead of normalisation; with spectral norm they start at random.
@@ -119,7 +119,7 @@ class ResidualCritic(Critic):
 
     def forward(self, images: Tensor) -> CriticOutput:
         """(B, C, H, W) to logits (B, 1) and features."""
-        # After the stem: with one channel both formats are equal, and the convolution picks the slow one.
+        # After the stem: one channel has both formats, and the convolution would pick the slow one.
         x = self.stem(images).contiguous(memory_format=torch.channels_last)
         features = [self.blocks[0](x)]
         for widen, block in zip(self.widen, self.blocks[1:], strict=True):

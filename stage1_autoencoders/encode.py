@@ -1,6 +1,7 @@
-"""Write the codes or latents of a dataset's images as a Hugging Face dataset.
+r"""Write the codes or latents of a dataset's images as a Hugging Face dataset.
 
-accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/model --dataset mnist5k --output_dir runs/mnist/codes
+accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/model \
+    --dataset mnist5k --output_dir runs/mnist/codes
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def plan_shards(
 def encode_images(
     autoencoder: Autoencoder, images: ImageSet, split: str, first: int, options: EncodeOptions
 ) -> dict[str, NDArray[Any]]:
-    """Columns of one shard: all views of the first image, then of the next; view 0 is unaugmented."""
+    """Columns of one shard: all views of an image, then of the next; view 0 is unaugmented."""
     last = min(first + options.shard_images, len(images))
     maps: dict[str, list[NDArray[Any]]] = {}
     for start in range(first, last, options.batch_size):

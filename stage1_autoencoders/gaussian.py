@@ -23,8 +23,8 @@ LOG_VARIANCE_RANGE = (-20.0, 10.0)
 class Gaussian:
     """A diagonal normal distribution over the latents of each image, float32 also under autocast.
 
-    The log-variance is clamped to `LOG_VARIANCE_RANGE`, but keeps the gradient at the bound, so that
-    a value outside can return.
+    The log-variance is clamped to `LOG_VARIANCE_RANGE`, but keeps the gradient at the bound, so
+    that a value outside can return.
     """
 
     mean: Tensor
@@ -53,7 +53,7 @@ class Gaussian:
         return self.mean + (self.log_variance / 2).exp() * noise.to(self.mean)
 
     def kl(self) -> Tensor:
-        """KL divergence of each element from N(0, 1) in nats (appendix B), same shape as the mean."""
+        """KL divergence of each element from N(0, 1) in nats (appendix B), shaped as the mean."""
         excess = torch.expm1(self.log_variance) - self.log_variance
         return (self.mean.square() + excess) / 2
 
@@ -65,8 +65,8 @@ def beta_at(step: int, *, beta: float, schedule: Schedule, warmup_steps: int, cy
         step: completed optimizer steps.
         beta: the final weight (Higgins et al., 2017; 1 is the ELBO).
         schedule: `constant`; `linear`, from 0 over `warmup_steps` (Bowman et al., 2016,
-            https://arxiv.org/abs/1511.06349); `cyclical`, `cycles` times within `warmup_steps`, each
-            rising in its first half and constant in the second (Fu et al., 2019,
+            https://arxiv.org/abs/1511.06349); `cyclical`, `cycles` times within `warmup_steps`,
+            rising in the first half of each and constant in the second (Fu et al., 2019,
             https://arxiv.org/abs/1903.10145, with R = 0.5).
         warmup_steps: the weight is beta from this step on.
         cycles: only for `cyclical`.
@@ -80,7 +80,7 @@ def beta_at(step: int, *, beta: float, schedule: Schedule, warmup_steps: int, cy
 
 
 def capacity_at(step: int, *, capacity: float, warmup_steps: int) -> float:
-    """Target of the KL at a step: rises from 0 to `capacity` nats (Burgess et al., 2018, sec. 5)."""
+    """Target of the KL at a step, from 0 to `capacity` nats (Burgess et al., 2018, sec. 5)."""
     return capacity if step >= warmup_steps else capacity * step / warmup_steps
 
 

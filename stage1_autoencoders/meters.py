@@ -78,9 +78,9 @@ class Meter(EpochSums):
         """Sum over all processes, reset, and return the figures.
 
         Returns:
-            `mse` per value in [-1, 1]; `psnr` in dB, for the range of 2. For every codebook `usage`,
-            the share of codes that occurred, and `perplexity`. For a posterior `kl` (nats per image),
-            `active_units`, `kl_per_dimension`, and `warning` if it has collapsed.
+            `mse` per value in [-1, 1]; `psnr` in dB, for the range of 2. For every codebook
+            `usage`, the share of codes that occurred, and `perplexity`. For a posterior `kl` (nats
+            per image), `active_units`, `kl_per_dimension`, and `warning` if it has collapsed.
         """
         figures: Figures = {}
         if self.posterior is not None:

@@ -77,7 +77,7 @@ class BackboneOptions(ResolutionOptions):
     attention: list[int] = field(default_factory=list)
     """Resolutions, in pixels, at which each residual block is followed by self-attention."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
-    """How the decoder doubles the size: nearest neighbour and a 3x3 convolution, or a transposed one."""
+    """How the decoder doubles the size: nearest neighbour and convolution, or transposed one."""
 
     def check_image_size(self, image_size: int) -> None:
         """Check that the resolutions, and those with attention, fit the image size.
@@ -106,7 +106,7 @@ class QuantizerOptions(Options):
     code_dim: int = option(16, at_least=1)
     """Length of a code vector; `fsq`, `lfq` and `bsq` derive it from codebook_size."""
     distance: Literal["euclidean", "cosine"] = "euclidean"
-    """Distance to the codes; cosine scales vectors and codes to length 1 and suits a code_dim of 8."""
+    """Distance to the codes; cosine scales both sides to length 1 and suits a code_dim of 8."""
     estimator: Literal["straight_through", "rotation"] = "straight_through"
     """How the gradient passes a codebook: unchanged, or rotated and scaled from code to vector."""
     initialisation: Literal["kmeans", "data"] = "kmeans"
@@ -116,7 +116,7 @@ class QuantizerOptions(Options):
     codebook_decay: float = option(0.99, at_least=0, below=1)
     """Decay per step of the codebook's moving averages (with `gradient`: of the usage counts)."""
     restart_below: float = option(0.1, at_least=0, below=1)
-    """Codes used less than this share of the mean restart at a badly coded vector; 0 restarts none."""
+    """Codes used less than this share of the mean restart at a badly coded vector; 0: none."""
     entropy_weight: float | None = option(None, at_least=0)
     """Weight of the entropy loss (confident assignments, uniform usage). Default: per quantizer."""
     entropy_temperature: float | None = option(None, above=0)
@@ -136,7 +136,7 @@ class CriticOptions(Options):
     network: Literal["patch", "residual"] = "patch"
     """PatchGAN, with one logit per overlapping patch, or a residual network, with one per image."""
     width: int = option(32, at_least=1)
-    """Channels of the critic's first layer; each halving of the image doubles them, up to 8 times."""
+    """Channels of the critic's first layer; every halving doubles them, up to eight times."""
     layers: int = option(3, at_least=1)
     """How often the image is halved."""
     spectral_norm: bool = False

@@ -1,8 +1,8 @@
 """An autoregressive decoder head (PixelVAE, Gulrajani et al., 2017, https://arxiv.org/abs/1611.05013).
 
 It predicts every pixel from the decoder's features and the preceding pixels, row by row, through
-masked convolutions (van den Oord et al., 2016, https://arxiv.org/abs/1601.06759). Such a decoder can
-ignore the latents, so the posterior may collapse.
+masked convolutions (van den Oord et al., 2016, https://arxiv.org/abs/1601.06759). Such a decoder
+can ignore the latents, so the posterior may collapse.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Train a stage-1 autoencoder on images.
+r"""Train a stage-1 autoencoder on images.
 
-accelerate launch stage1_autoencoders/train.py --config stage1_autoencoders/configs/mnist_vqvae.yaml --output_dir runs/mnist/vqvae
+accelerate launch stage1_autoencoders/train.py --output_dir runs/mnist/vqvae \
+    --config stage1_autoencoders/configs/mnist_vqvae.yaml
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @torch.no_grad()
     def evaluate() -> Figures:
-        """Figures of the epoch and the validation split; a grid of originals and reconstructions."""
+        """Figures of the epoch and of the validation split; a grid of reconstructions."""
         figures = meter.compute(accelerator, "epoch_")
         if adversary is not None:
             figures |= adversary.figures("epoch_", state.step)
@@ -141,7 +142,7 @@ def prepare(images: Tensor, accelerator: Accelerator) -> Tensor:
 def validate(
     model: Autoencoder, images: ImageSet, options: TrainOptions, accelerator: Accelerator
 ) -> Figures:
-    """Figures of the validation images; for a model with latents also ELBO and bits per dimension."""
+    """Figures of the validation images; with latents also ELBO and bits per dimension."""
     meter = Meter(model.code_spec).to(accelerator.device)
     count = min(len(images), options.validation_images)
     negative_elbo = torch.zeros((), dtype=torch.float64, device=accelerator.device)

@@ -32,7 +32,7 @@ class VAEOptions(BackboneOptions, ModelOptions):
     likelihood: Literal["gaussian", "laplace", "bernoulli", "logistic"] = "gaussian"
     """Distribution of a pixel given the latent; bernoulli is for black-and-white images."""
     scale: float | None = option(None, above=0)
-    """Standard deviation (laplace, logistic: scale) in units of [-1, 1]; null learns one per channel."""
+    """Standard deviation (laplace, logistic: scale) in units of [-1, 1]. Default: learned."""
     beta: float = option(1.0, at_least=0)
     """Weight of the KL divergence; 1 gives the evidence lower bound."""
     kl_schedule: Literal["constant", "linear", "cyclical"] = "constant"
@@ -119,7 +119,7 @@ class VAE(Autoencoder):
         self.post_init()
 
     def forward(self, images: Tensor) -> VAEOutput:
-        """Reconstruct images (B, channels, size, size), in training mode from a posterior sample."""
+        """Reconstruct images (B, channels, size, size); in training mode, from a sample."""
         posterior = self.posterior(images)
         latent = posterior.sample() if self.training else posterior.mean
         prediction = self._predict(latent, images)
@@ -128,8 +128,8 @@ class VAE(Autoencoder):
     def objective(self, images: Tensor, output: VAEOutput, step: int) -> dict[str, Tensor]:
         """The negative ELBO (Kingma & Welling, 2014, Eq. 3) with the weighted KL of `kl_loss`.
 
-        `total` is per pixel value, so that a learning rate suits images of any size. `nll`, `kl` and
-        `elbo` are in nats per image; they and `bits_per_dim` use the unweighted KL.
+        `total` is per pixel value, so that a learning rate suits images of any size. `nll`, `kl`
+        and `elbo` are in nats per image; they and `bits_per_dim` use the unweighted KL.
         """
         config = self.config
         nll = self.likelihood.nll(images, output.prediction).mean()

@@ -62,8 +62,8 @@ class VAEGAN(VAE):
     def forward(self, images: Tensor) -> VAEGANOutput:
         """Reconstruct images as a VAE; in training mode, also decode samples for the critic.
 
-        Only the decoder gets the adversarial gradient (Larsen et al., 2016, Algorithm 1): an encoder
-        that is trained to fool the critic gives up the latent space for it.
+        Only the decoder gets the adversarial gradient (Larsen et al., 2016, Algorithm 1): an
+        encoder that is trained to fool the critic gives up the latent space for it.
         """
         posterior = self.posterior(images)
         if not self.training:

@@ -1,4 +1,4 @@
-"""What a user can set for the GANs, as plain dataclasses that need no torch."""
+"""Options of the GAN baseline; they need no torch."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def kmeans(
 
 
 def cluster_statistics(vectors: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Number (K,) and sum (K, D) of each code's vectors, over the vectors (N, D) of all processes."""
+    """Number (K,) and sum (K, D) of each code's vectors, over all processes' vectors (N, D)."""
     table = vectors.new_zeros(size, vectors.shape[1] + 1)
     table.index_add_(0, codes, F.pad(vectors, (0, 1), value=1.0))
     if dist.is_initialized():

@@ -31,7 +31,7 @@ from latent_prior.stage1_autoencoders.quantizers.entropy import codebook_entropy
 
 
 class Codebook(Quantizer):
-    """Abstract: a table of vectors, filled from the first training batch; unused rows are restarted.
+    """Abstract: a table of vectors, filled from the first training batch; unused rows restart.
 
     With the distance `cosine`, inputs and codes are first scaled to length 1.
     """

@@ -50,7 +50,7 @@ def codebook_entropy(
 
 
 def sign_entropy(vectors: Tensor, scale: float, temperature: float, *, joint: bool) -> Tensor:
-    """The loss over all 2^d codes with entries -scale and scale; p(. | z) factorises over dimensions.
+    """The loss over all 2^d codes with entries +-scale; p(. | z) factorises over dimensions.
 
     The entropy of p(. | z) is the sum of the signs' entropies. The mean of p(. | z) is a matrix
     product, codes of the first half of the signs times codes of the second half, so it is exact up
@@ -81,7 +81,7 @@ def sign_entropy(vectors: Tensor, scale: float, temperature: float, *, joint: bo
 
 def _assign(vectors: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Sums over vectors (N, D): the entropies of their soft assignments, the assignments (K,)."""
-    # |z|^2 is the same for all codes and left out; centring removes a common offset's rounding error.
+    # |z|^2 is the same for all codes. Centring removes the rounding error of a common offset.
     centre = codebook.detach().mean(0)
     keys = codebook - centre
     scores = torch.addmm(keys.square().sum(1), vectors - centre, keys.T, beta=-1, alpha=2)
@@ -100,7 +100,7 @@ def _sign_codes(logits: Tensor) -> Tensor:
 
 
 def _mean(local: Tensor, *, joint: bool) -> Tensor:
-    """Mean over processes, with the local value's gradient: averaging gradients gives the mean's."""
+    """Mean over processes, with the local gradient: averaging gradients gives the mean's."""
     if not (joint and dist.is_initialized()):
         return local
     total = local.detach().clone()

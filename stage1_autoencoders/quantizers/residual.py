@@ -22,7 +22,7 @@ from latent_prior.stage1_autoencoders.quantizers.codebooks import (
 
 
 class ResidualCodebooks(Quantizer):
-    """A sequence of EMA codebooks; the gradient passes once, from the sum of the codes to the input.
+    """A sequence of EMA codebooks; the gradient passes once, from the sum of codes to the input.
 
     The loss is the mean of the codebooks' losses; each pulls the input towards the partial sum.
     """

@@ -1,8 +1,8 @@
 """Quantizers without a codebook: each dimension is rounded; a code is a number in mixed radix.
 
-Finite scalar quantization (Mentzer et al., 2023, https://arxiv.org/abs/2309.15505), lookup-free
-quantization (Yu et al., 2023, https://arxiv.org/abs/2310.05737) and binary spherical quantization
-(Zhao et al., 2024, https://arxiv.org/abs/2406.07548).
+Finite scalar quantization (FSQ, Mentzer et al., 2023, https://arxiv.org/abs/2309.15505),
+lookup-free quantization (LFQ, Yu et al., 2023, https://arxiv.org/abs/2310.05737) and binary
+spherical quantization (BSQ, Zhao et al., 2024, https://arxiv.org/abs/2406.07548).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ScalarQuantizer(Quantizer):
 
     @abstractmethod
     def _bound(self, inputs: Tensor) -> Tensor:
-        """Values to round, float32 (B, D, H, W) in units of the quantized vectors, with gradient."""
+        """Values to round, float32 (B, D, H, W) in units of the vectors, with gradient."""
 
     @abstractmethod
     def _round(self, bounded: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class ScalarQuantizer(Quantizer):
 
 
 class FiniteScalars(ScalarQuantizer):
-    """Finite scalar quantization: a tanh bounds each dimension to L_i integers (Mentzer et al., 2023).
+    """FSQ: a tanh bounds each dimension to L_i integers (Mentzer et al., 2023).
 
     The first dimension is the least significant digit. There is no loss.
     """
@@ -133,7 +133,7 @@ class FiniteScalars(ScalarQuantizer):
 
 
 class Signs(ScalarQuantizer):
-    """Lookup-free quantization: a code is the signs of log2(codebook_size) numbers (Yu et al., 2023).
+    """LFQ: a code is the signs of log2(codebook_size) numbers (Yu et al., 2023).
 
     The first dimension is the most significant bit. The loss is the commitment to -1 and 1 plus the
     entropy loss, without which all signs collapse to one code.
@@ -179,7 +179,7 @@ class Signs(ScalarQuantizer):
 
 
 class SphericalSigns(Signs):
-    """Binary spherical quantization: signs of unit vectors, scaled to length 1 (Zhao et al., 2024)."""
+    """BSQ: the signs of unit vectors, scaled to length 1 (Zhao et al., 2024)."""
 
     default_weights = LossWeights(0.25, 0.01, 0.1)
 
@@ -192,7 +192,7 @@ class SphericalSigns(Signs):
 
 
 def choose_levels(codebook_size: int) -> list[int]:
-    """Factorise a codebook size into levels from 3 to 8: as few as possible, then as even as possible.
+    """Factorise a codebook size into levels from 3 to 8: as few, then as even as possible.
 
     They equal the paper's at its codebook sizes (240: 8 6 5; 1000: 8 5 5 5; 4375: 7 5 5 5 5; ...).
 

@@ -56,7 +56,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
-        """Sample images for a prediction, float32 (B, C, H, W), with independent noise per value."""
+        """Sample images for a prediction, float32 (B, C, H, W)."""
 
     def bits_per_dim(self, nats: Number, dims: int) -> Number:
         """Bits per value of an 8-bit image.
@@ -76,8 +76,8 @@ class ScaledLikelihood(Likelihood):
     """Abstract: the prediction is a location; every channel has one scale, fixed or learned.
 
     A learned scale balances reconstruction and KL (sigma-VAE, Rybkin et al., 2021,
-    https://arxiv.org/abs/2006.13202). It is `floor` plus the exponential of a parameter, so it stays
-    positive even for a channel that is reconstructed exactly.
+    https://arxiv.org/abs/2006.13202). It is `floor` plus the exponential of a parameter, so it
+    stays positive even for a channel that is reconstructed exactly.
 
     Args:
         channels: of the images.
@@ -172,7 +172,7 @@ class LogisticLikelihood(ScaledLikelihood):
         return upper * below_top + lower * above_bottom + width * (below_top & above_bottom)
 
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
-        """Prediction plus logistic noise (log-ratio of two exponential variables), rounded to 8 bits."""
+        """Prediction plus logistic noise (log-ratio of two exponentials), rounded to 8 bits."""
         first, second = (_exponential(prediction, generator) for _ in range(2))
         noisy = prediction.float() + self.scale() * (first / second).log()
         return _round_to_8_bits(noisy.clamp(-1, 1))
@@ -181,8 +181,8 @@ class LogisticLikelihood(ScaledLikelihood):
 class BernoulliLikelihood(Likelihood):
     """Black or white; the prediction is the logit of white.
 
-    A likelihood of binary images only. For grey values, which enter as (image + 1) / 2 in [0, 1], it
-    is the usual cross-entropy, but not a probability; do not compare its bits per dimension.
+    A likelihood of binary images only. For grey values, which enter as (image + 1) / 2 in [0, 1],
+    it is the usual cross-entropy, but not a probability; do not compare its bits per dimension.
     """
 
     is_density = False
