@@ -6,7 +6,6 @@ else slower, on a GPU the fast convolutions need it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,30 +21,24 @@ class Encoder(nn.Module):
     """Images to a grid of vectors, halved in size for every multiplier after the first.
 
     Args:
+        options: shape of the network.
+        image_size: of the images that the model is for; `attention` refers to it.
         in_channels: channels of the images.
         out_channels: length of the vectors.
-        widths: channels at each resolution, full resolution first.
-        blocks: residual blocks at each resolution.
-        attention: whether the blocks at each resolution are followed by self-attention.
     """
 
     def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        blocks: Sequence[int],
-        attention: Sequence[bool],
+        self, options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
     ) -> None:
         super().__init__()
+        widths = [options.width * multiplier for multiplier in options.multipliers]
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         stages: list[nn.Module] = []
         for level, width in enumerate(widths):
             if level > 0:
                 # 4x4, not 3x3: every pixel is then covered by equally many strided windows.
                 stages.append(nn.Conv2d(widths[level - 1], width, 4, stride=2, padding=1))
-            stages += _blocks(width, blocks[level], attention[level])
+            stages += _blocks(options, level, image_size)
         self.stages = nn.Sequential(*stages)
         self.head = nn.Sequential(
             nn.GroupNorm(_groups(widths[-1]), widths[-1]),
@@ -64,31 +57,25 @@ class Decoder(nn.Module):
     """A grid of vectors to images: the encoder in reverse, with unbounded output.
 
     Args:
+        options: shape of the network, as for the encoder.
+        image_size: of the images that the model is for; `attention` refers to it.
         in_channels: length of the vectors.
         out_channels: channels of the images.
-        widths: channels at each resolution, full resolution first, as for the encoder.
-        blocks: residual blocks at each resolution.
-        attention: whether the blocks at each resolution are followed by self-attention.
-        upsampling: `nearest` (and a convolution) or `transposed`.
     """
 
     def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        blocks: Sequence[int],
-        attention: Sequence[bool],
-        upsampling: Upsampling,
+        self, options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
     ) -> None:
         super().__init__()
+        widths = [options.width * multiplier for multiplier in options.multipliers]
         self.stem = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
         stages: list[nn.Module] = []
         for level in reversed(range(len(widths))):
-            stages += _blocks(widths[level], blocks[level], attention[level])
+            stages += _blocks(options, level, image_size)
             if level > 0:
-                stages.append(upsampling_layer(upsampling, widths[level], widths[level - 1]))
+                stages.append(
+                    upsampling_layer(options.upsampling, widths[level], widths[level - 1])
+                )
         self.stages = nn.Sequential(*stages)
         self.head = nn.Sequential(
             nn.GroupNorm(_groups(widths[0]), widths[0]),
@@ -106,8 +93,7 @@ class Decoder(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, out_channels, h * downsampling, w * downsampling)."""
         x = self.stem(vectors)  # (B, widths[-1], h, w)
-        x = x.contiguous(memory_format=torch.channels_last)
-        return self.head(self.stages(x))
+        return self.head(self.stages(x.contiguous(memory_format=torch.channels_last)))
 
 
 class ResBlock(nn.Module):
@@ -175,47 +161,13 @@ def upsampling_layer(kind: Upsampling, in_channels: int, out_channels: int) -> n
     return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
 
 
-def make_encoder(
-    options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
-) -> Encoder:
-    """Build the encoder from a model's options."""
-    return Encoder(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        widths=_widths(options),
-        blocks=options.blocks_per_resolution,
-        attention=_attention(options, image_size),
-    )
-
-
-def make_decoder(
-    options: BackboneOptions, image_size: int, in_channels: int, out_channels: int
-) -> Decoder:
-    """Build the decoder from a model's options."""
-    return Decoder(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        widths=_widths(options),
-        blocks=options.blocks_per_resolution,
-        attention=_attention(options, image_size),
-        upsampling=options.upsampling,
-    )
-
-
-def _widths(options: BackboneOptions) -> list[int]:
-    return [options.width * multiplier for multiplier in options.multipliers]
-
-
-def _attention(options: BackboneOptions, image_size: int) -> list[bool]:
-    """Whether the blocks at each resolution are followed by self-attention."""
-    return [image_size >> level in options.attention for level in range(len(options.multipliers))]
-
-
-def _blocks(channels: int, count: int, attention: bool) -> list[nn.Module]:
+def _blocks(options: BackboneOptions, level: int, image_size: int) -> list[nn.Module]:
+    """Residual blocks at a resolution, level 0 the images' own, and self-attention after each."""
+    channels = options.width * options.multipliers[level]
     layers: list[nn.Module] = []
-    for _ in range(count):
+    for _ in range(options.blocks_per_resolution[level]):
         layers.append(ResBlock(channels))
-        if attention:
+        if image_size >> level in options.attention:
             layers.append(AttentionBlock(channels))
     return layers
 

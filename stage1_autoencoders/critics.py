@@ -162,7 +162,7 @@ def make_critic(options: CriticOptions, image_size: int, image_channels: int) ->
     if image_size >> options.layers < 2:
         most = max(0, image_size.bit_length() - 2)
         raise ValueError(
-            f"--critic.layers {options.layers} halves images of --image_size {image_size} to less than 2 x 2: use at most {most}"
+            f"--critic.layers {options.layers} halves images of --image_size {image_size} to less than 2 x 2: choose at most {most}"
         )
     multipliers = [min(2**level, _LARGEST_MULTIPLIER) for level in range(options.layers + 1)]
     widths = [options.width * multiplier for multiplier in multipliers]

@@ -13,7 +13,7 @@ from latent_prior.data.codes import CodeMaps, Level
 from latent_prior.losses.likelihoods import Likelihood, make_likelihood
 from latent_prior.options import option
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder
+from latent_prior.stage1_autoencoders.blocks import Decoder, Encoder
 from latent_prior.stage1_autoencoders.gaussian import Gaussian, beta_at, capacity_at, kl_loss
 from latent_prior.stage1_autoencoders.options import BackboneOptions, ModelOptions
 from latent_prior.stage1_autoencoders.pixelcnn import AutoregressiveHead
@@ -94,8 +94,8 @@ class VAE(Autoencoder):
         size, pixels, channels = config.image_size, config.image_channels, config.latent_channels
         side = size // config.downsampling
         flat = config.latent_dim is not None
-        self.encoder = make_encoder(config, size, pixels, channels if flat else 2 * channels)
-        self.decoder = make_decoder(config, size, channels, pixels)
+        self.encoder = Encoder(config, size, pixels, channels if flat else 2 * channels)
+        self.decoder = Decoder(config, size, channels, pixels)
         if config.latent_dim is not None:
             features = channels * side**2
             self.to_posterior = nn.Sequential(

@@ -15,7 +15,7 @@ from latent_prior.stage1_autoencoders.autoencoder import (
     DiscreteOutput,
     quantized_objective,
 )
-from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder
+from latent_prior.stage1_autoencoders.blocks import Decoder, Encoder
 from latent_prior.stage1_autoencoders.options import (
     BackboneOptions,
     ModelOptions,
@@ -65,8 +65,8 @@ class VQVAE(Autoencoder):
         super().__init__(config)
         self.quantizer = make_quantizer(config)
         size, channels = config.image_size, config.image_channels
-        self.encoder = make_encoder(config, size, channels, self.quantizer.dim)
-        self.decoder = make_decoder(config, size, self.quantizer.dim, channels)
+        self.encoder = Encoder(config, size, channels, self.quantizer.dim)
+        self.decoder = Decoder(config, size, self.quantizer.dim, channels)
         self.post_init()
 
     def forward(self, images: Tensor) -> DiscreteOutput:

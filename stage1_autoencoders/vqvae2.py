@@ -20,7 +20,7 @@ from latent_prior.stage1_autoencoders.autoencoder import (
     DiscreteOutput,
     quantized_objective,
 )
-from latent_prior.stage1_autoencoders.blocks import make_decoder, make_encoder, upsampling_layer
+from latent_prior.stage1_autoencoders.blocks import Decoder, Encoder, upsampling_layer
 from latent_prior.stage1_autoencoders.options import BackboneOptions
 from latent_prior.stage1_autoencoders.quantizers import make_quantizer
 from latent_prior.stage1_autoencoders.quantizers.base import Quantizer
@@ -68,7 +68,7 @@ class VQVAE2(Autoencoder):
         quantizers = [make_quantizer(config) for _ in range(count)]
         dim = quantizers[0].dim
         self.quantizers = nn.ModuleList(quantizers)
-        self.encoder = make_encoder(config, size, pixels, width)
+        self.encoder = Encoder(config, size, pixels, width)
         # Between two levels: features up to the coarser one, code vectors down to the finer one.
         between = BackboneOptions(
             width=width,
@@ -77,11 +77,9 @@ class VQVAE2(Autoencoder):
             upsampling=config.upsampling,
         )
         self.encoders = nn.ModuleList(
-            make_encoder(between, size, width, width) for _ in range(count - 1)
+            Encoder(between, size, width, width) for _ in range(count - 1)
         )
-        self.decoders = nn.ModuleList(
-            make_decoder(between, size, dim, width) for _ in range(count - 1)
-        )
+        self.decoders = nn.ModuleList(Decoder(between, size, dim, width) for _ in range(count - 1))
         # A level reads its features and, except for the top, the decoded codes of the level above.
         self.to_vectors = nn.ModuleList(
             nn.Conv2d(width if index == 0 else 2 * width, dim, 1) for index in range(count)
@@ -93,7 +91,7 @@ class VQVAE2(Autoencoder):
             )
             for index in range(count)
         )
-        self.decoder = make_decoder(config, size, count * dim, pixels)
+        self.decoder = Decoder(config, size, count * dim, pixels)
         self.post_init()
 
     def forward(self, images: Tensor) -> DiscreteOutput:

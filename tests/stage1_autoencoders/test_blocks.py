@@ -13,27 +13,40 @@ from latent_prior.stage1_autoencoders.blocks import (
     ResBlock,
     upsampling_layer,
 )
+from latent_prior.stage1_autoencoders.options import BackboneOptions
 
-WIDTHS = (8, 16, 24)
+SIZE = 16
 
 
-def encoder(attention=(False, False, True)) -> Encoder:
-    torch.manual_seed(0)
-    return Encoder(
-        in_channels=3, out_channels=5, widths=WIDTHS, blocks=(0, 1, 2), attention=attention
+def shape(attention=True, upsampling="nearest") -> BackboneOptions:
+    """Three resolutions, with attention at the lowest."""
+    return BackboneOptions(
+        width=8,
+        multipliers=[1, 2, 3],
+        blocks=[0, 1, 2],
+        attention=[SIZE // 4] if attention else [],
+        upsampling=upsampling,
     )
+
+
+def encoder(attention=True, channels=3) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(shape(attention), SIZE, channels, 5)
 
 
 def decoder(upsampling="nearest") -> Decoder:
     torch.manual_seed(0)
-    return Decoder(
-        in_channels=5,
-        out_channels=3,
-        widths=WIDTHS,
-        blocks=(0, 1, 2),
-        attention=(False, False, True),
-        upsampling=upsampling,
-    )
+    return Decoder(shape(upsampling=upsampling), SIZE, 5, 3)
+
+
+def test_attention_follows_every_block_at_its_resolution_only():
+    for network in (encoder(), decoder()):
+        kinds = [type(layer) for layer in network.stages]
+        expected = 2 * [ResBlock, AttentionBlock]
+        other = [kind for kind in kinds if kind not in (nn.Conv2d, NearestUpsample)]
+        assert other == (
+            [ResBlock, *expected] if isinstance(network, Encoder) else [*expected, ResBlock]
+        )
 
 
 @pytest.mark.parametrize("upsampling", ["nearest", "transposed"])
@@ -89,13 +102,7 @@ def test_activations_stay_channels_last():
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         layouts.append(output.is_contiguous(memory_format=torch.channels_last))
 
-    grey = Encoder(
-        in_channels=1,
-        out_channels=5,
-        widths=WIDTHS,
-        blocks=(0, 1, 2),
-        attention=(False, False, True),
-    )
+    grey = encoder(channels=1)
     decode = decoder()
     for module in [*grey.stages, *decode.stages]:
         module.register_forward_hook(note)
@@ -146,5 +153,5 @@ def test_only_attention_sees_the_whole_image():
         model(images)[0, :, 0, 0].sum().backward()
         return images.grad[0].abs().sum(0) > 0
 
-    assert not reach((False, False, False))[40:, 40:].any()
-    assert reach((False, False, True))[40:, 40:].any()
+    assert not reach(False)[40:, 40:].any()
+    assert reach(True)[40:, 40:].any()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from latent_prior.data.codes import CodeSpec
 from latent_prior.data.codes_dataset import open_codes
 from latent_prior.data.images import open_images, to_float
+from latent_prior.evaluation.likelihood_bound import STANDARD_NORMAL, Bound
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import MODELS, encode, load_autoencoder, model_class, train
@@ -491,3 +492,120 @@ def test_a_sixth_member_is_a_file_a_line_and_a_preset(
     )
     wrong = {"model.type": "toy", "model.patch": 5, "output_dir": tmp_path / "other"}
     assert "--model.patch 5" in refused(train, **{**flags, **wrong})
+
+
+# A seventh with latents, which is no VAE.
+
+LATENT_TOY = '''
+"""Every patch of an image becomes one normally distributed number."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latent_prior.data.codes import Level
+from latent_prior.losses.likelihoods import LaplaceLikelihood
+from latent_prior.stage1_autoencoders.autoencoder import Autoencoder, AutoencoderConfig
+from latent_prior.stage1_autoencoders.gaussian import Gaussian
+from latent_prior.stage1_autoencoders.options import ModelOptions
+
+
+@dataclass(kw_only=True)
+class LatentToyOptions(ModelOptions):
+    """Nothing to choose."""
+
+    def check_image_size(self, image_size):
+        assert image_size % 4 == 0
+
+
+class LatentToyConfig(AutoencoderConfig, LatentToyOptions):
+    """The options of a toy and the images it is made for."""
+
+    model_type = "latent_prior_latent_toy"
+
+
+@dataclass
+class Output:
+    """What the objective and the meters read."""
+
+    images: Tensor
+    posterior: Gaussian
+
+
+class LatentToy(Autoencoder):
+    """Two convolutions."""
+
+    config_class = LatentToyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = nn.Conv2d(config.image_channels, 2, 4, stride=4)
+        self.decoder = nn.ConvTranspose2d(1, config.image_channels, 4, stride=4)
+        self.likelihood = LaplaceLikelihood(config.image_channels, scale=None)
+        self.post_init()
+
+    def posterior(self, images):
+        self.check_images(images)
+        return Gaussian(*self.encoder(images).chunk(2, dim=1))
+
+    def nll(self, images, latents):
+        return self.likelihood.nll(images, self.decoder(latents))
+
+    def forward(self, images):
+        posterior = self.posterior(images)
+        latents = posterior.sample() if self.training else posterior.mean
+        return Output(self.decoder(latents), posterior)
+
+    def objective(self, images, output, step):
+        nll = self.likelihood.nll(images, output.images).mean() / images[0].numel()
+        kl = output.posterior.kl().sum((1, 2, 3)).mean() / images[0].numel()
+        return {"reconstruction": nll, "total": nll + kl}
+
+    @torch.no_grad()
+    def encode(self, images):
+        return {"numbers": self.posterior(images).mean}
+
+    def decode(self, codes):
+        return self.decoder(codes["numbers"])
+
+    embed, decode_vectors = encode, decode
+
+    @property
+    def levels(self):
+        side = self.config.image_size // 4
+        return (Level("numbers", side, side, channels=1),)
+
+    @property
+    def last_layer(self):
+        return self.decoder.weight
+'''
+
+
+def test_a_member_with_latents_need_not_be_a_vae(call, images, flags, tmp_path, monkeypatch):
+    """It is trained, validated, encoded by samples and bounded as a VAE is."""
+    (tmp_path / "latent_toy_member.py").write_text(LATENT_TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(MODELS, "latent_toy", ("latent_toy_member", "LatentToy"))
+    call(train, output_dir=tmp_path / "run", **{"model.type": "latent_toy"}, **flags)
+    last = metrics(tmp_path / "run")[-1]
+    assert last["validation_active_units"] >= 0
+    nats, dims = -last["validation_elbo"], 3 * 16 * 16
+    bits = nats / (dims * np.log(2)) + np.log2(255 / 2)
+    assert last["validation_bits_per_dim"] == pytest.approx(bits, rel=1e-6)
+    model = load_autoencoder(tmp_path / "run/model")
+    rows = {}
+    for posterior in ("mean", "sample"):
+        folder = tmp_path / posterior
+        call(encode, autoencoder=tmp_path / "run/model", dataset=images, output_dir=folder, posterior=posterior)  # fmt: skip
+        rows[posterior] = np.array(load_from_disk(str(folder))["train"]["numbers"])
+        assert open_codes(folder)[1].latent_shift is not None
+    assert rows["mean"].shape == rows["sample"].shape == (40, 1, 4, 4)
+    assert not np.allclose(rows["mean"], rows["sample"], atol=1e-2)
+    bound = Bound(Pipeline(model))
+    assert bound.priors == (STANDARD_NORMAL,)
+    noise = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    nats = bound(pictures(), torch.full((6,), -1), noise)
+    latents = model.posterior(pictures()).from_noise(noise)
+    with torch.no_grad():
+        torch.testing.assert_close(nats.pixels, model.nll(pictures(), latents))
