@@ -27,7 +27,7 @@ class ResidualCodebooks(Quantizer):
     The loss is the mean of the codebooks' losses; each pulls the input towards the partial sum.
     """
 
-    reads = EMACodebook.reads
+    reads, default_weights = EMACodebook.reads, EMACodebook.default_weights
 
     @classmethod
     def check(cls, options: QuantizerOptions) -> None:
