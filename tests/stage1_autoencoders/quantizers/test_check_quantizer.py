@@ -152,7 +152,7 @@ def test_a_seventh_quantizer_is_a_class_and_a_line(monkeypatch):
         with pytest.raises(ValueError, match=r"--model.codebook_size must be 3"):
             VQVAEConfig(**shape)
         with pytest.raises(
-            ValueError, match=r"--model.fsq_levels .* quantizer thirds; it is for fsq"
+            ValueError, match=r"--model.fsq_levels .* --model.quantizer thirds; it is for fsq"
         ):
             VQVAEConfig(codebook_size=3, fsq_levels=[3], **shape)
         images = torch.zeros(2, 1, 8, 8)
