@@ -77,7 +77,7 @@ class BackboneOptions(ResolutionOptions):
     attention: list[int] = field(default_factory=list)
     """Resolutions, in pixels, at which each residual block is followed by self-attention."""
     upsampling: Literal["nearest", "transposed"] = "nearest"
-    """How the decoder doubles the size: nearest neighbour and convolution, or transposed one."""
+    """Upsampling in the decoder: nearest neighbour and convolution, or transposed convolution."""
 
     def check_image_size(self, image_size: int) -> None:
         """Check that the resolutions, and those with attention, fit the image size.
@@ -108,7 +108,7 @@ class QuantizerOptions(Options):
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """Distance to the codes; cosine scales both sides to length 1 and suits a code_dim of 8."""
     estimator: Literal["straight_through", "rotation"] = "straight_through"
-    """How the gradient passes a codebook: unchanged, or rotated and scaled from code to vector."""
+    """Gradient estimator: straight-through, or the rotation trick (Fifty et al., 2024)."""
     initialisation: Literal["kmeans", "data"] = "kmeans"
     """Initial codebook: k-means over the first batch, or random vectors of it."""
     commitment: float | None = option(None, at_least=0)
