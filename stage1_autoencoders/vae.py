@@ -36,7 +36,7 @@ class VAEOptions(BackboneOptions, ModelOptions):
     beta: float = option(1.0, at_least=0)
     """Weight of the KL divergence; 1 gives the evidence lower bound."""
     kl_schedule: Literal["constant", "linear", "cyclical"] = "constant"
-    """Weight of the KL over time: beta, one rise to it over kl_warmup_steps, or kl_cycles rises."""
+    """Schedule of the KL weight: constant, one rise over kl_warmup_steps, or kl_cycles rises."""
     kl_warmup_steps: int = option(0, at_least=0)
     """Steps until the KL divergence has its full weight and `capacity` its full size."""
     kl_cycles: int = option(4, at_least=1)
