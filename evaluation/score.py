@@ -35,9 +35,9 @@ from latent_prior.evaluation.report.files import (
 )
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.report.pictures import (
-    pictured,
-    pictured_pairs,
-    pictured_reconstructions,
+    pairs_grid,
+    reconstruction_grid,
+    set_grid,
 )
 from latent_prior.evaluation.sets import ScoredSet, open_candidate, open_reference
 from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
@@ -97,10 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     rows, pairs = score(sets, judge, classifier, options, accelerator)
     if accelerator.is_main_process:
-        grids = [pictured(each) for each in (sets.reference, *sets.candidates) if each is not None]
+        grids = [set_grid(each) for each in (sets.reference, *sets.candidates) if each is not None]
         if sets.pipeline is not None and sets.originals is not None:
             device = accelerator.device
-            grids.append(pictured_reconstructions(sets.pipeline, sets.originals, device))
+            grids.append(reconstruction_grid(sets.pipeline, sets.originals, device))
         write_report(output_dir, protocol, rows, network.column, network.title, grids, pairs)
         print(terminal_table(rows, network.column, network.title, output_dir))
     accelerator.end_training()
@@ -174,7 +174,7 @@ def score(
         if accelerator.is_main_process:
             rows.append(judge.candidate(candidate, features, accuracy))
             if sets.training is not None and judge.training is not None:
-                pairs.append(pictured_pairs(candidate, features, sets.training, judge.training))
+                pairs.append(pairs_grid(candidate, features, sets.training, judge.training))
     if sets.pipeline is not None and sets.originals is not None:
         reconstructions = extract_reconstructions(
             judge.network,

@@ -71,23 +71,29 @@ class DescribeOptions(Options):
 
 
 @dataclass(kw_only=True)
-class GenerateOptions(SamplerOptions, ComputeOptions):
-    """Generate images into a folder; repeating the command continues where it stopped."""
+class ImageFolderOptions(ComputeOptions):
+    """The folder of images that a generator fills."""
 
-    pipeline: str
-    """Folder or hub id of a pipeline."""
     output_dir: str
-    """Folder for the PNG files, labels.csv, generation.json and grid.png."""
+    """Folder for the PNG files, labels.csv, generation.json, about.json and grid.png."""
     num_images: int = option(16, at_least=1)
     """Number of images."""
     labels: list[str] = option(factory=list)
     """Class numbers or names, used in turn; -1 is any class, empty means all classes."""
-    random_codes: bool = False
-    """Decode uniformly random codes instead of the prior's: the floor any prior must beat."""
     batch_size: int = option(64, at_least=1)
     """Images computed at a time."""
-    seed: int = 0
+    seed: int = option(0, at_least=0)
     """Seed; each image depends on it, its number and its label, not on batch size or processes."""
+
+
+@dataclass(kw_only=True)
+class GenerateOptions(SamplerOptions, ImageFolderOptions):
+    """Generate images into a folder; repeating the command continues where it stopped."""
+
+    pipeline: str
+    """Folder or hub id of a pipeline."""
+    random_codes: bool = False
+    """Decode uniformly random codes instead of the prior's: the floor any prior must beat."""
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ accelerate launch evaluation/gan_baseline/generate.py --gan runs/gan/model --out
 
 from __future__ import annotations
 
-from latent_prior.cli import answer_early, dump_config, parse_config, run
+from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.evaluation.gan_baseline.options import GenerateOptions
 
 answer_early(__name__, GenerateOptions)
@@ -26,31 +26,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point.
 
     Raises:
-        ValueError: options, the generator or the output folder are at fault.
+        ValueError: the options, the generator or the output folder are wrong.
     """
     options = parse_config(GenerateOptions, argv)
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     gan = Generator.from_pretrained(options.gan).to(accelerator.device)
     names = gan.config.class_names
     if options.labels and not names:
-        raise ValueError(f"--labels: --gan {options.gan} knows no classes; leave it out")
+        raise ValueError(f"--labels: --gan {options.gan} has no classes; leave it out")
     labels = classes_in_turn(options.labels, names, options.num_images)
     settings = {
         "gan_fingerprint": gan.fingerprint,
         "truncation": options.truncation,
-        "labels": dump_config(options)["labels"],
+        "labels": options.labels,
         "seed": options.seed,
     }
 
-    def draw(numbers: range) -> Tensor:
-        own = [generator(options.seed, "image", number) for number in numbers]
-        images = gan.sample([labels[number] for number in numbers], own, options.truncation)
+    def sample(numbers: range) -> Tensor:
+        generators = [generator(options.seed, "image", number) for number in numbers]
+        images = gan.sample([labels[number] for number in numbers], generators, options.truncation)
         return to_uint8(images).cpu()
 
     fill_folder(
         Path(options.output_dir),
         settings,
-        draw,
+        sample,
         labels,
         class_names=names,
         models=[gan],

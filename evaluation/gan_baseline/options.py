@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from latent_prior.options import (
-    ComputeOptions,
-    Options,
-    ResolutionOptions,
-    TrainingImageOptions,
-    option,
-)
+from latent_prior.options import Options, ResolutionOptions, TrainingImageOptions, option
+from latent_prior.pipelines.options import ImageFolderOptions
 
 
 @dataclass(kw_only=True)
@@ -81,20 +76,10 @@ class TrainOptions(TrainingImageOptions):
 
 
 @dataclass(kw_only=True)
-class GenerateOptions(ComputeOptions):
-    """Generate images into a folder; repeating the command goes on where it stopped."""
+class GenerateOptions(ImageFolderOptions):
+    """Generate images into a folder; repeating the command continues where it stopped."""
 
     gan: str
     """Folder or hub id of a generator."""
-    output_dir: str
-    """Folder for the PNG files, labels.csv, generation.json, about.json and grid.png."""
-    num_images: int = option(16, at_least=1)
-    """Number of images."""
-    labels: list[str] = field(default_factory=list)
-    """Class numbers or names, used in turn; empty: all classes; -1: a random class."""
     truncation: float = option(1.0, at_least=0)
     """Multiplies the noise: below 1, images are more typical and less diverse."""
-    batch_size: int = option(64, at_least=1)
-    """Images per batch."""
-    seed: int = option(0, at_least=0)
-    """Random seed; an image depends on the seed, its number and its label only."""

@@ -61,21 +61,15 @@ class Measure:
             return ""
         if not math.isfinite(value):
             return NOTHING
-        known = error if error is not None and math.isfinite(error) else 0.0
-        decimals = self._decimals(max(abs(value), known) * self.scale)
-        shown = f"{value * self.scale:z,.{decimals}f}"
+        known_error = error is not None and math.isfinite(error)
+        size = max(abs(value), error if error is not None and known_error else 0.0) * self.scale
+        decimals = self.decimals
+        if decimals is None:
+            decimals = 2 if size >= 1 or size == 0 else min(2 - math.floor(math.log10(size)), 6)
+        texts = [f"{value * self.scale:z,.{decimals}f}"]
         if error is not None:
-            shown += (
-                f" ± {error * self.scale:,.{decimals}f}"
-                if math.isfinite(error)
-                else f" ± {NOTHING}"
-            )
-        return shown + self.unit
-
-    def _decimals(self, size: float) -> int:
-        if self.decimals is not None:
-            return self.decimals
-        return 2 if size >= 1 or size == 0 else min(2 - math.floor(math.log10(size)), 6)
+            texts.append(f"{error * self.scale:,.{decimals}f}" if known_error else NOTHING)
+        return " ± ".join(texts) + self.unit
 
 
 @dataclass(frozen=True)
@@ -101,6 +95,15 @@ class Row:
     curve: tuple[tuple[int, float], ...] = ()
     contestant: bool = True
     series: str = ""
+
+    def value(self, key: str) -> float:
+        """A value by its measure's key; NaN if it was not measured."""
+        return self.values.get(key, math.nan)
+
+    def error(self, key: str) -> float:
+        """A standard error that can be drawn; 0 if it is unknown."""
+        error = self.errors.get(key, 0.0)
+        return error if math.isfinite(error) else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """The row as in scores.json, where values that are not finite are null."""
@@ -135,7 +138,7 @@ def distance_measures(column: str, title: str) -> list[Measure]:
         column,
         title,
         "lower",
-        "Frechet distance of the two sets' features, each seen as a Gaussian; falls as sets grow.",
+        "Frechet distance between Gaussians fitted to both sets' features; decreases as N grows.",
         "Heusel et al., 2017, arXiv:1706.08500",
         brief=True,
     )
@@ -143,7 +146,7 @@ def distance_measures(column: str, title: str) -> list[Measure]:
         f"{column}_infinity",
         f"{title}∞",
         "lower",
-        f"{title} at several N, extrapolated over 1/N to endlessly many images: free of the bias that N brings.",
+        f"{title} at several N, extrapolated to infinite N: free of the bias of finite samples.",
         "Chong & Forsyth, 2020, arXiv:1911.07023",
     )
     return [distance, infinity]
@@ -157,51 +160,51 @@ MEASURES: dict[str, Measure] = {
     for measure in (
         Measure(
             "kid", "KID x 1000", "lower",
-            "Squared maximum mean discrepancy of the features; unbiased, so that 0 means equal.",
+            "Squared maximum mean discrepancy of the features; unbiased, 0 for equal distributions.",
             "Binkowski et al., 2018, arXiv:1801.01401", scale=1000, brief=True, compute=measure_kid,
         ),
         Measure(
             "precision", "Precision", "higher",
-            "Share of these images that lie among the reference: are they good?",
+            "Share of these images within the reference's manifold: fidelity.",
             _MANIFOLDS, decimals=3, brief=True, compute=measure_overlap,
         ),
         Measure(
             "recall", "Recall", "higher",
-            "Share of the reference that lies among these images: is everything there?",
+            "Share of the reference within these images' manifold: diversity.",
             _MANIFOLDS, decimals=3, brief=True, compute=measure_overlap,
         ),
         Measure(
             "density", "Density", "higher",
-            "Precision that counts neighbours and so cannot be bought by one outlier; may exceed 1.",
+            "Precision that counts neighbours, so that one outlier cannot raise it; may exceed 1.",
             _DENSITIES, decimals=3, compute=measure_overlap,
         ),
         Measure(
             "coverage", "Coverage", "higher",
-            "Share of the reference images that have one of these images in their neighbourhood.",
+            "Share of reference images with one of these images in their neighbourhood.",
             _DENSITIES, decimals=3, compute=measure_overlap,
         ),
         Measure(
             "inception_score", "Inception Score", "higher",
-            "How sure Inception is of each image's class, and how many classes there are; knows no reference.",
+            "Confidence and diversity of Inception's class predictions; needs no reference.",
             "Salimans et al., 2016, arXiv:1606.03498", decimals=2, compute=measure_inception_score,
         ),
         Measure(
             "class_accuracy", "Class accuracy", "higher",
-            "Share of the images that a classifier of real images takes for the class they were asked to show.",
+            "Share of images that a classifier trained on real images assigns to their requested class.",
             "Shmelkov et al., 2018, arXiv:1807.09499", scale=100, decimals=1, unit=" %", brief=True,
         ),
         Measure(
             "authenticity", "Authenticity", "higher",
-            "Share of the images farther from their nearest training image than that one is from its own neighbour.",
+            "Share of images farther from their nearest training image than that one from its neighbour.",
             "Alaa et al., 2022, arXiv:2102.08921", decimals=3, compute=measure_authenticity,
         ),
         Measure(
             "diversity", "Diversity in class", None,
-            "Mean distance of two images of one class; as large as that of real images is right.", compute=measure_diversity,
+            "Mean distance between two images of one class; should match that of real images.", compute=measure_diversity,
         ),
         Measure(
             "psnr", "PSNR (dB)", "higher",
-            "Mean squared error of the reconstruction, in decibels below the largest value.",
+            "Mean squared error of the reconstruction, in decibels below the squared value range.",
             decimals=2, brief=True, compute=measure_fidelity,
         ),
         Measure(
@@ -211,26 +214,26 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             "lpips", "LPIPS", "lower",
-            "Distance of the reconstruction in features weighted to agree with human judgement.",
+            "Feature distance of the reconstruction, weighted to match human judgement.",
             "Zhang et al., 2018, arXiv:1801.03924", decimals=4, compute=measure_fidelity,
         ),
         Measure(
             "seconds_per_image", "Seconds per image", "lower",
-            "Sampling and decoding, where the images were made.",
+            "Time of sampling and decoding on the machine that generated the images.",
         ),
         Measure(
             "parameters", "Parameters (M)", "lower",
-            "Millions of numbers in all networks that sampling needs.",
+            "Millions of parameters of all networks that sampling needs.",
             scale=1e-6,
         ),
         Measure(
             "training_images", "Images seen (k)", None,
-            "Thousands of images shown in training, all stages together.",
+            "Thousands of images seen in training, all stages together.",
             scale=1e-3, decimals=1,
         ),
         Measure(
             "training_seconds", "Training (s)", None,
-            "Seconds of training, all stages together: of the processor on a CPU, by the clock on an accelerator.",
+            "Training time, all stages together: processor seconds on a CPU, wall-clock on an accelerator.",
             decimals=0,
         ),
     )
@@ -247,11 +250,8 @@ def measures_of(rows: Sequence[Row], column: str, title: str) -> list[Measure]:
 
 def best(rows: Sequence[Row], measure: Measure) -> set[str]:
     """Names of the contestants whose value is best as displayed; none if all are equal."""
-    values = {
-        row.name: row.values[measure.key]
-        for row in rows
-        if row.contestant and math.isfinite(row.values.get(measure.key, math.nan))
-    }
+    contestants = {row.name: row.value(measure.key) for row in rows if row.contestant}
+    values = {name: value for name, value in contestants.items() if math.isfinite(value)}
     if measure.better is None or not values:
         return set()
     top = min(values.values()) if measure.better == "lower" else max(values.values())

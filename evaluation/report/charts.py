@@ -62,27 +62,26 @@ class Axis(NamedTuple):
 
 def bars(measure: Measure, rows: Sequence[Row]) -> str:
     """One bar per row that has the measure, with its standard error; baselines are grey."""
-    shown = [row for row in rows if math.isfinite(row.values.get(measure.key, math.nan))]
-    ends = [row.values[measure.key] + side * _error(row, measure) for row in shown for side in (-1, 1)]  # fmt: skip
+    rows = [row for row in rows if math.isfinite(row.value(measure.key))]
+    ends = [row.value(measure.key) + sign * row.error(measure.key) for row in rows for sign in (-1, 1)]  # fmt: skip
     low, high = min(0.0, *ends), max(0.0, *ends)
     axis = Axis(low, high if high > low else 1.0, 1.0, WIDTH - 1.0)
     winners = best(rows, measure)
     parts = []
-    for place, row in enumerate(shown):
-        value, error = row.values[measure.key], _error(row, measure)
+    for number, row in enumerate(rows):
+        value, error = row.value(measure.key), row.error(measure.key)
         kind = "best" if row.name in winners else "" if row.contestant else "aside"
-        top = BAR_ROW * place
-        text = measure.text(value, row.errors.get(measure.key))
+        top = BAR_ROW * number
+        text = _escape(measure.text(value, row.errors.get(measure.key)))
         left, right = sorted((axis(0.0), axis(value)))
         parts.append(
-            f'<g class="row {kind}"><title>{_escape(row.name)}: {_escape(text)}</title>'
+            f'<g class="row {kind}"><title>{_escape(row.name)}: {text}</title>'
             f'<text x="0" y="{top + 14:g}">{_escape(shorten(row.name, LONGEST_NAME))}</text>'
-            f'<text x="{WIDTH:g}" y="{top + 14:g}" class="end">{_escape(text)}</text>'
+            f'<text x="{WIDTH:g}" y="{top + 14:g}" class="end">{text}</text>'
             f'<rect class="bar" x="{left:.2f}" y="{top + 20:g}" width="{right - left:.2f}" height="{BAR_HEIGHT:g}"/>'
-            + (_error_bar(axis, value, error, top + 20 + BAR_HEIGHT / 2) if error else "")
-            + "</g>\n"
+            f"{_error_bar(axis, value, error, top + 20 + BAR_HEIGHT / 2)}</g>\n"
         )
-    return _svg("".join(parts), f"{measure.title} of each set", BAR_ROW * len(shown))
+    return _svg("".join(parts), f"{measure.title} of each set", BAR_ROW * len(rows))
 
 
 def distance_by_size(rows: Sequence[Row], column: str, title: str) -> str | None:
@@ -91,37 +90,35 @@ def distance_by_size(rows: Sequence[Row], column: str, title: str) -> str | None
     Returns:
         None if no row has a curve of two points.
     """
-    curves = {row.name: [(n, d) for n, d in row.curve if math.isfinite(d)] for row in rows}
-    drawn = [(style, row) for style, row in enumerate(rows) if len(curves[row.name]) >= 2]
-    if not drawn:
+    curves = {
+        style: points
+        for style, row in enumerate(rows)
+        if len(points := [(n, d) for n, d in row.curve if math.isfinite(d)]) >= 2
+    }
+    if not curves:
         return None
-    key = f"{column}_infinity"
-    sizes = sorted({size for _, row in drawn for size, _ in curves[row.name]})
-    values = [distance for _, row in drawn for _, distance in curves[row.name]]
-    for _, row in drawn:
-        if math.isfinite(limit := row.values.get(key, math.nan)):
-            values += [limit - row.errors.get(key, 0.0), limit + row.errors.get(key, 0.0)]
-    values = [value for value in values if math.isfinite(value)]
+    infinity = f"{column}_infinity"
+    sizes = sorted({size for points in curves.values() for size, _ in points})
+    values = [distance for points in curves.values() for _, distance in points]
+    limits = {style: (rows[style].value(infinity), rows[style].error(infinity)) for style in curves}
+    values += [limit + sign * error for limit, error in limits.values() if math.isfinite(limit) for sign in (-1, 1)]  # fmt: skip
     x = Axis(0.0, 1.03 / sizes[0], LEFT, RIGHT)
     margin = 0.06 * (max(values) - min(values)) or abs(values[0]) or 1.0
     y = Axis(min(values) - margin, max(values) + margin, BOTTOM, TOP)
-    parts = [
-        _frame(x, _size_ticks(x, sizes), y, f"{title} ↓", "N, number of images (scale of 1/N)")
-    ]
-    for style, row in drawn:
-        points = [(1 / size, distance) for size, distance in curves[row.name]]
-        marks = [_mark(x, y, style, *point, f"{row.name}: {title} {point[1]:.4g} at N = {round(1 / point[0]):,}") for point in points]  # fmt: skip
-        line = _line(x, y, points, "")
-        limit = row.values.get(key, math.nan)
+    ticks = _size_ticks(x, sizes)
+    content = _frame(x, ticks, y, f"{title} ↓", "N, number of images (scale of 1/N)")
+    for style, sized in curves.items():
+        name, (limit, error) = rows[style].name, limits[style]
+        points = [(1 / n, d, f"{name}: {title} {d:.4g} at N = {n:,}") for n, d in sized]
+        extrapolation = ""
         if math.isfinite(limit):
-            line += _line(x, y, [(0.0, limit), points[-1]], "guess")
-            line += _error_bar(y, limit, row.errors.get(key, 0.0), x(0.0), upright=True)
-            marks.append(
-                _mark(x, y, style, 0.0, limit, f"{row.name}: {title}∞ {limit:.4g}", "open")
-            )
-        parts.append(f'<g class="series s{style % COLOURS}">{line}{"".join(marks)}</g>\n')
-    chart = _svg("".join(parts), f"{title} against the number of images", HEIGHT)
-    return chart + _legend([(style, row.name) for style, row in drawn])
+            label = f"{name}: {title}∞ {limit:.4g}"
+            extrapolation = _line(x, y, [(0.0, limit), points[-1][:2]], "guess")
+            extrapolation += _error_bar(y, limit, error, x(0.0), upright=True)
+            extrapolation += _mark(x, y, style, 0.0, limit, label, "open")
+        content += _series(x, y, style, points, extrapolation)
+    chart = _svg(content, f"{title} against the number of images", HEIGHT)
+    return chart + _legend([(style, rows[style].name) for style in curves])
 
 
 def distance_by_budget(rows: Sequence[Row], column: str, title: str) -> str | None:
@@ -130,33 +127,34 @@ def distance_by_budget(rows: Sequence[Row], column: str, title: str) -> str | No
     Returns:
         None if fewer than two rows have both.
     """
-    shown = [
-        row
-        for row in rows
-        if math.isfinite(row.values.get(column, math.nan))
-        and math.isfinite(row.values.get("training_seconds", math.nan))
-    ]
-    if len(shown) < 2:
-        return None
-    x = _fitted([row.values["training_seconds"] for row in shown], LEFT, RIGHT)
-    y = _fitted([row.values[column] for row in shown], BOTTOM, TOP)
-    ticks = [(value, f"{value:,.6g}") for value in x.ticks()]
-    parts = [_frame(x, ticks, y, f"{title} ↓", "seconds of training, all stages together")]
     names = list(dict.fromkeys(row.series or row.name for row in rows))
-    labels = []
-    for style, name in enumerate(names):
-        members = [row for row in shown if (row.series or row.name) == name]
-        if not members:
-            continue
-        places = sorted(
-            (row.values["training_seconds"], row.values[column], row.name) for row in members
-        )
-        points = [place[:2] for place in places]
-        line = _line(x, y, points, "") if len(points) > 1 else ""
-        marks = [_mark(x, y, style, s, d, f"{n}: {title} {d:.4g} after {s:,.0f} s") for s, d, n in places]  # fmt: skip
-        parts.append(f'<g class="series s{style % COLOURS}">{line}{"".join(marks)}</g>\n')
-        labels.append((style, name))
-    return _svg("".join(parts), f"{title} against the training budget", HEIGHT) + _legend(labels)
+    budgets: dict[int, list[tuple[float, float, str]]] = {}
+    for row in rows:
+        seconds, distance = row.value("training_seconds"), row.value(column)
+        if math.isfinite(seconds) and math.isfinite(distance):
+            label = f"{row.name}: {title} {distance:.4g} after {seconds:,.0f} s"
+            style = names.index(row.series or row.name)
+            budgets.setdefault(style, []).append((seconds, distance, label))
+    points = [point for series in budgets.values() for point in series]
+    if len(points) < 2:
+        return None
+    x = _fitted([seconds for seconds, _, _ in points], LEFT, RIGHT)
+    y = _fitted([distance for _, distance, _ in points], BOTTOM, TOP)
+    ticks = [(value, f"{value:,.6g}") for value in x.ticks()]
+    content = _frame(x, ticks, y, f"{title} ↓", "seconds of training, all stages together")
+    styles = sorted(budgets)
+    content += "".join(_series(x, y, style, sorted(budgets[style])) for style in styles)
+    chart = _svg(content, f"{title} against the training budget", HEIGHT)
+    return chart + _legend([(style, names[style]) for style in styles])
+
+
+def _series(
+    x: Axis, y: Axis, style: int, points: Sequence[tuple[float, float, str]], more: str = ""
+) -> str:
+    """Labelled points joined by a line."""
+    line = _line(x, y, [point[:2] for point in points], "") if len(points) > 1 else ""
+    marks = "".join(_mark(x, y, style, *point) for point in points)
+    return f'<g class="series s{style % COLOURS}">{line}{marks}{more}</g>\n'
 
 
 def _fitted(values: Sequence[float], start: float, end: float) -> Axis:
@@ -239,11 +237,6 @@ def _legend(labels: Sequence[tuple[int, str]]) -> str:
 def _svg(content: str, label: str, height: float) -> str:
     label = html.escape(label)
     return f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{label}">\n{content}</svg>\n'
-
-
-def _error(row: Row, measure: Measure) -> float:
-    error = row.errors.get(measure.key, 0.0)
-    return error if math.isfinite(error) else 0.0
 
 
 def _escape(text: str) -> str:

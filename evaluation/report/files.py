@@ -25,15 +25,8 @@ HTML_FILE = "report.html"
 NAME_WIDTH = 24  # characters of a name in the terminal
 
 # Comparable protocols may differ in what was scored, and by which programs.
-NOT_COMPARED = (
-    "candidates",
-    "pipeline",
-    "autoencoder_fingerprint",
-    "versions",
-    "command",
-    "compared",
-    "fingerprint",
-)
+PER_RUN = ("versions", "command", "pipeline", "autoencoder_fingerprint")
+NOT_COMPARED = (*PER_RUN, "candidates", "compared", "fingerprint")
 
 
 def write_report(

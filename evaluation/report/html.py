@@ -72,7 +72,7 @@ def page(
         bars=[
             (measure.heading, charts.bars(measure, rows))
             for measure in measures
-            if sum(math.isfinite(row.values.get(measure.key, math.nan)) for row in rows) >= 2
+            if sum(math.isfinite(row.value(measure.key)) for row in rows) >= 2
         ],
         curves=[(caption, svg) for caption, svg in curves.items() if svg is not None],
         grids=grids,

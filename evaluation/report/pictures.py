@@ -22,49 +22,49 @@ PICTURED = 60  # images of each set
 PAIRS = 30  # generated images beside their nearest training images
 
 
-def pictured(scored: ScoredSet) -> Grid:
+def set_grid(scored: ScoredSet) -> Grid:
     """Images spread over a set."""
     split = f", {scored.split}" if scored.split else ""
-    return picture(scored.name, f"{scored.source}{split}", scored.arrays(_positions(scored)))
+    return make_grid(scored.name, f"{scored.source}{split}", scored.arrays(_positions(scored)))
 
 
-def pictured_reconstructions(
+def reconstruction_grid(
     pipeline: Reconstructing, originals: ScoredSet, device: torch.device
 ) -> Grid:
-    """What an autoencoder makes of the images that `pictured` shows of the originals."""
+    """Reconstructions of the originals that `set_grid` shows."""
     images = as_batch(originals, _positions(originals))
-    given_back = reconstruct(pipeline, images, device)
-    return picture(
+    reconstructions = reconstruct(pipeline, images, device)
+    return make_grid(
         RECONSTRUCTIONS,
-        "in the places of their originals above",
-        list(given_back.permute(0, 2, 3, 1).numpy()),
+        "in the order of their originals above",
+        list(reconstructions.permute(0, 2, 3, 1).numpy()),
     )
 
 
-def pictured_pairs(
+def pairs_grid(
     candidate: ScoredSet,
-    found: NDArray[np.float32],
+    features: NDArray[np.float32],
     training: ScoredSet,
-    trained_on: NDArray[np.float32],
+    training_features: NDArray[np.float32],
 ) -> Grid:
     """The images nearest to a training image, each followed by that one, nearest first.
 
     Args:
         candidate: the set.
-        found: its features (N, D).
-        training: the images that the generator has learnt from.
-        trained_on: their features (M, D).
+        features: its features (N, D).
+        training: the generator's training images.
+        training_features: their features (M, D).
     """
-    partners, distances = nearest(found, trained_on)
+    partners, distances = nearest(features, training_features)
     closest = np.argsort(distances, kind="stable")[:PAIRS]
     pairs = zip(candidate.arrays(closest), training.arrays(partners[closest]), strict=True)
     caption = (
         f"each followed by its nearest image of split {training.split}, the nearest pairs first"
     )
-    return picture(candidate.name, caption, [image for pair in pairs for image in pair])
+    return make_grid(candidate.name, caption, [image for pair in pairs for image in pair])
 
 
-def picture(
+def make_grid(
     name: str, caption: str, images: Sequence[NDArray[np.uint8]], columns: int = 10
 ) -> Grid:
     """Lay out uint8 images (H, W, C) of any sizes; larger than 128 pixels are shrunk."""

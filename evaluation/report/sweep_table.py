@@ -24,14 +24,14 @@ def markdown(
     column: str,
     title: str,
 ) -> str:
-    """The table, best settings first, and the sentences that say what it is worth.
+    """The table, best settings first, and how to read it.
 
     Args:
         protocol: of the sweep.
         rows: each with `settings` and a value under `column`, lower is better.
         full: the same for the best settings and more images, `num_images`.
         column: key of the value.
-        title: what it is called.
+        title: name of the value.
     """
     names = [name for name in SWEPT if name in rows[0]["settings"]]
     cells = [
@@ -40,21 +40,20 @@ def markdown(
     ]
     lines = markdown_table([*names, f"{title} ↓"], cells, left=0)
     text = (
-        f"{protocol['num_images']:,} images for each row, all from the same random numbers (seed {protocol['seed']}), "
+        f"{protocol['num_images']:,} images per row, all from the same random numbers (seed {protocol['seed']}), "
         f"against {protocol['reference']}; features: {protocol['features']} ({protocol['resizer']})."
     )
     if column != "kid" and fid.rank_deficient(
         protocol["num_images"], protocol["feature_dimension"]
     ):
         text += (
-            f" With no more images than features ({protocol['feature_dimension']:,}) much of each distance is owed to "
-            "their number: compare rows with each other only."
+            f" With no more images than features ({protocol['feature_dimension']:,}) much of each distance reflects "
+            "the sample size: compare rows with each other only."
         )
     chosen = ", ".join(f"{name} {full['settings'][name]}" for name in names)
     text += (
-        f"\n\nChosen: {chosen}. Once more with {full['num_images']:,} images: {title} {_number(full, column)}. "
-        "The settings were chosen for being good against this very reference, so report what they reach against images "
-        "that had no say in the choice: another split."
+        f"\n\nChosen: {chosen}. With {full['num_images']:,} images: {title} {_number(full, column)}. "
+        "The settings were selected on this reference: report their scores against another split."
     )
     return "\n".join(lines) + f"\n\n{text}\n"
 
@@ -65,8 +64,8 @@ def draw_heatmap(rows: Sequence[Mapping[str, Any]], column: str, title: str, pat
     Args:
         rows: each with `settings` and a value under `column`; the lowest gets a frame.
         column: key of the value.
-        title: what it is called.
-        path: of the picture.
+        title: name of the value.
+        path: the PNG file.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -79,8 +78,8 @@ def draw_heatmap(rows: Sequence[Mapping[str, Any]], column: str, title: str, pat
     panels: Any = figure.subplots(down, across, squeeze=False)
     low, high = np.nanmin(table), np.nanmax(table)
     best = np.unravel_index(np.nanargmin(table), table.shape)
-    for place in np.ndindex(down, across):
-        axes, cells = panels[place], table[place]
+    for panel in np.ndindex(down, across):
+        axes, cells = panels[panel], table[panel]
         image = axes.imshow(cells, cmap="viridis_r", vmin=low, vmax=high, aspect="equal")
         for (y, x), value in np.ndenumerate(cells):
             if np.isfinite(value):
@@ -88,14 +87,14 @@ def draw_heatmap(rows: Sequence[Mapping[str, Any]], column: str, title: str, pat
                 axes.text(
                     x, y, f"{value:.4g}", ha="center", va="center", color="w" if dark else "k"
                 )
-            if (*place, y, x) == best:
+            if (*panel, y, x) == best:
                 axes.add_patch(
                     Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="r", lw=3, clip_on=False)
                 )
         axes.set_xticks(range(width), [str(value) for value in values[3]])
         axes.set_yticks(range(height), [str(value) for value in values[2]])
         axes.set(xlabel=names[3], ylabel=names[2])
-        fixed = [(names[i], values[i][place[i]]) for i in (0, 1) if len(values[i]) > 1]
+        fixed = [(names[i], values[i][panel[i]]) for i in (0, 1) if len(values[i]) > 1]
         axes.set_title(", ".join(f"{name} {value}" for name, value in fixed), fontsize=10)
     figure.colorbar(image, ax=panels, label=title)
     figure.savefig(path, dpi=110)
@@ -103,12 +102,12 @@ def draw_heatmap(rows: Sequence[Mapping[str, Any]], column: str, title: str, pat
 
 def axes_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Four settings and the values that occur, the one with the most values last."""
-    found = {
+    values = {
         name: sorted({row["settings"][name] for row in rows if name in row["settings"]}) or [""]
         for name in SWEPT
     }
-    names = sorted(found, key=lambda name: (len(found[name]), -SWEPT.index(name)))
-    return names, [found[name] for name in names]
+    names = sorted(values, key=lambda name: (len(values[name]), -SWEPT.index(name)))
+    return names, [values[name] for name in names]
 
 
 def fill_table(
@@ -118,12 +117,12 @@ def fill_table(
     column: str,
 ) -> NDArray[np.float64]:
     """The values along the four axes; NaN for combinations that were not measured."""
-    table = np.full([len(each) for each in values], np.nan)
+    table = np.full([len(options) for options in values], np.nan)
     for row in rows:
-        place = tuple(
-            values[i].index(row["settings"].get(name, "")) for i, name in enumerate(names)
+        index = tuple(
+            values[axis].index(row["settings"].get(name, "")) for axis, name in enumerate(names)
         )
-        table[place] = row[column]
+        table[index] = row[column]
     return table
 
 

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from latent_prior.evaluation.measures.table import Row
-from latent_prior.evaluation.report.compare import compare, read_scores, show
+from latent_prior.evaluation.report.compare import compare, show
 from latent_prior.evaluation.report.files import fingerprint, write_report
+from latent_prior.evaluation.report.scores import read_scores
 
 PROTOCOL = {
     "reference": "mnist5k",

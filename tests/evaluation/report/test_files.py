@@ -14,7 +14,7 @@ from latent_prior.evaluation.report.files import (
     terminal_table,
     write_report,
 )
-from latent_prior.evaluation.report.pictures import picture
+from latent_prior.evaluation.report.pictures import make_grid
 
 PROTOCOL = {
     "reference": "mnist5k",
@@ -42,7 +42,7 @@ def noise(count, height=8, width=8, channels=3):
 
 @pytest.fixture
 def written(tmp_path):
-    write_report(tmp_path, PROTOCOL, ROWS, "fid", "FID", [picture("reference", "", noise(25))])
+    write_report(tmp_path, PROTOCOL, ROWS, "fid", "FID", [make_grid("reference", "", noise(25))])
     return tmp_path
 
 
@@ -164,10 +164,10 @@ def test_a_reference_of_known_content_may_lie_anywhere_and_a_classifier_may_wobb
 
 def test_pictures_show_the_pixels_and_fit_mixed_sizes():
     images = noise(4)
-    sheet = Image.open(io.BytesIO(picture("a", "", images, columns=2).png))
+    sheet = Image.open(io.BytesIO(make_grid("a", "", images, columns=2).png))
     assert np.array_equal(np.asarray(sheet)[1:9, 1:9], images[0])
     mixed = [*noise(2, 200, 100), *noise(1, 20, 30, 1)]
-    sheet = Image.open(io.BytesIO(picture("a", "", mixed, columns=3).png))
+    sheet = Image.open(io.BytesIO(make_grid("a", "", mixed, columns=3).png))
     assert sheet.height < 140
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.charts import COLOURS
 from latent_prior.evaluation.report.html import Grid, page
-from latent_prior.evaluation.report.pictures import picture
+from latent_prior.evaluation.report.pictures import make_grid
 
 NOTE = "its covariance has rank 3 < 5"
 ROWS = [
@@ -33,8 +33,8 @@ def noise(count, side=8):
 
 @pytest.fixture(scope="module")
 def text():
-    grids = [picture("reference", "mnist5k, test", noise(25)), picture("<b>ours", "a & b", noise(3))]  # fmt: skip
-    nearest = [picture("<b>ours", "nearest first", noise(10))]
+    grids = [make_grid("reference", "mnist5k, test", noise(25)), make_grid("<b>ours", "a & b", noise(3))]  # fmt: skip
+    nearest = [make_grid("<b>ours", "nearest first", noise(10))]
     return page({"a": "</pre><script>"}, "How & why.", ROWS, "fid", "FID", grids, nearest)
 
 

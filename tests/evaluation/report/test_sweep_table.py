@@ -36,7 +36,7 @@ def test_the_table_begins_with_the_best_and_says_what_it_is_worth():
     lines = text.splitlines()
     assert lines[0] == "| guidance_scale | temperature | top_k | FID ↓ |"
     assert lines[2] == "| 1 | 0.5 | 0 | 10.5 |"
-    assert "Once more with 1,000 images: FID 7.25" in text
+    assert "With 1,000 images: FID 7.25" in text
     assert "no more images than features (2,048)" in text
     assert "another split" in text
     assert "no more images" not in markdown(
