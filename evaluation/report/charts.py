@@ -109,14 +109,14 @@ def distance_by_size(rows: Sequence[Row], column: str, title: str) -> str | None
     content = _frame(x, ticks, y, f"{title} ↓", "N, number of images (scale of 1/N)")
     for style, sized in curves.items():
         name, (limit, error) = rows[style].name, limits[style]
-        points = [(1 / n, d, f"{name}: {title} {d:.4g} at N = {n:,}") for n, d in sized]
+        marks = [(1 / n, d, f"{name}: {title} {d:.4g} at N = {n:,}") for n, d in sized]
         extrapolation = ""
         if math.isfinite(limit):
             label = f"{name}: {title}∞ {limit:.4g}"
-            extrapolation = _line(x, y, [(0.0, limit), points[-1][:2]], "guess")
+            extrapolation = _line(x, y, [(0.0, limit), marks[-1][:2]], "guess")
             extrapolation += _error_bar(y, limit, error, x(0.0), upright=True)
             extrapolation += _mark(x, y, style, 0.0, limit, label, "open")
-        content += _series(x, y, style, points, extrapolation)
+        content += _series(x, y, style, marks, extrapolation)
     chart = _svg(content, f"{title} against the number of images", HEIGHT)
     return chart + _legend([(style, rows[style].name) for style in curves])
 
@@ -154,7 +154,7 @@ def _series(
     """Labelled points joined by a line."""
     line = _line(x, y, [point[:2] for point in points], "") if len(points) > 1 else ""
     marks = "".join(_mark(x, y, style, *point) for point in points)
-    return f'<g class="series s{style % COLOURS}">{line}{marks}{more}</g>\n'
+    return f'<g class="series s{style % COLOURS}">{line}{more}{marks}</g>\n'
 
 
 def _fitted(values: Sequence[float], start: float, end: float) -> Axis:
