@@ -41,7 +41,7 @@ class ScoredSet:
         images: all images of the source.
         chosen: int64 (N,), ascending, the images that take part.
         classes: the name of the class of each, "" without one; None if no image has a class.
-        sampler: content of the generator's `generation.json`, if there is one.
+        generation: content of the generator's `generation.json`, if there is one.
         about: content of its `about.json`, the generator's costs.
     """
 
@@ -51,7 +51,7 @@ class ScoredSet:
     images: ImageSet
     chosen: NDArray[np.int64]
     classes: list[str] | None = None
-    sampler: dict[str, Any] | None = None
+    generation: dict[str, Any] | None = None
     about: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class ScoredSet:
     @property
     def is_baseline(self) -> bool:
         """Whether the set is never marked best: images of a data set, or of random codes."""
-        return self.split is not None or draws_random_codes(self.sampler)
+        return self.split is not None or draws_random_codes(self.generation)
 
     @property
     def flag(self) -> str:
@@ -125,7 +125,7 @@ class ScoredSet:
             "num_images": len(self),
             "available": len(self.images),
             "skipped": self.images.skipped,
-        } | ({} if self.sampler is None else {"sampler": self.sampler})
+        } | ({} if self.generation is None else {"sampler": self.generation})
 
     def resized(self, size: int, channels: int) -> ScoredSet:
         """The same images at another size and number of channels."""
@@ -171,10 +171,10 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     chosen = choose(len(images), options.num_images, options.seed, f"{flag}: {folder}")
     if options.image_size is None:
         _check_sizes(images, chosen, flag, f"write {candidate.name}={folder}[train] for a data set")
-    sampler, about = (_read_json(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
+    generation, about = (_read_json(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
     classes = _classes_in_table(folder, images, chosen, flag)
     return ScoredSet(
-        candidate.name, candidate.source, None, images, chosen, classes, sampler, about
+        candidate.name, candidate.source, None, images, chosen, classes, generation, about
     )
 
 
