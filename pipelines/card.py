@@ -323,7 +323,7 @@ def _origin(commands: Sequence[str], card: Path) -> str:
         sentences.append(f"All options of the trainings are in `{CARD}/`.")
     if commands:
         sentences.append("The command lines:\n\n```sh\n" + "\n".join(commands) + "\n```")
-    return " ".join(sentences) or "The training of its components is not recorded here."
+    return " ".join(sentences) or "The command lines are not recorded."
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
