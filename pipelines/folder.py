@@ -38,24 +38,20 @@ def read_folder(folder: Path) -> tuple[Autoencoder, TransformerPrior | None, Sam
     Raises:
         ValueError: a missing, damaged or foreign folder, or parts that do not belong together.
     """
-    index = read_json(folder / INDEX_FILE)
-    missing = {"components", "code_spec", "sampler"} - set(index)
+    path = folder / INDEX_FILE
+    index = read_json(path)
+    missing = sorted({"components", "code_spec", "sampler"} - set(index))
     if missing:
-        raise ValueError(
-            f"{folder / INDEX_FILE} is not a pipeline's index: {', '.join(sorted(missing))} missing"
-        )
+        raise ValueError(f"{path} is not a pipeline's index: {', '.join(missing)} missing")
     try:
         sampler = Sampler(**index["sampler"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / INDEX_FILE}: sampler: {error}") from error
-    autoencoder = load_autoencoder(folder / "autoencoder")
-    prior = None
+        raise ValueError(f"{path}: sampler: {error}") from error
+    autoencoder, prior = load_autoencoder(folder / "autoencoder"), None
     if "prior" in index["components"]:
         prior = TransformerPrior.from_pretrained(folder / "prior")
     spec = CodeSpec.from_dict(index["code_spec"])
-    check_same_codes(
-        spec, autoencoder.code_spec, f"{folder / INDEX_FILE}", f"{folder / 'autoencoder'}"
-    )
+    check_same_codes(spec, autoencoder.code_spec, str(path), str(folder / "autoencoder"))
     return autoencoder, prior, sampler
 
 
