@@ -36,7 +36,7 @@ def read_folder(folder: Path) -> tuple[Autoencoder, TransformerPrior | None, Sam
     """The components and the default sampler settings.
 
     Raises:
-        ValueError: a missing, damaged or foreign folder, or parts that do not belong together.
+        ValueError: the folder is missing, damaged or no pipeline, or components do not match.
     """
     path = folder / INDEX_FILE
     index = read_json(path)
