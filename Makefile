@@ -18,11 +18,13 @@ SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks 
 
 setup: $(READY)
 
+# -qq: no warnings, for example about other package indexes; errors are printed.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("latent-prior needs Python 3.11 or newer, not " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -d src/latent_prior/pipelines || $(PYTHON) setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[data,offline-eval]" --group dev
+	$(BIN)/python -m pip install -qq "pip>=25.1"
+	$(BIN)/python -m pip install -qq --editable ".[data,offline-eval]" --group dev
 	touch $@
 
 # Every stage of the demo leaves a mark in its own folder, so that a second call does nothing and a stopped one goes on.
@@ -85,7 +87,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(SOURCES)
 
 bench: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python -m pip install -qq --editable ".[bench]"
 	$(BIN)/python benchmarks/throughput.py --output runs/throughput.json
 
 clean:

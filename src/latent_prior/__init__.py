@@ -1,4 +1,4 @@
-"""Two-stage image generation: an autoencoder, a Transformer prior over its codes, and both as one pipeline.
+"""Two-stage image generation: an autoencoder, a Transformer prior over its codes, a pipeline.
 
 from latent_prior import Pipeline
 pipe = Pipeline.from_pretrained("runs/demo/pipeline")
@@ -37,7 +37,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class or function on first use, so that `import latent_prior` needs no torch."""
+    """Import a name on first use, so that `import latent_prior` needs no torch."""
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
-"""This machine: its cores and threads, the process that reports, and the installed package versions."""
+"""This machine: cores, threads, the process that reports, and the installed versions."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -15,7 +16,7 @@ T = TypeVar("T")
 
 
 def available_cores() -> int:
-    """Cores that this process may use; macOS and Windows know no such limit and report all."""
+    """Cores that this process may use; macOS and Windows have no such limit and report all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -40,29 +41,25 @@ def in_threads(function: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks, as the launcher says; asked where there is no `Accelerator`."""
+    """Whether this process reports, by the launcher's rank; for code without an `Accelerator`."""
     return os.environ.get("RANK", "0") == "0"
 
 
-_POOL: list[ThreadPoolExecutor] = []
-
-
+@functools.cache
 def thread_pool() -> ThreadPoolExecutor:
-    """One pool of decoding threads per process, started when first needed."""
-    if not _POOL:
-        _POOL.append(ThreadPoolExecutor(min(8, available_cores())))
-    return _POOL[0]
+    """The process's pool of threads for reading and decoding, started on first use."""
+    return ThreadPoolExecutor(min(8, available_cores()))
 
 
 PACKAGES = ("latent-prior", "clean-fid", "torch", "transformers", "numpy", "pillow")
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Package -> version, of Python too."""
-    found = {"python": platform.python_version()}
+    """Package -> installed version; `python` is included."""
+    installed = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed

@@ -10,7 +10,7 @@ def markdown_table(
 ) -> list[str]:
     """The lines of a table; the first `left` columns are aligned left, the others right.
 
-    A bar within a cell is escaped.
+    `|` is escaped in cells.
     """
     assert all(len(row) == len(headings) for row in rows), "every row needs a cell for each heading"
     rule = [" --- "] * left + [" ---: "] * (len(headings) - left)

@@ -1,4 +1,4 @@
-"""Processes and threads: one call at the start of every entry script that computes."""
+"""Processes and threads: every script that computes calls this module once, at its start."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ def start_processes(
     cpu_threads: int | None = None,
     seed: int = 0,
 ) -> Accelerator:
-    """Join the process group that the launcher describes, seed it, and give a CPU process its share of the cores.
+    """Join the launcher's process group, set the seed and, on a CPU, the number of threads.
 
-    `accelerate launch` sets one thread on a CPU machine, which would leave the other cores idle.
+    `accelerate launch` sets one thread per process on a CPU, which leaves other cores idle.
 
     Args:
         mixed_precision: `no`, `fp16` or `bf16` autocast.
         accumulation_steps: micro-batches per optimizer step.
-        cpu_threads: threads of this process; None divides the machine's cores by its processes.
-        seed: seed of every random generator, the same in all processes.
+        cpu_threads: threads of this process; None divides the cores among the local processes.
+        seed: of all global random generators, the same in all processes.
 
     Raises:
-        ValueError: several processes were started, but not in a way that lets them find each other; or by DeepSpeed;
-            or an autocast type that the device computes wrongly.
+        ValueError: several processes that do not form a group, DeepSpeed, or fp16 on a CPU.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         # Its engine steps before the learning rate is set and loads its checkpoints by unpickling.
         raise ValueError(
-            "DeepSpeed is not supported; FSDP shards as much: take docs/accelerate/fsdp.yaml as the Accelerate config"
+            "DeepSpeed is not supported; FSDP shards as much: use docs/accelerate/fsdp.yaml as the Accelerate config"
         )
-    # accelerate passes this argument on in every case; torch calls its name deprecated since 2.14.
+    # accelerate always passes this argument, whose name torch deprecates since 2.14.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-    # Codebook statistics are all-reduced by the quantizer; DDP's broadcast would overwrite them with rank 0's.
+    # The quantizer all-reduces its statistics; a broadcast would overwrite them with rank 0's.
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=accumulation_steps,
@@ -52,7 +51,7 @@ def start_processes(
     )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and accelerator.num_processes == 1:
         raise ValueError(
-            "several processes were started, but each stands alone and would overwrite the others' files; on a CPU "
+            "several processes were started, but they do not form a group and would overwrite each other's files; on a CPU "
             "start them with: ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 SCRIPT ..."
         )
     if accelerator.device.type == "cpu":
@@ -70,14 +69,14 @@ def start_processes(
 
 
 def start_training_processes(options: RunOptions, *, sharding: bool = False) -> Accelerator:
-    """`start_processes` with what a training run's options say.
+    """`start_processes` with the options of a training run.
 
     Args:
         options: of the run.
-        sharding: this training can share out its weights among the processes, if the Accelerate config asks for it.
+        sharding: whether this training supports sharded weights (FSDP).
 
     Raises:
-        ValueError: as `start_processes`; or the Accelerate config asks for a sharding that there is not.
+        ValueError: as `start_processes`, or for unsupported sharding in the Accelerate config.
     """
     accelerator = start_processes(
         mixed_precision=options.mixed_precision,
@@ -91,10 +90,10 @@ def start_training_processes(options: RunOptions, *, sharding: bool = False) -> 
 
 
 def _check_sharding(accelerator: Accelerator, sharding: bool) -> None:
-    """Take over the sharding of the Accelerate config.
+    """Check and complete the sharding of the Accelerate config.
 
     Raises:
-        ValueError: there is none like it.
+        ValueError: this training or this setting is not supported.
     """
     if not sharding:
         raise ValueError(
@@ -112,9 +111,9 @@ def _check_sharding(accelerator: Accelerator, sharding: bool) -> None:
     for setting, chosen in refused.items():
         if chosen:
             raise ValueError(f"sharded weights do not go with {setting}")
-    # torch warns of outputs that are views, for whoever writes into them; nobody does.
+    # torch warns about in-place writes to outputs that are views; there are none here.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
-    # Accelerate would cast the weights and what comes out, losses included; autocast knows better.
+    # Accelerate would cast weights and outputs, losses included; autocast is more selective.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 

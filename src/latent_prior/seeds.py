@@ -1,4 +1,4 @@
-"""Seeds as pure functions of what they are for, so that nothing random has to be saved."""
+"""Seeds as pure functions of their purpose, so that no generator state has to be saved."""
 
 from __future__ import annotations
 
