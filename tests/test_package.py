@@ -96,7 +96,7 @@ MODULES = ("common", "pipelines", "evaluation", "training", "data", "losses", "s
            "stage2_prior", "cli", "options", "files", "models", "machine", "seeds")  # fmt: skip
 IMPORTS = """
 import itertools, os, sys
-import torch, transformers  # once for all cases
+from transformers import PreTrainedModel  # with torch, once for all cases
 failed = []
 for source, layout in itertools.product({sources!r}, {layouts!r}):
     child = os.fork()

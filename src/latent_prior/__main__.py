@@ -12,7 +12,7 @@ from pathlib import Path
 
 from latent_prior.cli import CONSOLE, fail, run, suggestion
 
-# Verb -> script, in the order in which they are used. `accelerate launch -m latent_prior VERB` works as well.
+# Verb -> script, in order of use; `accelerate launch -m latent_prior VERB` works as well.
 SCRIPTS = {
     "train-autoencoder": "stage1_autoencoders/train.py",
     "encode": "stage1_autoencoders/encode.py",

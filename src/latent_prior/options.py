@@ -60,7 +60,7 @@ def option(
         below: every number must be smaller than this.
         may_change: whether a command may continue a folder that was begun with another value,
             because the files do not depend on it.
-        only_for: values of the option `Options.used_by` that use this one; empty means all.
+        only_for: values of `Options.used_by` with which this option is used; empty means all.
     """
     metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for}
     limits = Range(at_least, above, at_most, below)
@@ -89,7 +89,7 @@ class Options:
     """Option whose value decides which options are used, for example `operation`."""
 
     def __post_init__(self) -> None:
-        """Check numbers against ranges, `Literal` fields against choices, and unused options.
+        """Check ranges of numbers, choices of `Literal` fields, and options without effect.
 
         The command line checks choices too, a config file edited by hand only here.
 
@@ -124,7 +124,7 @@ def _default(option: Field[Any]) -> object:
 
 @functools.cache
 def _choices(options_class: Any) -> dict[str, tuple[Any, ...]]:
-    """The allowed values of each `Literal` field, in order; None is one where the field is optional.
+    """The allowed values of each `Literal` field, in order; None for an optional field.
 
     Reads only pure options: a model's config class also inherits from transformers.
     """
