@@ -1,1 +1,1 @@
-"""Scores for any folder of generated images: distances to a reference and the quality of reconstructions."""
+"""Scores for any folder of generated images, and for the reconstructions of an autoencoder."""
