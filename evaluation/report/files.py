@@ -136,7 +136,7 @@ def terminal_table(rows: Sequence[Row], column: str, title: str, folder: Path) -
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     formats = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
     aligned = ["  ".join(formats).format(*line).rstrip() for line in lines]
-    notes = [textwrap.fill(note, 100) for note in shown.notes]
+    notes = [textwrap.fill(note, 100, break_on_hyphens=False) for note in shown.notes]
     if any(map(any, shown.best)):
         notes.append("* is the best of its column.")
     files = f"All columns: {folder / MARKDOWN_FILE}\nCharts, images, protocol: {folder / HTML_FILE}"
