@@ -320,7 +320,7 @@ def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, objec
             cwd=script.parent,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr[-4000:]
 
@@ -420,7 +420,7 @@ def killed_until_done(tmp_path_factory) -> Callable[..., int]:
             cwd=script.parent,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return int(done.stdout.splitlines()[-1])

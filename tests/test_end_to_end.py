@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_sentence_and_the_command_can_be_repeated(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -218,6 +218,6 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )

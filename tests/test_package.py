@@ -133,7 +133,7 @@ def test_a_users_modules_of_the_same_names_do_not_matter(tmp_path, distributions
     sources = [str(SOURCE), str(tmp_path / "site")]
     code = IMPORTS.format(sources=sources, layouts=layouts(tmp_path / "projects"))
     words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=900, check=False)
     assert done.stdout + done.stderr == "[]\n"
 
 

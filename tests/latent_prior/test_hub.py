@@ -75,7 +75,7 @@ def client(code: str, environment: dict[str, str]) -> list:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -20,7 +20,7 @@ def start(*words: str, module: str = "latent_prior", cwd: Path | str = "/", **se
         text=True,
         cwd=cwd,
         env={**os.environ, **settings},
-        timeout=120,
+        timeout=900,
         check=False,
     )
 
@@ -121,7 +121,7 @@ def test_a_reader_that_leaves_early_is_no_error(unbuffered):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
-        timeout=120,
+        timeout=900,
         check=False,
     )
     os.close(writing)

@@ -75,7 +75,7 @@ def sharded(folder, several_flags):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 

@@ -36,7 +36,7 @@ def test_a_push_brings_the_card_and_leaves_what_somebody_wrote(parts, tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]

@@ -251,7 +251,7 @@ def test_two_processes_draw_the_images_of_one(draw, pipeline_folder, tmp_path):
         cwd="/",
         check=True,
         capture_output=True,
-        timeout=300,
+        timeout=900,
     )
     assert pngs(two).keys() == set(NUMBERS)
     assert_same_images(one, two)

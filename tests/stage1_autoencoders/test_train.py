@@ -237,7 +237,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(flags, tmp_path):
         env=alone | {"WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 2

@@ -67,7 +67,7 @@ def test_a_wrong_flag_is_answered_before_torch_is_imported(script, tmp_path):
         [sys.executable, "-c", f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); "
          f"sys.argv = ['{script}.py', '--learning_rat', '1']; "
          f"runpy.run_path({str(ROOM / script)!r} + '.py', run_name='__main__')"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith(f"{script}.py: error: unknown option --learning_rat")

@@ -214,7 +214,7 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path: Path):
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=900) for process in processes] == [0, 0]
     for kind in KINDS:
         ranks = [load_file(tmp_path / f"{kind}-{rank}.safetensors") for rank in range(2)]
         for name, expected in train(kind).items():
