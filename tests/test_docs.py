@@ -1,0 +1,157 @@
+"""What README, docs and presets name exists: files, commands with their flags, make targets, links."""
+
+import ast
+import importlib
+import itertools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_prior.cli import flag_types, parse_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PRESETS = sorted(ROOT.glob("*/configs/*.yaml")) + sorted(ROOT.glob("*/*/configs/*.yaml"))
+SCRIPTS = {
+    str(path.relative_to(ROOT)): path
+    for room in ("stage1_autoencoders", "stage2_prior", "pipelines", "evaluation", "benchmarks")
+    for path in sorted((ROOT / room).rglob("*.py"))
+    if "answer_early(__name__" in path.read_text()
+}
+SOME_SCRIPT = re.compile(r"\b(?:\w+/)+\w+\.py\b")
+# Flags of other programs that the pages name: Accelerate, torchrun, pip, git, inference engines.
+FOREIGN = {
+    "--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip",
+    "--main_process_port", "--standalone", "--nproc_per_node", "--editable", "--dtype", "--sampling-defaults",
+    "--model-path", "--skip-tokenizer-init",
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def options_of(script: str) -> type:
+    """The class that a script parses its command line into."""
+    tree = ast.parse(SCRIPTS[script].read_text())
+    (name,) = {
+        ast.unparse(call.args[1])
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "answer_early"
+    }
+    package = "" if script.startswith("benchmarks") else "latent_prior."
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return getattr(importlib.import_module(str(node.module)), name)
+    module = package + script.removesuffix(".py").replace("/", ".")
+    return getattr(importlib.import_module(module), name)
+
+
+def code_blocks(text: str) -> Iterator[str]:
+    yield from re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(script, words behind it) of every command line in a page's code blocks or a preset's first line."""
+    text = path.read_text()
+    blocks = [text.partition("\n")[0].lstrip("# ")] if path.suffix == ".yaml" else code_blocks(text)
+    for line in itertools.chain.from_iterable(
+        block.replace("\\\n", " ").splitlines() for block in blocks
+    ):
+        words = shlex.split(line, comments=True)
+        for place, word in enumerate(words):
+            if word in SCRIPTS:
+                yield word, words[place + 1 :]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *PRESETS], ids=name_of)
+def test_every_command_is_one_that_its_script_takes(path, capsys):
+    """Flags, their values and presets; a page shows commands with all that is required."""
+    found = list(commands(path))
+    assert found or path in PAGES
+    for script, words in found:
+        if "..." in words:
+            words = words[: words.index("...")]
+            continue
+        with pytest.raises(SystemExit) as stopped:
+            parse_config(options_of(script), [*words, "--dry_run"])
+        assert stopped.value.code == 0, f"{script} {shlex.join(words)}: {capsys.readouterr().err}"
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    """Every flag of every script, those of all family members included."""
+    known: set[str] = {"--help", "--config", "--dry_run"}
+    for script in SCRIPTS:
+        options: Any = options_of(script)
+        choices = [{}]
+        if "model.*" in dict(flag_types(options)):
+            choices = [{"model.type": name} for name in ("vae", "vqvae2", "vaegan", "vqgan")]
+        for chosen in choices:
+            known |= {f"--{name}" for name in dict(flag_types(options, chosen))}
+    return known
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_flag_that_is_named_exists(path, flags):
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", path.read_text()))
+    groups = {flag.rpartition(".")[0] for flag in flags}
+    assert named <= flags | FOREIGN | groups, named - flags - FOREIGN - groups
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_file_that_is_named_exists(path):
+    """Paths from the project's root, from the page, or of a module within one of the rooms."""
+    files = {each for each in ROOT.rglob("*") if not {".git", ".venv", "runs"} & {*each.parts}}
+    endings = tuple(f"/{each.relative_to(ROOT)}" for each in files)
+    named = set(re.findall(r"(?<![\w/.*{-])[\w./-]*\w\.(?:py|md|yaml|toml)\b", path.read_text()))
+    made_by_users = re.compile(
+        r"^(FILE\.yaml|config\.yaml|scores\.md|sweep\.md|likelihood\.md|card/.*|.*/scores\.md)$"
+    )
+    for name in sorted(named):
+        if made_by_users.match(name) or name.startswith(("runs/", "path/")):
+            continue
+        beside = (path.parent / name).exists() or (ROOT / name).exists()
+        assert beside or any(ending.endswith(f"/{name}") for ending in endings), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_link_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        file, _, heading = target.partition("#")
+        page = path if not file else path.parent / file
+        assert page.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+            assert heading in {
+                re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings
+            }
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in PAGES:
+        named = set(re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE))
+        assert named <= targets, (path, named - targets)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_lines_are_short_enough_to_read_beside_code(path):
+    """100 columns, but for what cannot be broken: tables, pictures and links."""
+    within = False
+    for line in path.read_text().splitlines():
+        within ^= line.startswith("```")
+        if not within and not line.startswith(("|", "![", "[")):
+            assert len(line) <= 100 or " " not in line.strip(), line
+
+
+def test_the_readme_fits_two_screens_and_starts_with_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert text.index("make demo") < text.index("| Images |")
