@@ -49,7 +49,7 @@ answer_early(__name__, FamiliesOptions)
 
 import torch
 
-from latent_prior.data.images import crop_windows, grid, open_images, save_png, to_float, to_uint8
+from latent_prior.data.images import grid, open_images, save_png, to_float, to_uint8
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import load_autoencoder
@@ -114,8 +114,7 @@ class Families(Experiment):
         spec = pipelines[0].code_spec
         channels: Literal[1, 3] = 1 if spec.image_channels == 1 else 3
         source = ImageOptions(dataset=self.images, image_size=spec.image_size, channels=channels)
-        chosen = open_images(source, "test").read(range(PICTURED))
-        originals = to_float(crop_windows(chosen, spec.image_size, 0, None))
+        originals = to_float(open_images(source, "test").crops(range(PICTURED)))
         rows = [originals, *(pipe.reconstruct(originals) for pipe in pipelines)]
         save_png(grid(to_uint8(torch.cat(rows)), PICTURED), self.folder / "reconstructions.png")
 

@@ -22,6 +22,7 @@ from latent_prior.data.images import to_pil, to_uint8
 from latent_prior.models import StrictModel, local_folder
 from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
 from latent_prior.pipelines.folder import merge_card, read_folder, write_folder
+from latent_prior.seeds import Generators, one_per_image
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
 from latent_prior.stage2_prior.prior import TransformerPrior
@@ -187,7 +188,7 @@ class Pipeline:
         num_images: int = 1,
         *,
         labels: Labels | None = None,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Generators = None,
         batch_size: int = 64,
         output_type: OutputType = "pil",
         **settings: Unpack[Settings],
@@ -307,7 +308,7 @@ class Pipeline:
         mask: Tensor,
         *,
         labels: Labels | None = None,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Generators = None,
         rounds: int = 32,
         paste: bool = True,
         batch_size: int = 64,
@@ -397,9 +398,7 @@ class Pipeline:
         """Images to codes and back; shapes and ranges as in `encode` and `decode`."""
         return self.decode(self.encode(images))
 
-    def random_codes(
-        self, num_images: int, generator: Generator | Sequence[Generator] | None = None
-    ) -> CodeMaps:
+    def random_codes(self, num_images: int, generator: Generators = None) -> CodeMaps:
         """Uniformly random codes: the floor any prior must beat.
 
         Raises:
@@ -409,10 +408,7 @@ class Pipeline:
             raise ValueError(
                 "this pipeline has latents, not codes: without a prior it samples them from N(0, I)"
             )
-        generators: Sequence[Generator | None] = (
-            _per_image(generator, num_images) or [None] * num_images
-        )
-        codes: CodeMaps = {}
+        generators, codes = one_per_image(generator, num_images), {}
         for level in self.code_spec.levels:
             assert level.vocabulary is not None
             codes[level.name] = torch.stack(
@@ -421,16 +417,10 @@ class Pipeline:
         return codes
 
     def standard_normal(
-        self,
-        num_images: int,
-        generator: Generator | Sequence[Generator] | None = None,
-        *,
-        temperature: float = 1.0,
+        self, num_images: int, generator: Generators = None, *, temperature: float = 1.0
     ) -> CodeMaps:
         """Latents from N(0, I), the prior of a VAE, multiplied by the temperature."""
-        generators: Sequence[Generator | None] = (
-            _per_image(generator, num_images) or [None] * num_images
-        )
+        generators = one_per_image(generator, num_images)
         return {
             level.name: torch.stack([torch.randn(level.shape, generator=g) for g in generators])
             * temperature
@@ -458,26 +448,14 @@ def label_number(label: int | str, names: Sequence[str]) -> int:
     raise ValueError(f"label {label!r} is out of range: {known}")
 
 
-def _per_image(
-    generator: Generator | Sequence[Generator] | None, num_images: int
-) -> Sequence[Generator] | None:
-    """One generator per image; None stays torch's global one."""
-    generators = [generator] * num_images if isinstance(generator, Generator) else generator
-    if generators is not None and len(generators) != num_images:
-        raise ValueError(
-            f"{num_images} images need one generator, or one each, not {len(generators)}"
-        )
-    return generators
-
-
 def _batches(
-    num_images: int, batch_size: int, generator: Generator | Sequence[Generator] | None
-) -> Iterator[tuple[slice, Sequence[Generator] | None]]:
+    num_images: int, batch_size: int, generator: Generators
+) -> Iterator[tuple[slice, list[Generator | None]]]:
     """The images of each batch, with their generators."""
-    generators = _per_image(generator, num_images)
+    generators = one_per_image(generator, num_images)
     for start in range(0, num_images, batch_size):
         batch = slice(start, min(start + batch_size, num_images))
-        yield batch, None if generators is None else generators[batch]
+        yield batch, generators[batch]
 
 
 def _check_output(output_type: str, num_images: int, batch_size: int) -> None:

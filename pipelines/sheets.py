@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_prior.data.images import ImageSet, crop_windows, open_images, to_float, to_uint8
+from latent_prior.data.images import ImageSet, open_images, to_float, to_uint8
 from latent_prior.pipelines import directions, operations
 from latent_prior.pipelines.completion import fill_with_mean, one_mask_each
 from latent_prior.pipelines.options import LatentOptions
@@ -199,8 +199,7 @@ def batches_of(
 
 def read(images: ImageSet, positions: list[int]) -> Tensor:
     """Images, float (B, C, H, W) in [-1, 1]."""
-    assert images.options.image_size is not None
-    return to_float(crop_windows(images.read(positions), images.options.image_size, 0, None))
+    return to_float(images.crops(positions))
 
 
 def row_names(images: ImageSet, positions: list[int]) -> list[str]:

@@ -25,7 +25,6 @@ from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_f
 from latent_prior.data.training_images import (
     first_images,
     open_training_images,
-    plain,
     training_batches,
 )
 from latent_prior.losses.adversarial import frozen
@@ -147,7 +146,7 @@ def validate(
     count = min(len(images), options.validation_images)
     negative_elbo = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for indices in share(count, 128, accelerator):
-        pixels = prepare(plain(images, options, indices), accelerator)
+        pixels = prepare(images.crops(indices), accelerator)
         meter.update(pixels, model(pixels))
         if model.likelihood is not None:
             negative_elbo += model.negative_elbo(pixels).double().sum()

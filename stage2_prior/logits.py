@@ -13,13 +13,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
+from latent_prior.seeds import Generators, one_per_image
 from latent_prior.stage2_prior.sampler import Sampler
 
 
@@ -176,9 +176,7 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
 
 
-def draw_uniforms(
-    num_images: int, count: int, generator: Generator | Sequence[Generator] | None
-) -> Tensor:
+def draw_uniforms(num_images: int, count: int, generators: Generators) -> Tensor:
     """Draw all random numbers of a call: `count` per image, image after image.
 
     Image-major order makes one call for 8 images the same as two calls for 4; a generator per image
@@ -190,16 +188,8 @@ def draw_uniforms(
     Raises:
         ValueError: the list has another number of generators than there are images.
     """
-    if generator is None or isinstance(generator, Generator):
-        generators: list[Generator | None] = [generator] * num_images
-    else:
-        generators = list(generator)
-    if len(generators) != num_images:
-        raise ValueError(
-            f"{num_images} images need one generator, or one each, not {len(generators)}"
-        )
     rows = [
         torch.rand(count, dtype=torch.float64, generator=g, device=g.device if g else None)
-        for g in generators
+        for g in one_per_image(generators, num_images)
     ]
     return torch.stack(rows)

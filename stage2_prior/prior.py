@@ -8,9 +8,10 @@ from typing import Unpack
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps
+from latent_prior.seeds import Generators
 from latent_prior.stage2_prior import masked, mixtures, raster, sequences
 from latent_prior.stage2_prior.logits import draw_uniforms, sum_dtype
 from latent_prior.stage2_prior.network import CodeTransformer, PriorConfig
@@ -79,7 +80,7 @@ class TransformerPrior(CodeTransformer):
         codes: CodeMaps,
         labels: Tensor | None = None,
         *,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Generators = None,
     ) -> dict[str, Tensor]:
         """Negative log-likelihood of images' codes or latents, per level.
 
@@ -113,7 +114,7 @@ class TransformerPrior(CodeTransformer):
         num_images: int,
         labels: Tensor | Sequence[int] | None = None,
         *,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Generators = None,
         known: CodeMaps | None = None,
         keep: CodeMaps | None = None,
         **settings: Unpack[Settings],
@@ -165,7 +166,7 @@ class TransformerPrior(CodeTransformer):
         start: Tensor,
         known: Tensor | None,
         sampler: Sampler,
-        generator: Generator | Sequence[Generator] | None,
+        generator: Generators,
     ) -> Tensor:
         """Tokens int64 (B, L), or normalised latents float32 (B, L, D), given first tokens (B,)."""
         if self.latents:

@@ -190,11 +190,7 @@ def _build(options_class: type[T], values: dict[str, Any], prefix: str = "") -> 
 def _read_values(
     words: Sequence[str], known: Iterable[Flag], options_class: type
 ) -> dict[str, Any]:
-    """The values of the preset and of the flags, which win.
-
-    Raises:
-        ValueError: an unknown name, or a value of another type than its flag takes.
-    """
+    """The values of the preset and of the flags, which win."""
     kinds = {flag.name: flag.kind for flag in known}
     given = dict(flag_values(words, kinds))
     preset = _read_preset(given.pop("config", None), kinds, options_class)
@@ -339,9 +335,6 @@ def _read_preset(name: str | None, kinds: dict[str, Any], options_class: type) -
         name: a file, or the name of a shipped preset.
         kinds: the type of each flag.
         options_class: the options, beside whose module the shipped presets lie.
-
-    Raises:
-        ValueError: naming the file and the key.
     """
     if name is None:
         return {}

@@ -158,11 +158,7 @@ class StrictModel(PreTrainedModel):
 
     @classmethod
     def _read_config(cls, folder: Path) -> dict[str, Any]:
-        """Check config.json against the class.
-
-        Raises:
-            ValueError: naming the key at fault.
-        """
+        """Check config.json against the class."""
         values = read_json(folder / CONFIG_FILE)
         expected = cls.config_class.model_type
         if values.get("model_type") != expected:
@@ -240,11 +236,7 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
 
 
 def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
-    """Every tensor of the folder's safetensors files.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
+    """Every tensor of the folder's safetensors files."""
     files = [WEIGHTS_FILE]  # which transformers prefers where it finds both
     if (folder / INDEX_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
         files = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))

@@ -90,11 +90,7 @@ def start_training_processes(options: RunOptions, *, sharding: bool = False) -> 
 
 
 def _check_sharding(accelerator: Accelerator, sharding: bool) -> None:
-    """Check and complete the sharding of the Accelerate config.
-
-    Raises:
-        ValueError: this training or this setting is not supported.
-    """
+    """Check and complete the sharding of the Accelerate config."""
     if not sharding:
         raise ValueError(
             "this training does not shard its weights: leave FSDP out of the Accelerate config"

@@ -142,9 +142,6 @@ def _check_values(table: MappedTable, spec: CodeSpec, where: str) -> NDArray[np.
 
     Returns:
         The labels in the smallest integer type, or None without classes.
-
-    Raises:
-        ValueError: a code or label is out of range.
     """
     for level in spec.levels:
         if level.vocabulary is not None:
@@ -218,11 +215,9 @@ def join_shards(
 
 
 def measure_latents(paths: Sequence[Path], spec: CodeSpec) -> CodeSpec:
-    """The spec with the mean and standard deviation of every latent channel over some shards.
+    """The spec with each latent channel's mean and standard deviation over files of `write_shard`.
 
-    Args:
-        paths: Arrow files of `write_shard`; one at a time is read into memory.
-        spec: spec of these latents.
+    One file at a time is read into memory.
     """
     channels = sum(level.channels or 0 for level in spec.levels)
     count, total, squares = 0, np.zeros(channels), np.zeros(channels)

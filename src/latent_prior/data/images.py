@@ -9,6 +9,7 @@ The value range of images in the whole project is defined here:
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,11 @@ class ImageSet:
                 )
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
+    def crops(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """Central crops, uint8 (B, C, image_size, image_size); see `read`."""
+        assert self.options.image_size is not None
+        return crop_windows(self.read(indices), self.options.image_size, 0, None)
+
 
 def open_images(options: ImageOptions, split: str) -> ImageSet:
     """Open one split of a dataset.
@@ -146,16 +152,10 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
 
 
 def crop_windows(images: Tensor, size: int, padding: int, offsets: Tensor | None) -> Tensor:
-    """Crop a (size, size) window from every image, its edges repeated `padding` pixels outwards.
+    """Crop a window from every image, whose edges are repeated `padding` pixels outwards.
 
-    Args:
-        images: uint8 (B, C, R, R).
-        size: side of the window.
-        padding: pixels of repeated edge on each side.
-        offsets: int64 (B, 2), top left corner in [0, R + 2 padding - size]; None crops the centre.
-
-    Returns:
-        uint8 (B, C, size, size).
+    uint8 (B, C, R, R) -> (B, C, size, size). `offsets`, int64 (B, 2), are the top left corners, in
+    [0, R + 2 padding - size]; None crops the centre.
     """
     side = images.shape[-1]
     if offsets is None:
@@ -213,20 +213,15 @@ def stream_images(
 ) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
     """Images one after another, without an index: (row, uint8 (R, R, C), label or -1).
 
-    Args:
-        options: `image_size` and `channels` must be set.
-        split: name of the split.
-        start: number of rows to skip.
-        shuffle_seed: seed of the order; None keeps the order of the dataset.
+    `image_size` and `channels` must be set. The first `start` rows are skipped. Without a
+    `shuffle_seed` the order is that of the dataset.
 
     Raises:
         ValueError: there is no such dataset or column, or an image cannot be read.
     """
     assert options.image_size is not None
     rows = open_source(options).stream(split, shuffle_seed=shuffle_seed)
-    for number, (read, name, label) in enumerate(rows):
-        if number < start:
-            continue
+    for number, (read, name, label) in itertools.islice(enumerate(rows), start, None):
         try:
             array = decode_image(read(), options.channels)
         except UNREADABLE as error:
@@ -239,17 +234,13 @@ def stream_images(
 def _decode_row(
     table: ImageTable, row: int, options: ImageOptions, channels: Literal[1, 3] | None
 ) -> NDArray[np.uint8]:
-    """One image as uint8 (H, W, C), resized and cropped if the options set a size.
-
-    Raises:
-        ValueError: naming an image that cannot be read.
-    """
+    """One image as uint8 (H, W, C), resized and cropped if the options set a size."""
     try:
         array = decode_image(table.read(row), channels)
     except UNREADABLE as error:
         raise _unreadable(table.name_of(row), error) from error
-    size = options.resize or options.image_size
-    return array if size is None else resize_and_crop(array, size)
+    side = options.resize or options.image_size
+    return array if side is None else resize_and_crop(array, side)
 
 
 def _unreadable(name: str, error: BaseException) -> ValueError:

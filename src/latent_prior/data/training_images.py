@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -41,8 +41,13 @@ def training_batches(
     `labels`, int64 (B,), -1 if unknown. Without `images` the dataset is streamed.
     """
     if images is None:
-        return _streamed_batches(start, options, accelerator)
-    return _indexed_batches(start, images, options, accelerator)
+        yield from _streamed_batches(start, options, accelerator)
+        return
+    labels = images.labels
+    batches = index_batches(start, size=len(images), options=options, accelerator=accelerator)
+    for step, indices, part in batches:
+        batch = {"images": augment(images.read(indices), options, step, part)}
+        yield batch if labels is None else {**batch, "labels": labels[indices]}
 
 
 def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
@@ -62,16 +67,6 @@ def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
         images = open_images(options, options.split)
     every = options.evaluate_every or math.ceil(len(images) / options.batch_size)
     return images, dataclasses.replace(options, evaluate_every=every)
-
-
-def _indexed_batches(
-    start: int, images: ImageSet, options: TrainingImageOptions, accelerator: Accelerator
-) -> Iterator[Batch]:
-    labels = images.labels
-    batches = index_batches(start, size=len(images), options=options, accelerator=accelerator)
-    for step, indices, part in batches:
-        batch = {"images": augment(images.read(indices), options, step, part)}
-        yield batch if labels is None else {**batch, "labels": labels[indices]}
 
 
 def _streamed_batches(
@@ -94,11 +89,7 @@ def _streamed_batches(
 
 
 def _streamed_epochs(options: TrainingImageOptions) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Images and labels, epoch after epoch.
-
-    Raises:
-        ValueError: an epoch is empty.
-    """
+    """Images and labels, epoch after epoch."""
     for epoch in itertools.count():
         seed, empty = derive_seed(options.seed, epoch), True
         for _, array, label in stream_images(options, options.split, shuffle_seed=seed):
@@ -125,18 +116,10 @@ def augment(images: Tensor, options: TrainingImageOptions, step: int, part: slic
     return images
 
 
-def plain(
-    images: ImageSet, options: TrainingImageOptions, indices: Sequence[int] | Tensor
-) -> Tensor:
-    """Images without augmentation, uint8 (B, C, image_size, image_size)."""
-    assert options.image_size is not None
-    return crop_windows(images.read(indices), options.image_size, 0, None)
-
-
 def first_images(images: ImageSet | None, options: TrainingImageOptions, count: int = 16) -> Tensor:
-    """The first images of the dataset without augmentation; see `plain`."""
+    """The first images without augmentation, uint8 (B, C, image_size, image_size)."""
     if images is not None:
-        return plain(images, options, range(min(count, len(images))))
+        return images.crops(range(min(count, len(images))))
     assert options.image_size is not None
     rows = itertools.islice(stream_images(options, options.split), count)
     return crop_windows(_stack(array for _, array, _ in rows), options.image_size, 0, None)

@@ -15,7 +15,6 @@ from latent_prior.data.training_images import (
     augment,
     first_images,
     open_training_images,
-    plain,
     training_batches,
 )
 from latent_prior.stage1_autoencoders import train
@@ -89,7 +88,7 @@ def test_batches_are_pure_functions_of_step_and_seed(batches_of):
 def test_every_image_is_seen_once_an_epoch(batches_of, of_run):
     """Five batches of eight; the second epoch brings the same images in another order."""
     options = of_run()
-    known = plain(open_images(options, "train"), options, range(40)).flatten(1)
+    known = open_images(options, "train").crops(range(40)).flatten(1)
     seen = torch.cat(batches_of(10, random_crop=False, random_flip=False)).flatten(1)
     which = [int((known == image).all(1).nonzero()) for image in seen]
     for epoch in (which[:40], which[40:]):
