@@ -135,7 +135,7 @@ def test_clean_fid_is_wrapped_in_one_file():
     users = {
         name_of(path) for path in FILES if any(n.startswith("cleanfid") for n in imported(path))
     }
-    assert users == {"latent_prior.evaluation.features.clean_fid"}
+    assert users == {"latent_prior.evaluation.features.networks"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -4,6 +4,9 @@ All images are resized as clean-fid does and grey ones become RGB with equal cha
 differ only where the images do. Only features of clean-fid's Inception give a number that may be
 called FID; every other network has its own column name. Downloaded weights are kept in the user's
 cache folder.
+
+No other file imports clean-fid: by itself it expects a GPU, keeps its weights in the global
+temporary folder and writes statistics into its own installation.
 """
 
 from __future__ import annotations
@@ -21,11 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latent_prior.evaluation.features.clean_fid import (
-    INCEPTION_FILE,
-    inception_url,
-    load_inception,
-)
 from latent_prior.evaluation.features.downloads import cache_folder, download, file_digest
 from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
 from latent_prior.losses.perceptual import EFFICIENTNET_SHA256, load_efficientnet_lite0
@@ -33,6 +31,7 @@ from latent_prior.losses.perceptual import EFFICIENTNET_SHA256, load_efficientne
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's CLIP features
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+INCEPTION_FILE = "inception-2015-12-05.pt"  # the name that clean-fid's wrapper looks for
 OFFLINE = "choose --features efficientnet_lite0"
 
 
@@ -105,8 +104,24 @@ def load_network(features: str, device: torch.device | str = "cpu") -> FeatureNe
     return load[features](device) if features in load else _torchscript(Path(features), device)
 
 
+def load_inception(folder: Path) -> nn.Module:
+    """clean-fid's network in `folder/INCEPTION_FILE`: (N, 3, 299, 299) in [0, 255] -> (N, 2048).
+
+    Raises:
+        RuntimeError: the file is not TorchScript.
+    """
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    with warnings.catch_warnings():
+        # torch 2.14 deprecates TorchScript; clean-fid's network exists in no other form.
+        warnings.filterwarnings("ignore", message=".*torch.jit")
+        return InceptionV3W(str(folder), download=False)
+
+
 def _inception(device: torch.device) -> FeatureNetwork:
-    path, url = cache_folder() / INCEPTION_FILE, inception_url()
+    from cleanfid.downloads_helper import inception_url as url
+
+    path = cache_folder() / INCEPTION_FILE
     if not path.exists():
         try:
             download(url, path, OFFLINE)
@@ -155,7 +170,10 @@ def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNet
         raise ValueError(
             f"{repository} lacks weights of CLIP's image encoder: {sorted(report['missing_keys'])[:3]}"
         )
-    digest = _digest_of_state(network)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
     network = network.to(device).eval()
     mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1)
@@ -164,7 +182,8 @@ def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNet
         return network(pixel_values=(images / 255 - mean) / std).image_embeds
 
     size = network.config.image_size
-    probed = _probed("clip", "fd_clip", "FD-CLIP", size, repository, digest, forward, device)
+    weights = repository, digest.hexdigest()
+    probed = _probed("clip", "fd_clip", "FD-CLIP", size, *weights, forward, device)
     resizer = f"clean-fid CLIP: PIL bicubic, antialiased, uint8, shorter side {size}, centre"
     return replace(probed, resizer=resizer, resize=resize_for_clip)
 
@@ -186,8 +205,7 @@ def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
     try:
         with warnings.catch_warnings():
             # torch 2.14 deprecates TorchScript, still the only format that contains its code.
-            warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit")
             network = torch.jit.load(path, map_location=device).eval()
         digest = file_digest(path)
         weights = f"{path.name} sha256:{digest}"
@@ -219,11 +237,3 @@ def _probed(
     return FeatureNetwork(
         name, column, title, size, features.shape[1], weights, digest, forward, device, resizer, resize_clean
     )  # fmt: skip
-
-
-def _digest_of_state(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

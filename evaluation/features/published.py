@@ -47,35 +47,21 @@ def published_statistics(name: str, network: FeatureNetwork) -> ReferenceStatist
         )
     data_set, resolution, split = name.split("/")
     stem = f"{data_set}_clean{SUFFIX[network.name]}_{split}_{resolution}".lower()
-    path = _fetched(f"{stem}.npz")
-    if path is None:
-        raise ValueError(f"{flag}: clean-fid publishes no {stem}.npz; {OTHERWISE}")
+    try:
+        path = _fetched(f"{stem}.npz")
+    except FileNotFoundError as error:
+        raise ValueError(f"{flag}: clean-fid publishes no {stem}.npz; {OTHERWISE}") from error
     statistics = _read_statistics(path, network.dimension)
-    kid = _fetched_features(f"{stem}_kid.npz")
-    features = None if kid is None else _read_features(kid, network.dimension)
+    features = _open_features(f"{stem}_kid.npz", network.dimension)
     count = None if features is None else len(features)
     return ReferenceStatistics(statistics, features, count, f"fid:{name}", f"clean-fid:{stem}")
 
 
-def _fetched(file: str) -> Path | None:
-    """The cached file of clean-fid's server; None if the server has none."""
+def _fetched(file: str) -> Path:
+    """The cached file of clean-fid's server; FileNotFoundError if the server has none."""
     path = cache_folder() / "published" / file
     if not path.exists():
-        try:
-            download(ADDRESS + file, path, OTHERWISE)
-        except FileNotFoundError:
-            return None
-    return path
-
-
-def _fetched_features(file: str) -> Path | None:
-    """As `_fetched`; a missing file is remembered, so that the cache works without a network."""
-    missing = cache_folder() / "published" / f"{file}.missing"
-    if missing.exists():
-        return None
-    path = _fetched(file)
-    if path is None:
-        missing.touch()
+        download(ADDRESS + file, path, OTHERWISE)
     return path
 
 
@@ -92,34 +78,30 @@ def _read_statistics(path: Path, dimension: int) -> Gaussian:
     return Gaussian(mean, covariance)
 
 
-def _read_features(path: Path, dimension: int) -> NDArray[np.float32]:
-    """Memory-mapped, from a copy extracted from the archive."""
+def _open_features(file: str, dimension: int) -> NDArray[np.float32] | None:
+    """Memory-mapped, from a copy extracted from the archive; None if the server has none."""
+    missing = cache_folder() / "published" / f"{file}.missing"  # needs no network the next time
+    if missing.exists():
+        return None
+    try:
+        path = _fetched(file)
+    except FileNotFoundError:
+        missing.touch()
+        return None
     unpacked = path.with_suffix(".npy")
     try:
         with zipfile.ZipFile(path) as archive:
-            if _checksum(unpacked) != archive.getinfo("feats.npy").CRC:
-                with (
-                    whole_file(unpacked) as temporary,
-                    archive.open("feats.npy") as packed,
-                    temporary.open("wb") as file,
-                ):
-                    shutil.copyfileobj(packed, file, 1 << 20)
+            member = archive.getinfo("feats.npy")
+            same_size = unpacked.exists() and unpacked.stat().st_size == member.file_size
+            if not same_size or zlib.crc32(np.memmap(unpacked, mode="r")) != member.CRC:
+                with whole_file(unpacked) as temporary, temporary.open("wb") as copy:
+                    shutil.copyfileobj(archive.open(member), copy)
         features: NDArray[np.float32] = np.load(unpacked, mmap_mode="r")
         if features.ndim != 2 or features.shape[1] != dimension:
             raise ValueError(f"shape {features.shape}")
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, error) from error
     return features
-
-
-def _checksum(path: Path) -> int | None:
-    if not path.exists():
-        return None
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
 
 
 def _damaged(path: Path, error: BaseException) -> ValueError:

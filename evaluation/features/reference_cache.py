@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,11 @@ from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.options import ReferenceOptions
 from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.files import whole_file, write_json
-from latent_prior.machine import thread_pool, versions
+from latent_prior.machine import in_threads, versions
 from latent_prior.processes import share
 
 LAYOUT = 1  # of an entry; entries of another layout are ignored
 PART = 256  # images, at least
-HASHED_TOGETHER = 64
 PACKAGES = (
     "latent-prior", "pillow", "clean-fid", "torch", "transformers", "efficientnet-lite-pytorch",
 )  # fmt: skip
@@ -66,11 +66,7 @@ def reference_statistics(
 ) -> ReferenceStatistics:
     """Statistics and features of a set from the cache, computed first if they are missing.
 
-    Args:
-        network: the feature network.
-        scored: the reference.
-        batch_size: images per forward pass.
-        accelerator: the processes; they must share the cache folder.
+    The processes must share the cache folder.
 
     Raises:
         ValueError: an image cannot be read, or the processes do not share the cache folder.
@@ -85,7 +81,9 @@ def reference_statistics(
             _begin(partial, len(scored), network.dimension)
         accelerator.wait_for_everyone()
         if not final.exists():
-            parts = _parts(len(scored), batch_size)
+            # Of whole batches, so that the features do not depend on the parts.
+            size, everything = -(-PART // batch_size) * batch_size, range(len(scored))
+            parts = [everything[start : start + size] for start in everything[::size]]
             _extract_parts(network, scored, batch_size, parts, partial, accelerator)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
@@ -130,12 +128,7 @@ def content_digest(scored: ScoredSet) -> str:
         except UNREADABLE as error:
             raise ValueError(f"{table.name_of(row)} cannot be read ({error})") from error
 
-    pieces = np.array_split(rows, -(-len(rows) // HASHED_TOGETHER))
-    digests = thread_pool().map(lambda piece: b"".join(map(digest, piece.tolist())), pieces)
-    whole = hashlib.sha256()
-    for piece in digests:
-        whole.update(piece)
-    return whole.hexdigest()
+    return hashlib.sha256(b"".join(in_threads(digest, rows.tolist()))).hexdigest()
 
 
 @contextmanager
@@ -172,12 +165,6 @@ def _begin(partial: Path, count: int, dimension: int) -> None:
         )
 
 
-def _parts(count: int, batch_size: int) -> list[range]:
-    """Parts of whole batches, so that the features do not depend on the parts."""
-    step = -(-PART // batch_size) * batch_size
-    return [range(start, min(start + step, count)) for start in range(0, count, step)]
-
-
 def _mark(partial: Path, part: range) -> Path:
     """The file that holds the digest of a finished part."""
     return partial / PARTS / f"{part.start:09d}-{part.stop:09d}"
@@ -198,6 +185,7 @@ def _extract_parts(
         raise _not_shared() from error
     bytes_each = network.dimension * np.dtype(np.float32).itemsize
     mine = [parts[number] for (number,) in share(len(parts), 1, accelerator)]
+    # Not mapped: on a network drive, machines that map one file overwrite each other's pages.
     with (partial / FEATURES).open("r+b") as file:
 
         def finished(part: range) -> bool:
@@ -208,14 +196,11 @@ def _extract_parts(
 
         mine = [part for part in mine if not finished(part)]
         batches = [
-            range(start, min(start + batch_size, part.stop))
-            for part in mine
-            for start in range(part.start, part.stop, batch_size)
+            [part[i : i + batch_size] for i in range(0, len(part), batch_size)] for part in mine
         ]
-        features = stream(network, scored, batches, accelerator)
-        for part in mine:
-            steps = -(-len(part) // batch_size)
-            values = np.concatenate([next(features) for _ in range(steps)]).tobytes()
+        features = stream(network, scored, list(chain(*batches)), accelerator)
+        for part, steps in zip(mine, batches, strict=True):
+            values = np.concatenate([next(features) for _ in steps]).tobytes()
             file.seek(offset + part.start * bytes_each)
             file.write(values)
             file.flush()

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from latent_prior.evaluation import score
 from latent_prior.evaluation.features import networks
-from latent_prior.evaluation.features.clean_fid import INCEPTION_FILE, load_inception
+from latent_prior.evaluation.features.networks import INCEPTION_FILE, load_inception
 from latent_prior.evaluation.measures import fid
 from tests.evaluation.conftest import save_scripted
 
