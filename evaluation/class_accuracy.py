@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,14 +48,14 @@ class Classifier:
             evaluation mode.
         class_names: K names in the order of the logits.
         image_size: height and width in pixels.
-        channels: 1 or 3.
+        channels: of its images.
         training: numbers that describe the training, JSON-ready.
     """
 
     network: nn.Module
     class_names: tuple[str, ...]
     image_size: int
-    channels: int
+    channels: Literal[1, 3]
     training: dict[str, int]
 
     def protocol(self, split: str, reference_accuracy: float | None) -> dict[str, Any]:
@@ -83,14 +83,13 @@ class Classifier:
         labels = scored.labels(self.class_names)
         if labels is None:
             return None
-        images = replace(scored.images, channels=1 if self.channels == 1 else 3)
-        scored = replace(scored, images=images)
-        correct = [np.empty((0, 1), np.float32)]
+        scored = replace(scored, images=replace(scored.images, channels=self.channels))
+        correct = []
         for batch in share(len(scored), batch_size, accelerator):
             predicted = self.classify(scored.arrays(batch), accelerator.device)
             hits = predicted == labels[batch.start : batch.stop]
             correct.append(hits.astype(np.float32)[:, None])
-        gathered = gather_in_order(np.concatenate(correct), accelerator)
+        gathered = gather_in_order(correct, 1, accelerator)
         return float(gathered[labels >= 0].mean(dtype=np.float64))
 
     def classify(
@@ -106,9 +105,7 @@ class Classifier:
 def open_class_images(options: ScoreOptions, scored: Sequence[ScoredSet]) -> ImageSet:
     """The labelled training images, of one size and with the reference's number of channels.
 
-    Args:
-        options: name the reference and the split.
-        scored: the sets to be classified, the reference first; their classes are checked here.
+    Also checks the classes of the sets to be classified, of which the reference is the first.
 
     Raises:
         ValueError: no such split, no labels in it or in the reference, images of several sizes, or
@@ -140,11 +137,7 @@ def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> C
     """Train a small convolutional network on augmented images.
 
     Every process trains the same network from the same random numbers; all use the first one's.
-
-    Args:
-        images: labelled, of one size; see `open_class_images`.
-        seed: of the weights, the order and the augmentation.
-        accelerator: the processes.
+    The images are those of `open_class_images`.
 
     Raises:
         ValueError: an image cannot be read.
@@ -163,9 +156,11 @@ def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> C
     )  # fmt: skip
     optimizer = make_optimizer(network, options)
     random = generator(seed, "classifier")
-    order = _epochs(len(images), steps * BATCH_SIZE, random).split(BATCH_SIZE)
+    epochs = -(-steps * BATCH_SIZE // len(images))
+    order = torch.cat([torch.randperm(len(images), generator=random) for _ in range(epochs)])
+    batches = order[: steps * BATCH_SIZE].split(BATCH_SIZE)
     hidden = not accelerator.is_main_process
-    for step, rows in enumerate(tqdm(order, desc="classifier", unit="step", disable=hidden)):
+    for step, rows in enumerate(tqdm(batches, desc="classifier", unit="step", disable=hidden)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, options)
         batch = to_float(images.read(rows).to(accelerator.device))
@@ -217,9 +212,3 @@ def augmented(images: Tensor, random: torch.Generator) -> Tensor:
     matrices = torch.cat([rows, shifts[:, :, None]], 2).to(images.device)  # (B, 2, 3)
     positions = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return F.grid_sample(images, positions, padding_mode="border", align_corners=False)
-
-
-def _epochs(count: int, total: int, random: torch.Generator) -> Tensor:
-    """The first `total` indices of shuffled epochs over `count` images, int64 (total,)."""
-    epochs = [torch.randperm(count, generator=random) for _ in range(-(-total // count))]
-    return torch.cat(epochs)[:total]

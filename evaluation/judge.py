@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_prior.evaluation.features.extract import Reconstructions
 from latent_prior.evaluation.features.networks import FeatureNetwork
 from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.measures.extrapolation import at_infinity, random_subsets
@@ -23,18 +23,12 @@ FEWEST_POINTS = 3  # of a curve, for a line through them and its standard error
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Measures sets of images against one reference.
-
-    Attributes:
-        network: the feature network.
-        reference: statistics and features of the reference.
-        training: features (T, D) of the generators' training images; None without `--nearest`.
-        options: of the call.
-    """
+    """Measures sets of images against one reference."""
 
     network: FeatureNetwork
     reference: ReferenceStatistics
     training: NDArray[np.float32] | None
+    """Features (T, D) of the generators' training images; None without `--nearest`."""
     options: ScoreOptions
 
     @cached_property
@@ -50,13 +44,7 @@ class Judge:
     def candidate(
         self, scored: ScoredSet, features: NDArray[np.float32], class_accuracy: float | None
     ) -> Row:
-        """The row of a set.
-
-        Args:
-            scored: the set.
-            features: its features (N, D).
-            class_accuracy: in [0, 1], if measured.
-        """
+        """The row of a set with features (N, D) and, if measured, a class accuracy in [0, 1]."""
         probabilities = self.network.probabilities
         inputs = replace(
             self.inputs(features),
@@ -68,10 +56,11 @@ class Judge:
         measured |= scored.costs()
         return self.row(scored.name, inputs, measured, contestant=not scored.is_baseline)
 
-    def reconstructions(self, measured: Reconstructions) -> Row:
-        """The row of an autoencoder's reconstructions of the reference."""
-        features, psnr, ssim, lpips = measured
-        inputs = replace(self.inputs(features), psnr=psnr, ssim=ssim, lpips=lpips)
+    def reconstructions(
+        self, features: NDArray[np.float32], fidelity: Mapping[str, NDArray[np.float32]]
+    ) -> Row:
+        """The row of an autoencoder's reconstructions of the reference; see `MeasureInputs`."""
+        inputs = replace(self.inputs(features), fidelity=fidelity)
         return self.row(RECONSTRUCTIONS, inputs, contestant=False)
 
     def inputs(self, features: NDArray[np.float32]) -> MeasureInputs:
@@ -81,13 +70,9 @@ class Judge:
     def row(
         self, name: str, inputs: MeasureInputs, measured: Values | None = None, *, contestant: bool
     ) -> Row:
-        """The distance and every measure that the inputs allow.
+        """The distance, every measure that the inputs allow, and the values measured elsewhere.
 
-        Args:
-            name: of the row.
-            inputs: of one set.
-            measured: further values.
-            contestant: whether the row can be marked best.
+        A row that is no contestant is never marked best.
         """
         column = self.network.column
         subsets = random_subsets(inputs.features, self.gaussian.rank, seed=self.options.seed)

@@ -167,8 +167,8 @@ def measure(
         ValueError: an image cannot be read.
     """
     levels = [level.name for level in bound.pipe.code_spec.levels]
-    # Columns: pixels, posterior, and every level of every prior.
-    parts = [np.empty((0, 2 + len(bound.priors) * len(levels)), np.float32)]
+    width = 2 + len(bound.priors) * len(levels)  # pixels, posterior, every level of every prior
+    parts = []
     batches = share(len(chosen), options.batch_size, accelerator)
     hidden = not accelerator.is_main_process
     for batch in tqdm(batches, desc="likelihood", unit="batch", disable=hidden):
@@ -176,7 +176,7 @@ def measure(
         pixels = to_float(images.read(indices))
         classes = torch.full((len(indices),), -1) if labels is None else labels[indices]
         rows = images.source_index[indices.numpy()].tolist()
-        sums = np.zeros((len(rows), parts[0].shape[1]))
+        sums = np.zeros((len(rows), width))
         for draw in range(draws):
             masks = [generator(options.seed, "masks", row, draw) for row in rows]
             nats = bound(pixels, classes, draw_noise(bound, rows, draw, options.seed), masks)
@@ -184,7 +184,7 @@ def measure(
             columns += [nats.priors[prior][level] for prior in bound.priors for level in levels]
             sums += torch.stack(columns, dim=1).cpu().numpy()
         parts.append((sums / draws).astype(np.float32))
-    values = torch.from_numpy(gather_in_order(np.concatenate(parts), accelerator)).double()
+    values = torch.from_numpy(gather_in_order(parts, width, accelerator)).double()
     pixels, posterior, priors = values[:, 0], values[:, 1], values[:, 2:]
     return [
         describe_row(bound, name, pixels, posterior, levels_nats)
@@ -205,15 +205,7 @@ def draw_noise(bound: Bound, rows: Sequence[int], draw: int, seed: int) -> Tenso
 def describe_row(
     bound: Bound, name: str, pixels: Tensor, posterior: Tensor, levels_nats: Tensor
 ) -> dict[str, Any]:
-    """Results of one prior, JSON-ready.
-
-    Args:
-        bound: the bound.
-        name: of the prior.
-        pixels: nats per image, float64 (N,), as the next two; see `Nats`.
-        posterior: (N,).
-        levels_nats: (N, levels).
-    """
+    """Results of one prior, JSON-ready, from the terms of `Nats`: (N,), (N,) and (N, levels)."""
     spec = bound.pipe.code_spec
     dims = spec.image_channels * spec.image_size**2
     codes = levels_nats.sum(1) + posterior

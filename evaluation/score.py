@@ -48,22 +48,13 @@ from latent_prior.processes import start_processes
 
 @dataclass(frozen=True)
 class Sets:
-    """Everything that is read.
+    """Everything that is read."""
 
-    Attributes:
-        reference: the images that candidates are compared with; None for published statistics.
-        training: the images that the generators were trained on; None without `--nearest`.
-        candidates: in the order of the table.
-        pipeline: whose reconstructions are scored, if any.
-        originals: the reference at the size and channels of the pipeline.
-        perceptual: the network of LPIPS, if measured.
-    """
-
-    reference: ScoredSet | None
-    training: ScoredSet | None = None
+    reference: ScoredSet | None  # None: published statistics
+    training: ScoredSet | None = None  # for `--nearest`
     candidates: Sequence[ScoredSet] = ()
     pipeline: Pipeline | None = None
-    originals: ScoredSet | None = None
+    originals: ScoredSet | None = None  # the reference at the size and channels of the pipeline
     perceptual: PerceptualDistance | None = None
 
 
@@ -185,7 +176,7 @@ def score(
             accelerator,
         )
         if accelerator.is_main_process:
-            rows.append(judge.reconstructions(reconstructions))
+            rows.append(judge.reconstructions(*reconstructions))
     return rows, pairs
 
 

@@ -103,14 +103,7 @@ JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "sweep.json", "sweep.md", "heatmap.png"
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Scores features; the lowest score is best.
-
-    Attributes:
-        network: the feature network.
-        reference: statistics of the reference.
-        options: of the call.
-        accelerator: the processes.
-    """
+    """Scores features; the lowest score is best."""
 
     network: FeatureNetwork
     reference: ReferenceStatistics
@@ -217,11 +210,11 @@ def features_of(
     """Features (N, D) of the first N images with these settings, the same in every process."""
     options, accelerator = objective.options, objective.accelerator
     labels = pipe.label_numbers(None, options.num_images)
-    features = [np.empty((0, objective.network.dimension), np.float32)]
-    for numbers in share(options.num_images, options.batch_size, accelerator):
-        images = sample_images(pipe, numbers, labels, settings, options.seed)
-        features.append(objective.network(images))
-    return gather_in_order(np.concatenate(features), accelerator)
+    features = (
+        objective.network(sample_images(pipe, numbers, labels, settings, options.seed))
+        for numbers in share(options.num_images, options.batch_size, accelerator)
+    )
+    return gather_in_order(features, objective.network.dimension, accelerator)
 
 
 def full_run(pipe: Pipeline, settings: Mapping[str, Any], objective: Objective) -> dict[str, Any]:

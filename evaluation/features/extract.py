@@ -6,9 +6,8 @@ the images, so two processes give the numbers of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from tqdm import tqdm
 from latent_prior.data.batch_order import prefetch
 from latent_prior.evaluation.features.networks import FeatureNetwork
 from latent_prior.evaluation.measures.reconstruction import (
+    FIDELITY,
     SSIM_WINDOW,
-    Reconstructing,
     lpips,
     psnr,
     reconstruct,
@@ -29,16 +28,8 @@ from latent_prior.evaluation.measures.reconstruction import (
 )
 from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.losses.perceptual import PerceptualDistance
+from latent_prior.pipelines import Pipeline
 from latent_prior.processes import share
-
-
-class Reconstructions(NamedTuple):
-    """Features and measures of reconstructed images."""
-
-    features: NDArray[np.float32]  # (N, D)
-    psnr: NDArray[np.float32]  # (N,) in dB
-    ssim: NDArray[np.float32] | None  # (N,); None for images smaller than SSIM's window
-    lpips: NDArray[np.float32] | None  # (N,); None without its network
 
 
 def extract(
@@ -49,10 +40,9 @@ def extract(
     Raises:
         ValueError: an image cannot be read.
     """
-    features = [np.empty((0, network.dimension), np.float32)]
     batches = share(len(scored), batch_size, accelerator)
-    features += stream(network, scored, batches, accelerator)
-    return gather_in_order(np.concatenate(features), accelerator)
+    features = stream(network, scored, batches, accelerator)
+    return gather_in_order(features, network.dimension, accelerator)
 
 
 def stream(
@@ -79,27 +69,22 @@ def stream(
 
 def extract_reconstructions(
     network: FeatureNetwork,
-    pipeline: Reconstructing,
+    pipeline: Pipeline,
     scored: ScoredSet,
     perceptual: PerceptualDistance | None,
     batch_size: int,
     accelerator: Accelerator,
-) -> Reconstructions:
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """Features, PSNR, SSIM and LPIPS of the reconstructions of a set, the same in every process.
 
-    Args:
-        network: the feature network.
-        pipeline: the autoencoder.
-        scored: the originals at the size and channels that the autoencoder takes.
-        perceptual: the network of LPIPS, if measured.
-        batch_size: images per forward pass.
-        accelerator: the processes.
+    The originals must have the size and channels that the autoencoder takes; LPIPS needs its
+    network `perceptual`.
 
     Raises:
         ValueError: an image cannot be read.
     """
-    features = [np.empty((0, network.dimension), np.float32)]
-    fidelity = [np.empty((0, 3), np.float32)]
+    features: list[NDArray[np.float32]] = []
+    fidelity: list[NDArray[np.float32]] = []
     batches = share(len(scored), batch_size, accelerator)
     hidden = not accelerator.is_main_process
     for batch in tqdm(batches, desc=scored.name, unit="batch", disable=hidden):
@@ -114,11 +99,11 @@ def extract_reconstructions(
             unknown if perceptual is None else lpips(perceptual, images, reconstructions),
         )
         fidelity.append(torch.stack([values.float() for values in measured], 1).numpy())
-    gathered = gather_in_order(np.concatenate(fidelity), accelerator)
-    known = (None if np.isnan(values).any() else values for values in gathered.T[1:])
-    return Reconstructions(
-        gather_in_order(np.concatenate(features), accelerator), gathered[:, 0], *known
+    gathered = gather_in_order(features, network.dimension, accelerator)
+    values = dict(
+        zip(FIDELITY, gather_in_order(fidelity, len(FIDELITY), accelerator).T, strict=True)
     )
+    return gathered, {key: each for key, each in values.items() if not np.isnan(each).any()}
 
 
 def as_batch(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:
@@ -126,13 +111,16 @@ def as_batch(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.stack(scored.arrays(positions))).permute(0, 3, 1, 2)
 
 
-def gather_in_order(values: NDArray[np.float32], accelerator: Accelerator) -> NDArray[np.float32]:
-    """Concatenate the rows (n, D) of all processes in every process; n may differ."""
+def gather_in_order(
+    batches: Iterable[NDArray[np.float32]], width: int, accelerator: Accelerator
+) -> NDArray[np.float32]:
+    """Concatenate the batches (n, width) of all processes in every process; some may have none."""
+    values = np.concatenate([np.empty((0, width), np.float32), *batches])
     if accelerator.num_processes == 1:
         return values
     count = torch.tensor([len(values)], device=accelerator.device)
     counts: list[int] = accelerator.gather(count).tolist()
-    padded = torch.zeros((max(counts), *values.shape[1:]), device=accelerator.device)
+    padded = torch.zeros((max(counts), width), device=accelerator.device)
     padded[: len(values)] = torch.from_numpy(values)
     gathered: Tensor = accelerator.gather(padded)
     parts = [part[:n] for part, n in zip(gathered.split(max(counts)), counts, strict=True)]

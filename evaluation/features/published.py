@@ -93,7 +93,7 @@ def _open_features(file: str, dimension: int) -> NDArray[np.float32] | None:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo("feats.npy")
             same_size = unpacked.exists() and unpacked.stat().st_size == member.file_size
-            if not same_size or zlib.crc32(np.memmap(unpacked, mode="r")) != member.CRC:
+            if not same_size or zlib.crc32(np.memmap(unpacked, mode="r").data) != member.CRC:
                 with whole_file(unpacked) as temporary, temporary.open("wb") as copy:
                     shutil.copyfileobj(archive.open(member), copy)
         features: NDArray[np.float32] = np.load(unpacked, mmap_mode="r")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,7 @@ class MeasureInputs:
         training: float32 (T, D), the features of the images that the generator was trained on.
         probabilities: float32 (N, K), the network's class probabilities.
         labels: int64 (N,), the class of each image, -1 without one.
-        psnr: float32 (N,) in dB, of reconstructions.
-        ssim: float32 (N,), of reconstructions.
-        lpips: float32 (N,), of reconstructions.
+        fidelity: float32 (N,) each, of reconstructions, by the keys of `MEASURES`.
     """
 
     options: ScoreOptions
@@ -57,6 +56,4 @@ class MeasureInputs:
     training: NDArray[np.float32] | None = None
     probabilities: NDArray[np.float32] | None = None
     labels: NDArray[np.int64] | None = None
-    psnr: NDArray[np.float32] | None = None
-    ssim: NDArray[np.float32] | None = None
-    lpips: NDArray[np.float32] | None = None
+    fidelity: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)

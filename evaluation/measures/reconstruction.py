@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,21 +11,15 @@ from torch.nn import functional as F
 from latent_prior.data.images import to_float, to_uint8
 from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
 from latent_prior.losses.perceptual import PerceptualDistance
+from latent_prior.pipelines import Pipeline
 
+FIDELITY = "psnr", "ssim", "lpips"
 SSIM_WINDOW = 11  # pixels
 SSIM_SIGMA = 1.5  # pixels
 PSNR_CAP = 100.0  # dB: one perfect reconstruction must not make the mean infinite
 
 
-class Reconstructing(Protocol):
-    """The part of a pipeline that is needed here."""
-
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1] through the autoencoder and back."""
-        ...
-
-
-def reconstruct(pipeline: Reconstructing, images: Tensor, device: torch.device) -> Tensor:
+def reconstruct(pipeline: Pipeline, images: Tensor, device: torch.device) -> Tensor:
     """uint8 images (N, C, H, W) through the pipeline's autoencoder and back to uint8."""
     with torch.inference_mode():
         return to_uint8(pipeline.reconstruct(to_float(images).to(device))).cpu()
@@ -35,11 +27,10 @@ def reconstruct(pipeline: Reconstructing, images: Tensor, device: torch.device) 
 
 def measure_fidelity(inputs: MeasureInputs) -> Values:
     """Means of PSNR, SSIM and LPIPS over the reconstructions."""
-    values: Values = {} if inputs.psnr is None else {"psnr": mean_psnr(inputs.psnr)}
-    for key, each in (("ssim", inputs.ssim), ("lpips", inputs.lpips)):
-        if each is not None:
-            values[key] = float(each.mean(dtype=np.float64))
-    return values
+    return {
+        key: mean_psnr(values) if key == "psnr" else float(values.mean(dtype=np.float64))
+        for key, values in inputs.fidelity.items()
+    }
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:

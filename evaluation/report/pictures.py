@@ -13,10 +13,11 @@ from PIL import Image, ImageOps
 from latent_prior.data.images import grid, to_pil
 from latent_prior.evaluation.features.extract import as_batch
 from latent_prior.evaluation.measures.precision_recall import nearest
-from latent_prior.evaluation.measures.reconstruction import Reconstructing, reconstruct
+from latent_prior.evaluation.measures.reconstruction import reconstruct
 from latent_prior.evaluation.options import RECONSTRUCTIONS
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.sets import ScoredSet
+from latent_prior.pipelines import Pipeline
 
 PICTURED = 60  # images of each set
 PAIRS = 30  # generated images beside their nearest training images
@@ -28,9 +29,7 @@ def set_grid(scored: ScoredSet) -> Grid:
     return make_grid(scored.name, f"{scored.source}{split}", scored.arrays(_positions(scored)))
 
 
-def reconstruction_grid(
-    pipeline: Reconstructing, originals: ScoredSet, device: torch.device
-) -> Grid:
+def reconstruction_grid(pipeline: Pipeline, originals: ScoredSet, device: torch.device) -> Grid:
     """Reconstructions of the originals that `set_grid` shows."""
     images = as_batch(originals, _positions(originals))
     reconstructions = reconstruct(pipeline, images, device)
