@@ -1,4 +1,4 @@
-"""Tiny real components, and entry scripts run in this process or in two, for the tests of several rooms."""
+"""Tiny real components, and entry scripts run in one or two processes, for several rooms."""
 
 import json
 import os
@@ -33,8 +33,8 @@ FAMILY = {
 }
 TINY_PRIOR = {"model.width": 16, "model.depth": 2, "model.heads": 2}
 
-# Calls the `main` of several entry scripts one after the other within one process group. After a training every process
-# writes down a digest of each part that must be the same in all of them.
+# Calls the `main` of several entry scripts one after the other within one process group. After a
+# training every process writes down a digest of each part that must be the same in all of them.
 SEVERAL_MAINS = """
 import hashlib, importlib, json, sys
 from pathlib import Path
@@ -69,8 +69,9 @@ for module, words in json.loads(sys.argv[1]):
     importlib.import_module(module).main(words)
 """
 
-# Repeats a command, each time in a new process killed at a random moment, until it comes to its end; prints the kills.
-# The children are forked before anything has started a thread, which spares each the seconds of imports.
+# Repeats a command, each time in a new process killed at a random moment, until it ends by itself;
+# prints the number of kills. The children are forked before any thread has started, which saves
+# each the seconds of imports.
 KILLED_UNTIL_DONE = """
 import importlib, json, os, random, signal, sys, time
 import datasets, torchvision
@@ -102,7 +103,7 @@ sys.exit(os.WEXITSTATUS(status))
 """
 
 
-# Starting several interpreters or a group of processes takes these longer than all the rest of their file.
+# Starting several interpreters or processes takes these longer than all the rest of their file.
 LONG = {"one_and_two", "two_processes", "killed_until_done"}
 
 
@@ -175,7 +176,10 @@ def make_vqvae(seed: int = 0, **shape: object) -> torch.nn.Module:
 
 
 def make_autoencoder(name: str, seed: int = 0, **shape: object) -> torch.nn.Module:
-    """An untrained family member for 16 x 16 RGB images, its codebooks filled; codes and latents visibly change the image."""
+    """An untrained family member for 16 x 16 RGB images, with filled codebooks.
+
+    Its codes and latents visibly change the image.
+    """
     from latent_prior.stage1_autoencoders import model_class
 
     torch.manual_seed(seed)
@@ -195,7 +199,7 @@ def make_autoencoder(name: str, seed: int = 0, **shape: object) -> torch.nn.Modu
 
 
 def make_prior(autoencoder: torch.nn.Module, classes: Sequence[str] = CLASSES) -> torch.nn.Module:
-    """An untrained prior over an autoencoder's codes, far enough from its start to have preferences."""
+    """An untrained prior over an autoencoder's codes, with weights large enough for preferences."""
     import dataclasses
 
     from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
@@ -264,7 +268,7 @@ def call() -> Call:
 
 @pytest.fixture
 def refused(capfd, monkeypatch) -> Callable[..., str]:
-    """`refused(module, ...)`: the one line of an entry script that ends with code 2 and leaves nothing behind."""
+    """`refused(module, ...)`: the one line of a script that exits with 2 and leaves no files."""
 
     def run_main(module: ModuleType, **flags: object) -> str:
         program = f"{module.__name__.rpartition('.')[2]}.py"
@@ -286,7 +290,7 @@ def refused(capfd, monkeypatch) -> Callable[..., str]:
 
 @pytest.fixture
 def vgg16(monkeypatch, tmp_path) -> None:
-    """A VGG-16 of random weights in place of torchvision's own, for LPIPS, as if those had been downloaded."""
+    """Random weights for torchvision's VGG-16, as LPIPS would otherwise download them."""
     from torchvision import models
 
     def random_network(**_: object) -> SimpleNamespace:
@@ -306,7 +310,7 @@ def vgg16(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, object]]]], None]:
-    """Run the mains of several entry scripts, [(module name, flags)], in a group of two processes on the CPU."""
+    """Run the mains of entry scripts, [(module name, flags)], in a group of two CPU processes."""
     script = tmp_path_factory.mktemp("driver") / "several_mains.py"
     script.write_text(SEVERAL_MAINS)
 
@@ -331,8 +335,8 @@ def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, objec
 def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path]:
     """Folders "1" and "2" of what one and two processes make of the same input.
 
-    Each holds the runs ema and gradient of a VQ-VAE, those of the other family members, vae_still and vaegan_still, which
-    do not learn, codes, latents and prior.
+    Each holds codes, latents, a prior and these runs: ema and gradient (VQ-VAEs), the other
+    family members, and vae_still and vaegan_still, which do not learn.
     """
     from latent_prior.stage1_autoencoders import encode
     from latent_prior.stage1_autoencoders import train as train_autoencoder
@@ -408,7 +412,7 @@ def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path
 
 @pytest.fixture(scope="session")
 def killed_until_done(tmp_path_factory) -> Callable[..., int]:
-    """`killed_until_done(module, ...)` kills a command again and again; returns how often, once it ended by itself."""
+    """`killed_until_done(module, ...)` kills a command until it ends; returns how often."""
     script = tmp_path_factory.mktemp("driver") / "killed_until_done.py"
     script.write_text(KILLED_UNTIL_DONE)
 

@@ -1,8 +1,8 @@
-"""A Hugging Face hub on localhost, for tests of what goes up and comes down: `with HubDouble() as hub: hub.url`.
+"""A Hugging Face hub on localhost, for uploads and downloads: `with HubDouble() as hub: hub.url`.
 
-It keeps repositories in memory and speaks as much of the hub's HTTP interface as creating, committing to, listing and
-reading a repository take. Clients find it through the environment that `environment` gives; huggingface_hub reads it
-when it is imported, so a client is a process of its own.
+It keeps repositories in memory and implements as much of the hub's HTTP interface as creating,
+committing to, listing and reading a repository need. Clients find it through the environment
+that `environment` returns; huggingface_hub reads it on import, so a client is a process of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What README, docs and presets name exists: files, commands with their flags, make targets, links."""
+"""What README, docs and presets name exists: files, commands with flags, make targets, links."""
 
 import ast
 import importlib
@@ -65,7 +65,7 @@ def code_blocks(text: str) -> Iterator[str]:
 
 
 def commands(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(script, words behind it) of every command line in a page's code blocks or a preset's first line."""
+    """(script, its words) of every command in a page's code blocks or a preset's first line."""
     text = path.read_text()
     blocks = [text.partition("\n")[0].lstrip("# ")] if path.suffix == ".yaml" else code_blocks(text)
     for line in itertools.chain.from_iterable(

@@ -95,7 +95,7 @@ def check_results(runs, *, images, classes):
     assert "samples" in (runs / "scores/scores.md").read_text()
 
 
-# Runs scripts with their words as `python script.py ...` does, all in one process, which imports torch once.
+# Runs scripts with their words as `python script.py ...` does, in one process that imports torch.
 SEVERAL_SCRIPTS = """
 import json, runpy, sys
 for words in json.loads(sys.argv[1]):
@@ -110,7 +110,7 @@ for words in json.loads(sys.argv[1]):
 
 @pytest.mark.slow
 def test_the_commands_as_a_user_types_them(shapes, parts, tmp_path):
-    """From a folder that is neither the project's nor the data's; the pipeline in Python at the end.
+    """From a folder other than the project's or the data's; the pipeline in Python at the end.
 
     The first command is started by `accelerate launch`, the others share a process.
     """

@@ -1,4 +1,4 @@
-"""Rules about the house as a whole: who may import whom, what is never called, what an import costs."""
+"""Rules about the house as a whole: import directions, forbidden calls, costs of imports."""
 
 import ast
 import graphlib
@@ -17,7 +17,7 @@ ROOMS = ("stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
 SCRIPTS = (
     "train", "encode", "export", "assemble", "describe", "generate", "latents", "score", "likelihood", "sweep",
 )  # fmt: skip
-# From the lowest room to the highest; a file may import what stands in its own room or in one of those listed for it.
+# From the lowest room to the highest; a file may import from its own room and those listed for it.
 SHARED = {
     "": set(),
     "data": {""},
@@ -58,7 +58,7 @@ def room_of(name: str) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports, wherever in the file; `from a import b` gives a and a.b."""
+    """Full names of the modules that a file imports; `from a import b` gives a and a.b."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -102,7 +102,7 @@ def test_imports_go_one_way(path):
 def test_no_imports_form_a_circle():
     """Imports for type checkers only count too: a reader has to follow them as well.
 
-    A package's `__init__` is its face, a table of names that are imported on first use, so it is left out.
+    A package's `__init__`, a table of names that are imported on first use, is left out.
     """
     modules = {name_of(path): path for path in FILES if path.stem != "__init__"}
     graph = {name: set(imported(path)) & set(modules) for name, path in modules.items()}
@@ -156,7 +156,7 @@ def test_nothing_is_unpickled_or_executed(path):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_module_beside_a_script_shadows_another_one(room):
-    """Python puts a script's folder first on the path: `common/logging.py` would break every import of logging."""
+    """A script's folder is first on the path: `common/logging.py` would break `import logging`."""
     scripts = [path for path in (ROOT / room).rglob("*.py") if path.stem in SCRIPTS]
     others = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
     for script in scripts:
@@ -171,7 +171,8 @@ def test_no_module_beside_a_script_shadows_another_one(room):
 def test_every_script_answers_help_before_it_imports_torch():
     """What stands above the parsing is torch-free, in the file itself and in what it imports.
 
-    Only the help of stage 1's training describes a model, whose options stand in the model's own file: it comes last here.
+    Only the help of stage 1's training describes a model, with options in the model's own file:
+    it comes last here.
     """
     of_models = "latent_prior.stage1_autoencoders.train"
     scripts = [path for path in FILES if path.stem in SCRIPTS]

@@ -1,4 +1,4 @@
-"""Every autoencoder with every prior that makes sense over its codes: one way through the scripts, one pipeline folder."""
+"""Every autoencoder with every sensible prior over its codes: through the scripts to a pipeline."""
 
 import json
 

@@ -42,7 +42,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def serve():
-    """Serve files on localhost: name -> (content, length that is promised); returns the address of their folder."""
+    """Serve files on localhost, name -> (content, promised length); returns the folder's URL."""
     servers = []
 
     def start(files):

@@ -69,7 +69,7 @@ def test_it_learns_what_it_is_shown_and_judges_what_it_has_not_seen(trained, dat
 
 
 def test_accuracy_is_the_share_that_is_taken_for_the_class_asked_for(trained, tmp_path):
-    """A folder whose table asks for the wrong class for 4 of 20 images, and for none for another 10."""
+    """A folder whose table asks for a wrong class for 4 of 20 images, and for none for 10 more."""
     shapes(tmp_path, 10, 5)
     rows = ["file,class"]
     for number in range(10):
@@ -196,7 +196,7 @@ def test_training_images_of_several_sizes_ask_for_one(data, tmp_path):
 
 
 def test_digits_are_told_apart_after_a_short_training(monkeypatch):
-    """The whole training reaches 99 % of the 1,000 held-out digits; a sixteenth of it comes near."""
+    """The whole training reaches 99 % on the 1,000 held-out digits; a sixteenth comes near."""
     monkeypatch.setattr(class_accuracy, "IMAGES_SEEN", 4800)
     monkeypatch.setattr(class_accuracy, "FEWEST_EPOCHS", 1)
     chosen = options()

@@ -1,7 +1,7 @@
-"""The evaluator as a whole on real digits: what makes images worse makes every number worse, and in its own way.
+"""The evaluator on real digits: damage to the images worsens every number, each in its own way.
 
-Real images, a real network, known damage of rising strength. The reference and the damaged images are different digits
-of the same source.
+Real images, a real network, known damage of rising strength. The reference and the damaged
+images are different digits from the same source.
 """
 
 import io
@@ -98,14 +98,14 @@ def test_more_damage_is_a_larger_distance(
     for worse, better in zip(found[1:], found, strict=False):
         assert worse.distance > better.distance
         assert worse.kid > better.kid
-    # Damaged images leave the neighbourhoods of the originals: they are no longer good, and nothing covers these.
+    # Damaged images leave the originals' neighbourhoods: they are not precise and cover nothing.
     assert found[-1].overlap.precision < 0.5 * found[0].overlap.precision
     assert found[-1].overlap.density < 0.5 * found[0].overlap.density
     assert found[-1].overlap.coverage < 0.5 * found[0].overlap.coverage
 
 
 def test_strong_noise_is_ranked_by_the_distance():
-    """KID falls again from there on, far above that of other originals: this network's features of noise are short."""
+    """KID falls again, though far above that of originals: features of noise are short vectors."""
     found = [
         scored([noisy(image, strength) for image in coloured(1)[0]]) for strength in (4, 12, 30)
     ]

@@ -266,7 +266,7 @@ def test_candidates_of_different_sizes_are_refused_and_can_be_cut(run, folders, 
 
 
 def test_a_copy_of_the_training_images_is_noticed(folders, scripted_features, tmp_path):
-    """Half of them are copies with a grey value changed; the rest is as new as other images of the same source."""
+    """Half are copies with a changed grey value; the rest is as new as others of the source."""
     data, training = tmp_path / "data", smooth_images(60, 4)
     save(training, data / "train")
     save(smooth_images(40, 5), data / "test")

@@ -24,7 +24,7 @@ def save(folder, count, seed, lightest):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Dark and bright images: a data set with classes, and a folder whose table is right for 6 of its 8 images."""
+    """A data set with two classes, dark and bright; a folder whose table is right for 6 of 8."""
     root = tmp_path_factory.mktemp("labelled")
     for seed, split in enumerate(("train", "test")):
         save(root / "data" / split / "bright", 16, seed, 120)

@@ -32,7 +32,7 @@ def own_dataset_cache(tmp_path_factory):
 
 @pytest.fixture
 def fresh_processes():
-    """accelerate keeps its state for the life of a process; a test with other settings starts anew."""
+    """Reset accelerate's state, which otherwise lasts as long as the process."""
 
     def reset() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)

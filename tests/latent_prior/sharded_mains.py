@@ -1,4 +1,4 @@
-"""Entry scripts one after the other in the processes of an FSDP config, on a CPU; started by test_sharded.py."""
+"""Entry scripts one after the other in the processes of an FSDP config, for test_sharded.py."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ _initialise, _train = AcceleratorState.__init__, loop.train
 
 
 def initialise_sharded(state, *arguments, fsdp_plugin=None, **others):
-    """Accelerate looks at an FSDP config on GPUs only; here on a CPU as well. All that follows is its own and torch's."""
+    """Let an FSDP config count on a CPU too; accelerate reads it on GPUs only."""
     _initialise(state, *arguments, fsdp_plugin=fsdp_plugin, **others)
     if fsdp_plugin is not None:
         state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, fsdp_plugin

@@ -1,4 +1,4 @@
-"""Up to and down from a hub on localhost (`hub_double`); clients are processes of their own, as on a user's machine."""
+"""Upload to and download from a hub on localhost; clients are processes, as on a user's machine."""
 
 import importlib.util
 import json
@@ -139,7 +139,7 @@ def test_what_comes_down_is_what_went_up_also_later_without_a_network(hub, tmp_p
         assert part in text
         assert "\n" not in text
 
-    # Port 9 refuses: the copies in the cache serve, nobody waits for retries, and what is not there is told.
+    # Port 9 refuses: cached copies serve without retries, and what is missing is named.
     found = client(PULL + WRONG, {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert found[:4] == expected
     for place in (0, 1, 2, 5, 6, 7):

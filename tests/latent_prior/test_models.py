@@ -181,7 +181,7 @@ def test_a_fingerprint_depends_on_everything_but_the_order():
 
 
 def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Replace the weights together with their fingerprint, so that only the names and shapes are wrong."""
+    """Replace weights together with their fingerprint, so that only names and shapes are wrong."""
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     change(folder / CONFIG_FILE, weights_sha256=fingerprint(weights.items()))
 

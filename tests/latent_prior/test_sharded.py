@@ -24,7 +24,7 @@ CONFIG = Path(__file__).parents[2] / "docs" / "accelerate" / "fsdp.yaml"
 
 @pytest.fixture(scope="module")
 def runs(call, parts, images, autoencoder_folder, tmp_path_factory):
-    """Runs of one process and of two sharded ones, straight through or stopped halfway and resumed by the other kind."""
+    """Runs of one process and of two sharded ones, whole or resumed halfway by the other kind."""
     root = tmp_path_factory.mktemp("sharded")
     written = {"autoencoder": autoencoder_folder, "dataset": images}
     call(encode, output_dir=root / "codes", **written)

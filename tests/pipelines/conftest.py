@@ -21,7 +21,7 @@ MEMBERS = {
 
 
 class Plain:
-    """In place of a pipeline: images are their own vectors, in two levels of half the channels each."""
+    """Instead of a pipeline: images are their own vectors, in two levels of half the channels."""
 
     def embed(self, images: torch.Tensor) -> CodeMaps:
         top, bottom = images.chunk(2, dim=1)

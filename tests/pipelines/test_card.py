@@ -32,7 +32,7 @@ OPTIONS = {
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """`command(script, **flags)`: the command line of a script, with paths on this machine; this process runs it."""
+    """`command(script, **flags)`: a script's command line with local paths, run in this process."""
 
     def of(script, **flags):
         for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):

@@ -57,7 +57,7 @@ def test_one_mask_serves_all_images(pictures):
 
 
 def test_latents_settle_on_the_least_squares_completion():
-    """With a linear autoencoder, a projection, the limit is the latent that fits the visible pixels best."""
+    """With a linear autoencoder, a projection, the limit is the best fit to the visible pixels."""
     basis = torch.linalg.qr(torch.randn(16, 3, generator=seeded()).double()).Q
     encode = lambda images: {"latents": images.flatten(1) @ basis}  # noqa: E731
     decode = lambda latents: (latents["latents"] @ basis.T).view(-1, 1, 4, 4)  # noqa: E731

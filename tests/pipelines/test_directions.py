@@ -19,7 +19,7 @@ def flat(maps):
 
 @pytest.fixture
 def correlated():
-    """500 "images" of 4 x 2 x 1 numbers, correlated and of different sizes, and who has the attribute (1, 0; -1 unknown)."""
+    """500 correlated "images" of 4 x 2 x 1 numbers, and their attribute (1 or 0; -1: unknown)."""
     rows = normal(500, 8).double() @ normal(8, 8, seed=1).double()
     rows = rows * torch.tensor([1, 3, 0.1, 1, 1, 10, 1, 1]) + 0.5
     has = torch.where(rows[:, 0] + rows[:, 3] + normal(500, seed=2) > 0.8, 1, 0)
@@ -49,7 +49,7 @@ def test_the_mean_direction_is_the_difference_of_means(plain, correlated):
 
 
 def test_the_probe_is_ridge_regression_on_standardised_latents(plain, correlated):
-    """Against least squares over all rows at once, with an intercept and the penalty as further rows."""
+    """Against least squares of all rows, with intercept, and the penalty as further rows."""
     images, has = correlated
     rows, target = images.flatten(1)[has >= 0], has[has >= 0].double()
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
@@ -69,7 +69,7 @@ def test_the_probe_is_ridge_regression_on_standardised_latents(plain, correlated
 
 
 def test_the_probe_agrees_with_logistic_regression(plain, monkeypatch):
-    """Two normal classes with one covariance, a fifth of the images with the attribute; Newton's method."""
+    """Two normal classes with one covariance, a fifth with the attribute; Newton's method."""
     shared = torch.eye(6).double() + 0.3 * normal(6, 6).double()
     has = (torch.arange(4000) % 5 == 0).long()
     shift = torch.tensor([1.5, 0, -1, 0, 0, 0.5]).double() @ shared

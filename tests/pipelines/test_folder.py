@@ -1,4 +1,4 @@
-"""What a push leaves in a repository that people write in, too; the client is a process of its own, as on a user's machine."""
+"""What a push leaves in a repository that people edit; the client is a separate process."""
 
 import importlib.util
 import os

@@ -33,7 +33,7 @@ def pngs(folder):
 
 
 def assert_same_images(one, two, names=NUMBERS):
-    """Batches of different sizes are rounded differently: a value may become the next of the 256."""
+    """Batches of different sizes round differently: a value may become the next of the 256."""
     for name in names:
         with Image.open(one / name) as first, Image.open(two / name) as second:
             assert abs(np.asarray(first, dtype=int) - np.asarray(second, dtype=int)).max() <= 1
@@ -93,7 +93,7 @@ def test_repeating_the_command_fills_the_gaps_and_leaves_the_rest(draw):
 
 
 def test_a_stopped_run_goes_on(draw, monkeypatch):
-    """Whatever image the run dies at, and with another batch size afterwards, the result is that of one go."""
+    """At whatever image a run dies, and whatever the next batch size, the result is the same."""
     whole = draw("whole")
 
     def dies(image, path):

@@ -1,4 +1,4 @@
-"""How a folder is filled, whatever draws the images; `test_generate.py` has it filled by a pipeline."""
+"""How a folder is filled, whatever draws the images; `test_generate.py` uses a real pipeline."""
 
 import json
 

@@ -13,7 +13,7 @@ from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline, directions, latents, operations, sheets
 from latent_prior.pipelines.options import LatentOptions
 
-# Each operation with the file names that it makes of the images in rows 4 and 9 (arithmetic: and 12).
+# Each operation with the file names of its images for rows 4 and 9 (arithmetic: and 12).
 STEPS = [f"step{step:03d}" for step in range(4)]
 OPERATIONS = {
     "interpolate": (

@@ -32,7 +32,7 @@ def pictures(count=6, seed=0):
 
 
 def assert_same_pictures(one, two):
-    """Of two batch sizes, whose kernels round differently: a value between two grey levels may go either way."""
+    """For batch sizes whose kernels round differently: a value may land on the next grey level."""
     assert (one.int() - two.int()).abs().max() <= 1
 
 

@@ -1,4 +1,4 @@
-"""The opponent in training: what each half of a step leaves behind, when it is active, and what it may cost."""
+"""The critic in training: what each half of a step leaves behind, when it is active, its cost."""
 
 import copy
 import dataclasses
@@ -93,14 +93,14 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        # A gradient is a sum over batch and pixels of terms that cancel: rounded relative to the largest.
+        # A gradient sums terms over batch and pixels that cancel: rounded relative to the largest.
         atol = 1e-7 + 1e-5 * float(value.abs().max())
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=atol, msg=name)
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The gradients that both networks have when either is about to be updated: {half: (model's, critic's)}."""
+    """The gradients of both networks before an update of either: {half: (model's, critic's)}."""
     halves = {}
 
     def watch(game: Game) -> dict:
@@ -126,7 +126,7 @@ HALVES = [
 
 @pytest.mark.parametrize(("member", "critic"), HALVES)
 def test_neither_half_of_a_step_leaves_a_gradient_in_the_other_network(seen, member, critic):
-    """A critic that is not frozen in the decoder's half learns to help it (and a decoder that is not detached the critic)."""
+    """Unfrozen, the critic learns to help the decoder; not detached, the decoder the critic."""
     game = Game(options(member, **critic))
     halves = seen(game)
     game.step()
@@ -141,7 +141,7 @@ def test_neither_half_of_a_step_leaves_a_gradient_in_the_other_network(seen, mem
 
 @pytest.mark.parametrize(("member", "critic"), HALVES)
 def test_both_halves_equal_two_separate_computations(seen, member, critic):
-    """Gradients of the decoder's and of the critic's loss, each written down from the definitions."""
+    """Gradients of the decoder's and of the critic's loss, from their definitions."""
     game = Game(options(member, **critic))
     halves = seen(game)
     model, judge = copy.deepcopy(game.model), copy.deepcopy(game.critic)
@@ -247,7 +247,7 @@ def test_the_critic_has_its_own_rate_on_the_autoencoders_schedule():
 
 
 def test_an_adaptive_weight_balances_the_gradients_at_the_last_layer():
-    """lambda |grad adversarial| = weight |grad reconstruction| at the decoder's last convolution."""
+    """lambda |grad adversarial| = weight |grad reconstruction| at the last convolution."""
     game = Game(options(adaptive=True, weight=0.5))
     pixels = images().float() / 127.5 - 1
     output = game.model(pixels)
@@ -265,7 +265,7 @@ def test_an_adaptive_weight_balances_the_gradients_at_the_last_layer():
 
 
 def test_a_relativistic_critic_compares_each_sample_with_an_original():
-    """Reconstructions and samples are twice as many as the originals, which therefore come twice."""
+    """Reconstructions and samples are twice as many as the originals, which thus come twice."""
     game = Game(options("vaegan", loss="relativistic"))
     metrics = game.step()
     assert metrics["adversarial"].item() == pytest.approx(
@@ -287,7 +287,7 @@ def test_what_the_critic_sees_is_augmented_in_both_halves(monkeypatch):
     )  # fmt: skip
     Game(options("vaegan", augment=["translation", "cutout"], r1=1.0)).step()
     both = ["translation", "cutout"]
-    # Reconstructions and samples; the originals with them; and the originals at which the penalty is taken.
+    # Reconstructions and samples; then also the originals; then the originals for the penalty.
     assert asked == [(16, both), (24, both), (8, both)]
     asked.clear()
     # Features are compared of whole images: an augmented one would be another window of itself.

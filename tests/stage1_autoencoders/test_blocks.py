@@ -145,7 +145,7 @@ def test_only_attention_sees_the_whole_image():
     def reach(attention) -> Tensor:
         """Where the vector at (0, 0) depends on the image."""
         images = torch.zeros(1, 3, 64, 64, requires_grad=True)
-        # Group normalisation also sees everything; without its statistics only the convolutions' windows remain.
+        # Group normalisation also sees everything; without its statistics only the windows remain.
         model = encoder(attention)
         for module in model.modules():
             if isinstance(module, nn.GroupNorm):

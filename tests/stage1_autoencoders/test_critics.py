@@ -90,7 +90,7 @@ def test_a_patch_sees_what_the_documentation_says():
 @pytest.mark.parametrize(("network", "spectral"), CASES)
 @pytest.mark.parametrize("training", [True, False])
 def test_an_image_is_judged_alone(network, spectral, training):
-    """A critic with batch normalisation gives other logits to originals beside originals than beside fakes."""
+    """With batch normalisation the originals' logits depend on what shares their batch."""
     critic = make(network, spectral)
     critic(images())  # the power iteration has come to rest after a few passes
     for _ in range(50):
@@ -123,7 +123,7 @@ def test_there_is_no_batch_normalisation():
 
 
 def test_logits_pass_by_a_patched_forward():
-    """accelerate replaces the `forward` of an instance by one in autocast; the gradient penalty must not go there."""
+    """accelerate wraps the `forward` of an instance in autocast; the penalty must not use that."""
     critic = make()
     expected = critic.logits(images())
     critic.forward = None

@@ -19,7 +19,7 @@ NAMES = ["apple", "bee", "car"]
 
 @pytest.fixture
 def write(call, images, autoencoder_folder, tmp_path):
-    """`write(...)` encodes the 40 shapes into a new folder and returns its train split and the folder."""
+    """`write(...)` encodes the 40 shapes; returns the train split and the new folder."""
 
     def into(name="codes", **flags):
         folder = tmp_path / name
@@ -49,7 +49,7 @@ def assert_same_rows(one, two):
 
 
 def same_codes(one, two):
-    """In batches of other sizes a vector between two codes may be rounded to either: one in a thousand."""
+    """In batches of other sizes a vector between two codes may go to either: one in 1,000."""
     return (one != two).mean() <= 1e-3
 
 
@@ -284,7 +284,7 @@ def test_a_corrupt_image_is_named(refused, damaged, autoencoder_folder, tmp_path
 def test_a_corrupt_image_is_named_when_it_is_met_on_the_way(
     call, damaged, autoencoder_folder, tmp_path
 ):
-    """Too many images to decode beforehand: what was encoded is kept for the next try, but there is no dataset."""
+    """Too many images to decode in advance: encoded shards are kept, but there is no dataset."""
     folder, path = damaged
     flags = {"autoencoder": autoencoder_folder, "dataset": folder, "cache_mb": 0}
     with pytest.raises(ValueError, match=str(path)):
@@ -391,7 +391,7 @@ def test_two_processes_write_the_rows_of_one(one_and_two):
 
 @pytest.fixture(scope="module")
 def vae_folders(parts, tmp_path_factory):
-    """An untrained VAE with a flat latent and one with a grid; two channels of which are far from N(0, 1)."""
+    """Untrained VAEs with a flat latent and with a grid, two channels of each far from N(0, 1)."""
     root = tmp_path_factory.mktemp("vaes")
     for name, shape in (("flat", {}), ("grid", {"latent_dim": None})):
         model = parts["autoencoder"]("vae", **shape)
@@ -405,7 +405,7 @@ def vae_folders(parts, tmp_path_factory):
 
 @pytest.fixture
 def write_latents(call, images, vae_folders, tmp_path):
-    """`write_latents(...)` encodes the 40 shapes into a new folder and returns its splits, its spec and the folder."""
+    """`write_latents(...)` encodes the 40 shapes; returns splits, spec and the new folder."""
 
     def into(name="latents", kind="grid", **flags):
         settings = {"dataset": images, "batch_size": 16, "shard_images": 9, **flags}
@@ -439,7 +439,7 @@ def test_latents_are_the_means_in_half_precision(write_latents, vae_folders, ima
 
 @pytest.mark.parametrize("kind", ["flat", "grid"])
 def test_the_spec_tells_shift_and_scale_of_the_training_latents(write_latents, two_splits, kind):
-    """Of every channel, over all places and views of the split a prior learns from; measured, not typed in."""
+    """Measured per channel, over all places and views of the split that a prior learns from."""
     splits, spec, folder = write_latents(kind=kind, dataset=two_splits, flip=True)
     latents = splits["train"].column("latents").astype(np.float64)
     assert len(latents) == 24
@@ -465,7 +465,7 @@ def test_latents_do_not_depend_on_how_the_work_is_cut(write_latents, posterior):
     one, its, _ = write_latents("one", batch_size=40, shard_images=1000, **flags)
     two, other, _ = write_latents("two", batch_size=7, shard_images=10, cache_mb=0, **flags)
     found = [splits["train"].column("latents").astype(np.float32) for splits in (one, two)]
-    # A convolution may round differently in another batch, and half precision then to the next number.
+    # In another batch a convolution may round differently, and half precision to the next number.
     np.testing.assert_allclose(found[0], found[1], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(its.latent_scale, other.latent_scale, rtol=1e-4)
 

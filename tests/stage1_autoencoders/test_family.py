@@ -233,7 +233,7 @@ def test_another_member_in_the_folder_is_another_run(fit, refused, flags, parts,
 
 @pytest.mark.parametrize("member", [*MODELS, "gradient"])
 def test_two_processes_end_with_the_same_weights(one_and_two, member):
-    """Both networks, their averages and optimizers, bit for bit: they could otherwise only drift further apart."""
+    """Both networks, averages and optimizers, bit for bit: differences would only grow."""
     run = one_and_two["2"] / ("ema" if member == "vqvae" else member)
     first, second = (json.loads((run / f"state-{n}.json").read_text()) for n in (0, 1))
     assert {"model", "ema", "optimizer"} <= first.keys()
@@ -257,7 +257,7 @@ def test_two_processes_train_what_one_does(one_and_two, member):
 
 @pytest.mark.parametrize("member", GAUSSIAN)
 def test_two_processes_see_the_posterior_of_the_joint_batch(one_and_two, member):
-    """Each process draws its own noise, so training differs; what does not hang on a draw is that of one process."""
+    """Each process draws its own noise, so training differs; what needs no draw is the same."""
     one, two = (metrics(one_and_two[n] / member) for n in "12")
     assert [line["step"] for line in one] == [line["step"] for line in two]
     assert one[0]["step"] == 1
@@ -268,7 +268,7 @@ def test_two_processes_see_the_posterior_of_the_joint_batch(one_and_two, member)
 
 @pytest.mark.parametrize("member", GAUSSIAN)
 def test_two_processes_measure_what_one_does(one_and_two, member):
-    """Of a model that stands still, over an epoch and over fewer validation images than fill a batch of each."""
+    """For a model that does not learn, over an epoch and over a part of a validation batch."""
     one, two = (metrics(one_and_two[n] / f"{member}_still")[-1] for n in "12")
     assert one.keys() == two.keys()
     for name in ("kl", "kl_per_dimension", "active_units"):
@@ -340,7 +340,7 @@ def differing(one, two):
 
 @pytest.mark.parametrize("member", RESUMED)
 def test_stopping_and_going_on_gives_the_same_bits(fit, member):
-    """Everything a checkpoint holds, both networks and what is counted, a step after an evaluation and at the end."""
+    """All that a checkpoint holds, a step after an evaluation and at the end."""
     whole = fit("whole", member, **RESUMED[member])
     fit("parts", member, **RESUMED[member], max_steps=4)
     fit("parts", member, **RESUMED[member], max_steps=7)

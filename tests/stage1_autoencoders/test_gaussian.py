@@ -183,7 +183,7 @@ def test_equals_the_definition_in_float64(settings):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_does_not_depend_on_the_batch_size(settings):
-    """A sum over the batch, as in a peer, would double, and with it the weight of the KL against the reconstruction."""
+    """A sum over the batch, as in a peer, would double the KL against the reconstruction."""
     once, twice = elements(), torch.cat([elements(), elements()])
     assert float(twice.detach().sum()) > 1.9 * float(once.detach().sum())
     losses = [kl_loss(kl, beta=1.0, **settings).detach() for kl in (once, twice)]
@@ -210,7 +210,7 @@ def test_many_free_bits_are_a_constant_without_gradient():
 
 
 def test_free_bits_charge_dimensions_by_their_mean_over_the_batch():
-    """Not each image by its own KL, and not the sum over all dimensions (Kingma et al., 2016, Eq. 15)."""
+    """Not each image by its own KL, and not the sum of dimensions (Kingma et al., 2016, Eq. 15)."""
     kl = torch.tensor([[0.0, 0.1], [1.0, 0.1]]).view(2, 2, 1, 1).requires_grad_()
     loss = kl_loss(kl, beta=1.0, free_bits=0.3)
     loss.backward()
@@ -264,7 +264,7 @@ def compute_share(rank: int, folder: Path) -> None:
 
 
 def skewed_batch() -> Tensor:
-    """Each half alone would charge other dimensions, and find itself on the other side of a capacity."""
+    """Each half alone would charge other dimensions and be on the other side of a capacity."""
     kl = elements().detach()
     return torch.cat([kl[:4] * 0.05, kl[4:]])
 

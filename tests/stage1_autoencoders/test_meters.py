@@ -60,7 +60,7 @@ def test_figures_of_many_batches_are_those_of_one(accelerator):
 
 
 def test_usage_counts_the_whole_epoch_and_not_the_mean_of_batches(accelerator):
-    """Four codes a batch of a vocabulary of 16, each batch others: all are used, though no batch uses more than 4."""
+    """Each batch uses four other codes of a vocabulary of 16: all are used, though 4 at a time."""
     meter = Meter(spec(16))
     for first in range(0, 16, 4):
         codes = torch.arange(first, first + 4).view(1, 2, 2)
@@ -135,7 +135,7 @@ def posteriors(count=4, scale=1.0, seed=0):
 
 
 def test_a_posterior_is_counted_over_the_epoch(accelerator):
-    """Means over all images, against the closed form in float64; the error beside it as for codes."""
+    """Means over all images, against the closed form in float64, and the reconstruction error."""
     meter, seen = Meter(LATENTS), list(posteriors())
     for batch in seen:
         meter.update(*batch)

@@ -17,7 +17,7 @@ def noise(*shape: int, seed=0) -> torch.Tensor:
 
 
 def dependence(output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """How much each output pixel depends on each input pixel, over all channels: (pixels, pixels)."""
+    """How each output pixel depends on each input pixel, over all channels: (pixels, pixels)."""
     places = output.sum((0, 1)).flatten()
     rows = [torch.autograd.grad(place, inputs, retain_graph=True)[0] for place in places]
     return torch.stack([row.abs().sum((0, 1)).flatten() for row in rows])
@@ -54,7 +54,7 @@ def test_masks(mask, own):
 
 
 def test_generated_images_are_what_teacher_forcing_predicts_of_them():
-    """Every pixel is the prediction from those before it, though only a few rows were computed at a time."""
+    """Every pixel is the prediction from those before it, though computed a few rows at a time."""
     model, features = head(), noise(2, 3, 14, 9)
     with torch.no_grad():
         model.out.bias.copy_(torch.tensor([-1.1, 0.0, 1.1]))  # some are clipped
@@ -82,7 +82,7 @@ def test_images_do_not_depend_on_their_batch():
 
 
 def test_a_strong_decoder_learns_what_the_features_do_not_tell():
-    """Rows that repeat their first pixel: known from the pixel to the left, not from the features."""
+    """Rows that repeat their first pixel: known from the left neighbour, not from the features."""
     model = head(channels=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     silent = torch.zeros(32, 1, SIDE, SIDE)

@@ -222,13 +222,13 @@ def test_two_processes_train_what_one_does(one_and_two, quantizer):
 
 
 def test_the_codebook_has_seen_the_data_of_both_processes(one_and_two):
-    """The counts are moving averages of vectors per step: 8 images of 64 codes, not the 4 of one process."""
+    """The counts average vectors per step: 8 images of 64 codes, not the 4 of one process."""
     two = load_file(one_and_two["2"] / "ema/model/model.safetensors")
     assert float(two["quantizer.counts"].sum()) == pytest.approx(8 * 64, rel=1e-4)
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(flags, tmp_path):
-    """What `torchrun` gives a script on a machine without an accelerator, unless it is told to use the CPU."""
+    """What a script gets from `torchrun` without an accelerator and without asking for the CPU."""
     words = [f"--{name}={value}" for name, value in flags.items() if not isinstance(value, list)]
     ours = ("WORLD_SIZE", "ACCELERATE_USE_CPU", "RANK", "LOCAL_RANK")
     alone = {name: value for name, value in os.environ.items() if name not in ours}

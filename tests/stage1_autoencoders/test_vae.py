@@ -1,4 +1,4 @@
-"""The VAE: its bound against closed forms, flat and grid latents, and the collapse of its posterior."""
+"""The VAE: its bound against closed forms, flat and grid latents, posterior collapse."""
 
 import json
 import math
@@ -51,7 +51,7 @@ EXACT = (W / (W**2 + SIGMA**2), -V * W / (W**2 + SIGMA**2), math.log(SIGMA**2 / 
 
 
 def linear(posterior: tuple[float, float, float]) -> VAE:
-    """One latent for every pixel, everything linear; mean slope and offset, and log-variance, of the posterior."""
+    """One latent per pixel, all linear; `posterior`: slope and offset of its mean, log-variance."""
     model = small(multipliers=[1], latent_dim=None, latent_channels=1, scale=SIGMA, image_size=4)
     model.encoder, model.decoder = Linear(*posterior), Linear(W, V)
     return model.eval()
@@ -65,7 +65,10 @@ def mean_bound(model: VAE, pixels: Tensor, draws: int = 40_000) -> tuple[Tensor,
 
 @pytest.mark.parametrize("posterior", [EXACT, (0.9, 0.2, -1.0), (0.0, 0.0, 0.0)])
 def test_the_negative_elbo_is_unbiased(posterior):
-    """Per pixel ((x - w m - v)^2 + w^2 s^2) / 2 sigma^2 + log(sigma sqrt(2 pi)) + (m^2 + s^2 - 1 - log s^2) / 2."""
+    """Closed form per pixel with q = N(m, s^2).
+
+    ((x - w m - v)^2 + w^2 s^2) / 2 sigma^2 + log(sigma sqrt(2 pi)) + (m^2 + s^2 - 1 - log s^2) / 2
+    """
     torch.manual_seed(0)
     pixels = images(2, 1, 4)
     slope, offset, log_variance = posterior
@@ -247,7 +250,10 @@ def test_images_of_a_bernoulli_are_probabilities():
 
 
 def test_autoregressive_layers_decode_pixel_by_pixel():
-    """Every decoded pixel is the mean given the ones before it; a reconstruction sees the original's pixels instead."""
+    """Every decoded pixel is the mean given the ones before it.
+
+    A reconstruction sees the original's pixels instead.
+    """
     model = small(autoregressive_layers=1).eval()
     with torch.no_grad():
         latents = model.encode(images())["latents"]
@@ -305,7 +311,7 @@ def test_an_image_size_that_does_not_divide_is_refused():
 
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory):
-    """Rows that alternate between black and white and begin at random: 8 bits, which no other pixel needs."""
+    """Rows that alternate between black and white from a random start: 8 bits per image."""
     folder = tmp_path_factory.mktemp("stripes")
     bits = np.random.default_rng(0).integers(0, 2, (128, 8, 1))
     for number, starts in enumerate(bits):
@@ -334,7 +340,7 @@ def last_figures(call, stripes, tmp_path):
 
 
 def test_with_a_decoder_that_does_not_need_it_the_posterior_collapses(last_figures, capfd):
-    """The pixels before a pixel tell all but 8 bits; to say these through the latent costs as much as it saves."""
+    """All but 8 bits follow from earlier pixels; the latent would cost as much as it saves."""
     figures = last_figures(**{"model.autoregressive_layers": 1})
     assert figures["epoch_kl"] < 0.1
     assert figures["epoch_active_units"] == 0

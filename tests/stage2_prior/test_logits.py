@@ -108,7 +108,7 @@ def test_filters_of_any_size_leave_the_nucleus_and_the_input(num_codes):
 
 
 def test_top_p_keeps_the_code_that_reaches_p_and_breaks_ties_by_number():
-    # Quarters come out of the softmax exactly; the second row has no tie that rounding could decide.
+    # Softmax gives exact quarters; the second row has no tie that rounding could decide.
     logits = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.55, 0.25, 0.2, 0.0]]).log()
     kept = keep_top_p(logits, 0.5).isfinite()
     assert kept.tolist() == [[True, True, False, False], [True, False, False, False]]

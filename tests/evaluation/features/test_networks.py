@@ -115,7 +115,7 @@ def test_a_file_that_is_no_torchscript_is_refused(tmp_path):
 
 
 class StandInInception(nn.Module):
-    """clean-fid's Inception file from outside: `layers` with 2048 features, `output` with classes; cheap here."""
+    """A cheap stand-in for clean-fid's Inception file: `layers` (2048 features) and `output`."""
 
     def __init__(self):
         super().__init__()
@@ -215,7 +215,7 @@ def test_features_of_folders_through_inception_are_clean_fids(inception, cache, 
 
 
 def test_two_folders_are_scored_end_to_end_with_inception(inception, tmp_path):
-    """`inception` is what `--features` names by default; its weights lie where a download would have put them."""
+    """`inception` is the default of `--features`; its weights lie where a download puts them."""
     for folder, seed in (("reference/test", 0), ("same", 0), ("other", 1)):
         (tmp_path / folder).mkdir(parents=True)
         for number, image in enumerate(noise(6, 32, 32, seed=seed)):
@@ -238,7 +238,7 @@ def test_two_folders_are_scored_end_to_end_with_inception(inception, tmp_path):
 
 
 def test_class_probabilities_are_those_of_the_inception_score(inception, cache):
-    """The features suffice, so no second pass is needed; the bias is left out, as the score's authors did."""
+    """The features suffice, without a second pass; without the bias, as the score's authors did."""
     images = list(noise(3))
     found = inception.probabilities(inception(images))
     base = load_inception(cache).base
@@ -304,7 +304,7 @@ def test_clip_features_are_its_image_embeddings(tiny_clip, monkeypatch):
 
 
 def test_clip_sees_images_as_clean_fids_clip_does(tiny_clip, monkeypatch):
-    """The shorter side resized in whole grey values, then the centre: otherwise published statistics would not fit."""
+    """Shorter side resized to whole grey values, then the centre, as for published statistics."""
     _, folder = tiny_clip
     monkeypatch.setattr(networks._clip, "__defaults__", (str(folder),))
     network = networks.load_network("clip")

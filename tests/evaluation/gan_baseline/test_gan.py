@@ -1,4 +1,4 @@
-"""The networks: shapes for every size, nothing that depends on other images, and what the papers promise of their start."""
+"""The networks: shapes at every size, independence of other images, the papers' initialisation."""
 
 import copy
 
@@ -96,7 +96,7 @@ def test_a_critic_judges_every_image_by_itself(config):
 
 
 def test_the_class_enters_by_projection(config):
-    """The difference between two classes is the features' product with the difference of their vectors."""
+    """Two classes differ by the product of the features with the difference of their vectors."""
     critic = make_critic(config()).eval()
     images = torch.randn(5, 3, 16, 16)
     first, second = (critic(images, torch.full((5,), label)) for label in (0, 1))
@@ -149,7 +149,7 @@ def test_r3gan_has_no_normalisation_and_starts_shallow(config):
 
 
 def test_inner_layers_keep_the_size_of_their_inputs_up_to_the_depth():
-    """He initialisation times L^(-1/4) for each of two layers: a branch of L blocks is L^(-1/2) as large."""
+    """He initialisation times L^(-1/4) in two layers: a branch of L blocks is L^(-1/2) as large."""
     torch.manual_seed(0)
     maps = torch.randn(8, 64, 16, 16)
 

@@ -8,7 +8,7 @@ from latent_prior.evaluation.measures.extrapolation import POINTS, at_infinity, 
 
 
 def sources(dimension):
-    """Two Gaussians with variances that fall off as those of features do; the second as mean and variances."""
+    """Two Gaussians whose variances decay as those of features do; the second as its moments."""
     variances = 1 / np.arange(1.0, dimension + 1)
     others = 1.2 * variances * np.exp(0.3 * np.sin(np.arange(dimension)))
     mean = 0.3 * np.sqrt(variances) * np.cos(np.arange(dimension))

@@ -100,7 +100,7 @@ def exactly(mean, covariance, count, seed):
 
 
 def test_features_of_known_gaussians_give_the_closed_form():
-    """Of Gaussians that do not commute: tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of the product."""
+    """For covariances that do not commute: tr (S1 S2)^1/2 sums the roots of the eigenvalues."""
     generator = np.random.default_rng(3)
     mean1, mean2 = generator.normal(size=(2, 12))
     covariance1, covariance2 = (np.cov(generator.normal(size=(12, 40))) for _ in range(2))
@@ -144,7 +144,7 @@ def test_a_prepared_reference_measures_features_as_their_gaussian(counts):
 
 
 def test_identical_sets_are_at_no_distance():
-    """At about the scale of Inception's features; the kernel distance of a set to itself is a little below 0."""
+    """At about the scale of Inception's features; KID of a set with itself is a little below 0."""
     features = (0.3 * np.abs(gaussian_features(300, 512, 0))).astype(np.float32)
     reference = fid.Reference(fid.statistics(features))
     assert 0 <= fid.frechet_distance(reference, features.copy()) < 1e-3

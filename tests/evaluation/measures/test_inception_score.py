@@ -50,7 +50,7 @@ def test_score_goes_from_1_to_the_number_of_classes():
 
 @pytest.mark.parametrize("order", ["by class", "in turn"])
 def test_folders_that_go_by_class_score_what_they_show(order):
-    """Splits of neighbours, as the paper's code takes them, would hold one class each and score 1; every tenth, likewise."""
+    """Contiguous splits (the paper's code), or every tenth image, would hold one class: score 1."""
     classes = np.repeat(np.arange(10), 100) if order == "by class" else np.arange(1000) % 10
     given = np.eye(10)[classes]
     assert inception_score(given)[0] > 9

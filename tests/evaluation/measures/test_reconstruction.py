@@ -44,7 +44,8 @@ def test_ssim_agrees_with_torchmetrics(channels):
         reduction="none",
         return_full_image=True,
     )
-    # torchmetrics also counts windows that hang over the edge, filled by reflection; Wang et al. do not.
+    # torchmetrics also counts windows that hang over the edge, padded by reflection; Wang et al. do
+    # not.
     theirs = positions[..., 5:-5, 5:-5].mean((1, 2, 3))
     torch.testing.assert_close(ssim(images, other), theirs, rtol=1e-9, atol=1e-9)
 

@@ -45,7 +45,7 @@ def latent_columns(count: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def test_latents_are_measured_over_all_shards(tmp_path):
-    """Mean and deviation of each channel in float64, of shards of different sizes and an empty one."""
+    """Mean and deviation of each channel in float64, over shards of several sizes, one empty."""
     parts = [latent_columns(count, seed) for seed, count in enumerate((5, 1, 0, 17))]
     paths = [tmp_path / f"{number}.arrow" for number in range(4)]
     for path, part in zip(paths, parts, strict=True):

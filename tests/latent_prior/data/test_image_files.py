@@ -131,7 +131,7 @@ def test_damaged_files_raise_what_the_caller_expects():
 
 
 def test_resizing_is_antialiased():
-    """A checkerboard of single pixels becomes grey; nearest or plain bilinear sampling would keep black or white."""
+    """A checkerboard of pixels becomes grey; nearest or plain bilinear keeps black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
     small = resize_and_crop(board, 8)
     assert small.shape == (8, 8, 1)

@@ -40,7 +40,7 @@ def test_a_class_missing_in_one_split_keeps_its_number(tmp_path):
 
 
 def test_a_word_in_a_path_is_no_split(tmp_path):
-    """`datasets.load_dataset("imagefolder")` would take the one file as the split `test` and drop all others."""
+    """`load_dataset("imagefolder")` takes the one file as the split `test` and drops the rest."""
     import datasets
 
     names = ["img_0.png", "img_test_1.png", "img_2.png"]

@@ -48,7 +48,7 @@ def test_uint8_rounds_and_clamps_and_leaves_its_input_alone():
 
 
 def test_truncating_instead_of_rounding_would_darken():
-    """`((x + 1) * 127.5).to(torch.uint8)`, as several peers write it, loses half a level on average."""
+    """`((x + 1) * 127.5).to(torch.uint8)`, as in several peers, loses half a level on average."""
     every = torch.arange(256, dtype=torch.uint8)
     noisy = to_float(every) - 1e-4
     assert not torch.equal(((noisy + 1) * 127.5).to(torch.uint8), every)

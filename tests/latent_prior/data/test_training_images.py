@@ -1,4 +1,4 @@
-"""Which images a step sees, and how they are cut and mirrored: pure functions of seed and step, however the work is shared."""
+"""Which images a step sees, and how they are cut and mirrored, depends on seed and step only."""
 
 import itertools
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ def of_run(images):
 
 @pytest.fixture(params=["indexed", "streamed"])
 def batches_of(request, of_run, monkeypatch):
-    """`batches_of(...)`: the first steps' batches, each put together from the micro-batches of all processes."""
+    """`batches_of(...)`: the first steps' batches, joined from all processes' micro-batches."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # seconds
 
     def collect(count=7, start=0, processes=1, **others) -> list[Tensor]:

@@ -32,7 +32,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make_critic(seed: int = 0) -> nn.Module:
-    """Smooth, so that finite differences converge; its last bias is without a part in the gradient penalty."""
+    """Smooth, so that finite differences converge; its last bias does not enter the penalty."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(1, 4), nn.SiLU(), nn.Conv2d(4, 1, 4, stride=4)
@@ -88,7 +88,7 @@ def test_losses_are_computed_in_float32(kind):
 
 
 def parts_real_from_fake(loss) -> bool:
-    """Whether descent on a critic's loss drives real logits up and fake ones down, and ends where they are far apart."""
+    """Whether a critic's loss drives real logits up and fake ones down, and vanishes far apart."""
     real, fake = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
     upwards, downwards = torch.autograd.grad(loss(real, fake), [real, fake])
     at_end = loss(torch.tensor([30.0]), torch.tensor([-30.0]))
@@ -101,7 +101,7 @@ def test_the_critic_parts_real_from_fake(kind):
 
 
 def test_exchanged_arguments_of_the_cross_entropy_are_noticed():
-    """LlamaGen's non-saturating loss gives the labels as logits and the logits as labels (its issue 84)."""
+    """LlamaGen's non-saturating loss swaps the labels and the logits (its issue 84)."""
 
     def exchanged(real: Tensor, fake: Tensor) -> Tensor:
         cross_entropy = F.binary_cross_entropy_with_logits
@@ -299,7 +299,7 @@ def test_the_adaptive_weight_stays_finite(accelerator):
 
 
 def test_small_gradients_of_float16_are_scaled(accelerator):
-    """A gradient of 1e-8 is zero in float16; accelerate has no scaler on a CPU, so one stands in its place."""
+    """A gradient of 1e-8 is zero in float16; accelerate has no scaler on a CPU, so use one."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
     with_scaler = SimpleNamespace(scaler=scaler, reduce=accelerator.reduce)
 
@@ -357,7 +357,7 @@ def test_an_error_thaws_the_critic():
 
 
 def halves_of_a_step(*, detach: bool, freeze: bool) -> tuple[Tensor, Tensor]:
-    """Gradients that a step's critic's half leaves in the generator, and its generator's half in the critic."""
+    """Gradients that the critic's half leaves in the generator and the other half in the critic."""
     critic, (layer, images, _, _) = make_critic(), decoded()
     if freeze:
         with frozen(critic):
@@ -395,7 +395,7 @@ class OneLogit(nn.Module):
 
 
 def adversarial_step(accelerator: Accelerator, share: slice) -> dict[str, Tensor]:
-    """What two steps of a critic with R1, R2 and LeCAM, and the adaptive weight, come to on a share of the images."""
+    """Two steps of a critic with R1, R2, LeCAM and the adaptive weight on a share of the images."""
     critic, lecam = OneLogit(), LeCam()
     wrapped, optimizer = accelerator.prepare(critic, torch.optim.SGD(critic.parameters(), 0.1))
     layer, _, _, _ = decoded()

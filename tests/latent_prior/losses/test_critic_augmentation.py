@@ -112,7 +112,7 @@ def test_grey_images_have_no_saturation():
 
 
 def test_translation_moves_whole_pixels_and_fills_with_zero():
-    """Every image is found again among all shifts of its original by up to an eighth, and all shifts occur."""
+    """Every image is its original shifted by up to an eighth, and all shifts occur."""
     before, found = images(400, 1, 16, 8), []
     padded = torch.nn.functional.pad(before, (1, 1, 2, 2))
     for number, image in enumerate(translate(before)):

@@ -1,4 +1,4 @@
-"""Every likelihood against a slow float64 reference, and against what makes it a likelihood: it sums to one."""
+"""Every likelihood against a slow float64 reference, and that its probabilities sum to one."""
 
 import math
 from statistics import NormalDist
@@ -103,7 +103,7 @@ def test_bernoulli_sums_to_one_over_black_and_white(logit):
 
 
 def test_the_discretised_logistic_is_exact_far_from_its_location():
-    """The difference of two sigmoids, as peers compute it, is 0 there, its logarithm infinite and its gradient lost."""
+    """A difference of two sigmoids, as in peers, is 0 there: no finite logarithm, no gradient."""
     x = LEVELS[[1, 128, 254]].view(-1, 1, 1, 1)
     prediction = torch.full_like(x, 5.0, requires_grad=True)
     upper, lower = (
@@ -157,7 +157,7 @@ def test_gradient_of_the_scale_is_the_closed_form(kind):
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 def test_the_best_scale_is_the_error_itself(kind):
-    """sigma^2 is the mean squared error of each channel (Rybkin et al., 2021, Eq. 6), b the mean absolute one."""
+    """Per channel: sigma^2 the mean squared error (Rybkin et al., 2021, Eq. 6), b the absolute."""
     error = images() - predictions()
     best = error.square().mean((0, 2, 3)).sqrt()
     if kind == "laplace":
@@ -200,7 +200,7 @@ def test_a_scale_cannot_run_to_zero_and_bits_not_below_it(kind):
 
 @pytest.mark.parametrize("kind", ["gaussian", "laplace"])
 def test_bits_of_a_density_are_those_of_the_levels(kind):
-    """The exact probability of a level, from the distribution function, in bits: the bin is narrow, so it is close."""
+    """Close to the exact probability of a level, in bits, because the bin is narrow."""
     likelihood, scale = make(kind, channels=1, scale=0.1), 0.1
 
     def below(y: float) -> float:
@@ -229,7 +229,7 @@ def test_uniform_images_have_eight_bits():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_have_the_probabilities_of_the_likelihood(kind):
-    """Their cross-entropy is the entropy: the mean NLL of samples equals the integral of p log p."""
+    """The mean NLL of samples is the entropy, the integral of p log p."""
     likelihood = make(kind, channels=1, scale=None if kind == "bernoulli" else 0.3)
     prediction = torch.full((40_000, 1, 1, 1), 0.2)
     drawn = likelihood.sample(prediction, torch.Generator().manual_seed(0))

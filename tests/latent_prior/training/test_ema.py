@@ -69,7 +69,7 @@ def test_applying_is_undone_exactly_also_after_an_error(model):
 
 
 def test_buffers_are_the_models_present_ones(model):
-    """A codebook's statistics are averages already; averaging them again would lag behind the weights."""
+    """A codebook's statistics are averages already; averaging them again would lag behind."""
     ema = EMA(model, 0.99)
     move(model)
     state = ema.state_for(model)

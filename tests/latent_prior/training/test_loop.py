@@ -1,4 +1,4 @@
-"""The training loop on a small real model: a convolution with dropout, random shifts, an average, on one CPU process."""
+"""The training loop on a small model with dropout, random shifts and an average, on one CPU."""
 
 import itertools
 import json
@@ -144,7 +144,7 @@ def test_three_and_three_steps_give_the_bits_of_six(start, accumulation_steps):
 
 
 def test_a_kill_between_checkpoints_costs_nothing_but_time(start):
-    """The cosine schedule, dropout and noise go on as if nothing had happened, mid-epoch (21 images, batches of 8)."""
+    """Cosine schedule, dropout and noise resume in mid-epoch (21 images, batches of 8)."""
 
     class Killed(BaseException):
         pass
@@ -197,7 +197,7 @@ def test_one_batch_of_8_equals_two_of_4(start):
     assert [len(indices) for _, indices in halves.seen[:4]] == [4] * 4
     for name, value in whole.everything().items():
         torch.testing.assert_close(halves.everything()[name], value, rtol=1e-4, atol=1e-6)
-    # 12 micro-batches are 6 optimizer steps: a loop that counts micro-batches (diffusers' vqgan) would stop at 3.
+    # 12 micro-batches are 6 optimizer steps: counting micro-batches (diffusers' vqgan) stops at 3.
     assert halves.state.step == 6
     assert halves.ema.updates == 6
 
@@ -217,7 +217,7 @@ def test_what_happens_when(start):
 
 
 def test_a_finished_run_does_nothing_but_export(start):
-    """Killed between its last checkpoint and the export, a run would otherwise never get its model folder."""
+    """A run killed between its last checkpoint and the export still gets its model folder."""
     done = start().train()
     again = start().train()
     assert again.seen == again.evaluated == []
@@ -281,7 +281,7 @@ def test_time_can_end_a_run_and_counts_over_its_parts(start, limit):
 
 
 def test_waiting_costs_no_processor_time(start):
-    """Else a machine's other programs would eat into the budget, as they do into that of the clock."""
+    """Otherwise a machine's other programs would eat into the budget, as with a wall clock."""
     run = start(max_steps=3)
     step = run.step
     run.step = lambda batch: (time.sleep(0.2), step(batch))[1]

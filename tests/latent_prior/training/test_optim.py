@@ -47,7 +47,7 @@ def test_no_warm_up_and_no_steps_divide_by_nothing():
 
 
 def test_only_weights_of_layers_decay():
-    """A table of vectors (a codebook, an embedding) pulled to zero would leave the vectors it stands for."""
+    """Decay would pull a table of vectors (codebook, embedding) away from what they represent."""
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Linear(2, 2), nn.Embedding(3, 2)
     )
@@ -61,7 +61,7 @@ def test_only_weights_of_layers_decay():
 
 
 def test_spectral_norm_is_neither_decayed_nor_advanced():
-    """Reading such a layer's weight would take a step of its power iteration, only by asking what decays."""
+    """Reading such a layer's weight takes a step of its power iteration."""
     layer = parametrizations.spectral_norm(nn.Linear(4, 3))
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     decayed, plain = (group["params"] for group in make_optimizer(layer, OPTIONS).param_groups)
@@ -168,7 +168,7 @@ def test_nothing_happens_while_gradients_accumulate(training):
 
 
 def test_the_rate_does_not_depend_on_the_number_of_processes(training, monkeypatch):
-    """A scheduler prepared by accelerate steps once per process: four processes would end the warm-up four times early."""
+    """accelerate's scheduler steps in every process: four would end warm-up four times early."""
     accelerator, model, optimizer, options = training()
     monkeypatch.setitem(PartialState._shared_state, "num_processes", 4)
     warmup = torch.optim.lr_scheduler.LambdaLR(
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(training, bad):
 
 
 def test_fp16_unscales_the_gradients_of_its_own_model_only():
-    """Accelerate's clipping unscales every prepared optimizer: a critic's half-accumulated gradients among them."""
+    """Accelerate's clipping would also unscale a critic's half-accumulated gradients."""
     accelerator = start_processes()
     ours, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     optimizers = [torch.optim.AdamW(each.parameters(), lr=0.1) for each in (ours, other)]

@@ -173,7 +173,7 @@ def test_the_entropy_term_spreads_the_vectors_over_the_codes(kind):
 
 
 def train(kind: str, rank: int = 0, share: slice = slice(None)) -> dict[str, Tensor]:
-    """State and gradient of a quantizer behind an encoder of one layer, after six steps on a share of every batch."""
+    """A quantizer behind one layer: state and gradient after six steps on a share of each batch."""
     quantizer = make(
         kind,
         restart_below=0.5,

@@ -34,7 +34,7 @@ def make(kind=EMACodebook, *, size=32, dim=6, restart_below=0.0, **settings) -> 
 
 
 def started(codebook: Codebook) -> Codebook:
-    """Keep the random vectors of the constructor instead of filling the codebook from the first batch."""
+    """Keep the random vectors of the constructor instead of filling from the first batch."""
     codebook.initialised.fill_(True)
     return codebook
 
@@ -346,7 +346,7 @@ def test_kmeans_starts_closer_than_drawn_vectors():
 
 
 def rotation(source: Tensor, target: Tensor) -> Tensor:
-    """The matrix that turns one vector's direction into another's in their plane, and leaves all else (Rodrigues)."""
+    """The rotation of one vector's direction into another's in their plane (Rodrigues)."""
     u, goal = source / source.norm(), target / target.norm()
     v = goal - (u @ goal) * u
     v = v / v.norm()

@@ -20,7 +20,7 @@ def make(stages=3, **settings) -> ResidualCodebooks:
 
 
 def started(quantizer: ResidualCodebooks) -> ResidualCodebooks:
-    """Keep the random vectors of the constructor, smaller at every stage, instead of filling from the first batch."""
+    """Keep the constructor's vectors, smaller at every stage, instead of filling from a batch."""
     for stage, codebook in enumerate(quantizer.codebooks):
         codebook.initialised.fill_(True)
         codebook.codebook.mul_(0.6**stage)

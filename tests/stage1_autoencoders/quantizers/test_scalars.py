@@ -43,7 +43,7 @@ def peers():
 
 
 def finite_reference(inputs: Tensor, levels: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Bounded and quantized values (B, d, H, W) in units of L // 2, and codes (B, H, W), dimension by dimension."""
+    """Bounded and quantized values (B, d, H, W) in units of L // 2, and codes, by dimension."""
     bounded, quantized = inputs.double().clone(), inputs.double().clone()
     codes, stride = torch.zeros_like(inputs[:, 0], dtype=torch.int64), 1
     for place, level in enumerate(levels):
