@@ -40,11 +40,8 @@ def write_card(
 ) -> bool:
     """Write README.md into a pipeline folder, after copying samples and scores into its `card/`.
 
-    Args:
-        folder: the pipeline folder.
-        grid: `grid.png` in a folder of generate.py; None keeps the card's.
-        scores: `scores.json` in a folder of score.py; None keeps the card's.
-        license_name: as spelled on the hub, such as `apache-2.0`; None keeps the card's.
+    `grid` is the `grid.png` of generate.py, `scores` the `scores.json` of score.py; the license is
+    spelled as on the hub, such as `apache-2.0`. None keeps what the card has.
 
     Returns:
         Whether README.md was written; a handwritten one is left unchanged.

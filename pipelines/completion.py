@@ -30,9 +30,7 @@ def one_mask_each(mask: Tensor, images: Tensor) -> Tensor:
 def fill_with_mean(images: Tensor, hidden: Tensor) -> Tensor:
     """Set hidden pixels to the mean colour of the image's visible ones, or mid grey without any.
 
-    Args:
-        images: float (B, C, H, W) in [-1, 1].
-        hidden: bool (B, 1, H, W).
+    Images are float (B, C, H, W) in [-1, 1], `hidden` is bool (B, 1, H, W).
     """
     visible = (~hidden).sum((2, 3), keepdim=True).clamp(min=1)
     mean = images.masked_fill(hidden, 0).sum((2, 3), keepdim=True) / visible
@@ -42,9 +40,7 @@ def fill_with_mean(images: Tensor, hidden: Tensor) -> Tensor:
 def hidden_codes(hidden: Tensor, levels: Sequence[Level]) -> CodeMaps:
     """Which codes stand for a patch with at least one hidden pixel.
 
-    Args:
-        hidden: bool (B, 1, H, W).
-        levels: their heights and widths divide H and W.
+    Hidden pixels are bool (B, 1, H, W); the levels' heights and widths divide H and W.
 
     Returns:
         level name -> bool (B, height, width)
@@ -63,11 +59,7 @@ def settle(autoencoder: Autoencoder, images: Tensor, hidden: Tensor, rounds: int
     paper samples from posterior and likelihood; their means, used here, converge to one likely
     completion instead of wandering among many. Paper: https://arxiv.org/abs/1401.4082
 
-    Args:
-        autoencoder: an autoencoder with latents.
-        images: float (B, C, H, W) in [-1, 1], the hidden pixels filled with a first guess.
-        hidden: bool (B, 1, H, W).
-        rounds: number of rounds.
+    Images are float (B, C, H, W) in [-1, 1], with a first guess where `hidden`, bool (B, 1, H, W).
 
     Returns:
         Level name -> latents, float (B, channels, height, width).

@@ -33,10 +33,7 @@ def attribute_direction(
     regression of the attribute on standardised latents, in closed form. Its direction is Fisher's
     discriminant, and that of logistic regression for normal classes of equal covariance.
 
-    Args:
-        pipe: the pipeline.
-        batches: images with 1 (has the attribute), 0 (lacks it) or another number (ignored).
-        method: `mean` or `probe`.
+    Batches label images with 1 (has the attribute), 0 (lacks it) or another number (ignored).
 
     Returns:
         Level name -> float32 (channels, height, width). Strength 1 leads from the mean without the
@@ -45,15 +42,8 @@ def attribute_direction(
     Raises:
         ValueError: no image has or lacks the attribute, or the probe has too many latents.
     """
-    sums = {1: _Sums(), 0: _Sums()}
     everything = _Sums(products=method == "probe")
-    for images, has in batches:
-        vectors = pipe.embed(images)
-        shapes = {name: values.shape[1:] for name, values in vectors.items()}
-        rows = _rows(vectors)
-        for value, of_class in sums.items():
-            of_class.add(rows[has.cpu() == value])
-        everything.add(rows[(has.cpu() == 0) | (has.cpu() == 1)])
+    sums, shapes = _sums_of_classes(pipe, batches, (1, 0), everything)
     for value, name in ((1, "with"), (0, "without")):
         if not sums[value].count:
             raise ValueError(f"there is no image {name} the attribute to learn its direction from")
@@ -64,12 +54,7 @@ def attribute_direction(
 
 
 def class_means(pipe: Pipeline, batches: Batches, classes: Sequence[int]) -> CodeMaps:
-    """Mean vectors of classes.
-
-    Args:
-        pipe: the pipeline.
-        batches: images with their class numbers.
-        classes: the classes, in the order of the result.
+    """Mean vectors of classes, from images with their class numbers.
 
     Returns:
         Level name -> float32 (len(classes), channels, height, width).
@@ -77,13 +62,7 @@ def class_means(pipe: Pipeline, batches: Batches, classes: Sequence[int]) -> Cod
     Raises:
         ValueError: a class has no images.
     """
-    sums = {number: _Sums() for number in classes}
-    for images, labels in batches:
-        vectors = pipe.embed(images)
-        shapes = {name: values.shape[1:] for name, values in vectors.items()}
-        rows = _rows(vectors)
-        for number, of_class in sums.items():
-            of_class.add(rows[labels.cpu() == number])
+    sums, shapes = _sums_of_classes(pipe, batches, classes)
     for number, of_class in sums.items():
         if not of_class.count:
             raise ValueError(f"there is no image of class {number} to take a mean of")
@@ -134,6 +113,22 @@ class _Sums:
     def deviation(self) -> Tensor:
         # Vectors are centred near 0, so float64 sums of squares are precise enough.
         return (self.squares / self.count - self.mean.square()).clamp(min=0).sqrt()
+
+
+def _sums_of_classes(
+    pipe: Pipeline, batches: Batches, classes: Sequence[int], together: _Sums | None = None
+) -> tuple[dict[int, _Sums], dict[str, torch.Size]]:
+    """Sums of each class, whose images are added to `together` as well, and each level's shape."""
+    sums = {number: _Sums() for number in classes}
+    for images, labels in batches:
+        vectors = pipe.embed(images)
+        shapes = {name: values.shape[1:] for name, values in vectors.items()}
+        rows, labels = _rows(vectors), labels.cpu()
+        for number, of_class in sums.items():
+            of_class.add(rows[labels == number])
+        if together is not None:
+            together.add(rows[torch.isin(labels, torch.tensor(classes))])
+    return sums, shapes
 
 
 def _along_probe(everything: _Sums, difference: Tensor) -> Tensor:

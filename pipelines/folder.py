@@ -66,13 +66,8 @@ def write_folder(
 ) -> None:
     """Write the folder; a pipeline already there is replaced when the new one is complete.
 
-    Args:
-        final: the pipeline folder.
-        components: the models by name.
-        sampler: default settings.
-        code_spec: of the codes, with class names.
-        max_shard_size: above it a component's weights are split over several files.
-        command: command line that assembled it; None keeps that of the folder it was loaded from.
+    Weights of a component above `max_shard_size` are split over several files. `command` assembled
+    the pipeline; None keeps the command of the folder it was loaded from.
 
     Raises:
         ValueError: the folder holds something else, which would be lost.

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def sample(numbers: range) -> Tensor:
         if options.random_codes:
-            return from_random_codes(pipe, numbers, options.seed)
+            generators = [generator(options.seed, "image", number) for number in numbers]
+            return to_uint8(pipe.decode(pipe.random_codes(len(numbers), generators)).cpu())
         return sample_images(pipe, numbers, labels, sampler, options.seed)
 
     fill_folder(
@@ -80,12 +81,6 @@ def chosen_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any]:
         )
     sampler = pipe.resolve(options.settings(), "--").to_dict()
     return {} if options.random_codes else {name: sampler[name] for name in pipe.settings}
-
-
-def from_random_codes(pipe: Pipeline, numbers: range, seed: int) -> Tensor:
-    """Decode uniformly random codes to the images with these numbers, uint8 (B, C, H, W)."""
-    generators = [generator(seed, "image", number) for number in numbers]
-    return to_uint8(pipe.decode(pipe.random_codes(len(numbers), generators)).cpu())
 
 
 if __name__ == "__main__":

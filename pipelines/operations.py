@@ -38,10 +38,7 @@ def spherical(start: Tensor, end: Tensor, share: float) -> Tensor:
     The direction turns at constant speed while the length changes linearly. Vectors that are
     parallel or 0 have no arc between them and are interpolated linearly.
 
-    Args:
-        start: float (B, ...), flattened to one vector per image.
-        end: same shape.
-        share: 0 is the start, 1 the end.
+    Start and end, float (B, ...), are flattened to one vector per image; share 0 is the start.
     """
     first, last = start.flatten(1), end.flatten(1)
     first_length, last_length = (row.norm(dim=1, keepdim=True) for row in (first, last))
@@ -69,12 +66,7 @@ def interpolate(
 ) -> Tensor:
     """Images from each start to its end, including the reconstructions of both.
 
-    Args:
-        pipe: the pipeline.
-        starts: images (B, C, H, W).
-        ends: same shape.
-        steps: images per row, at least 2.
-        method: `linear` or `spherical`; each level of an image is one vector.
+    Each level of an image is one vector.
 
     Returns:
         Images (B, steps, C, H, W).
@@ -95,13 +87,9 @@ def interpolate(
 
 
 def move(pipe: Pipeline, images: Tensor, direction: CodeMaps, strengths: Sequence[float]) -> Tensor:
-    """Images with multiples of a direction added to their vectors.
+    """Images with multiples of a direction added to their vectors; 0 is the reconstruction.
 
-    Args:
-        pipe: the pipeline.
-        images: (B, C, H, W).
-        direction: see `directions.attribute_direction`.
-        strengths: multiples of the direction; 0 is the reconstruction.
+    Directions are those of `directions.attribute_direction`.
 
     Returns:
         Images (B, len(strengths), C, H, W).
@@ -124,15 +112,10 @@ def traverse(
     steps: int = 9,
     span: float = 3.0,
 ) -> Tensor:
-    """Images with one channel of their vectors changed.
+    """Images with one channel of their vectors changed, from -span to +span standard deviations.
 
-    Args:
-        pipe: the pipeline.
-        images: (B, C, H, W).
-        deviations: see `directions.channel_deviations`.
-        dimension: channel, counted through the levels; changes at all positions of a grid alike.
-        steps: images from -span to +span; of an odd number the middle one is the reconstruction.
-        span: largest change, in standard deviations of the channel.
+    Channels are counted through the levels; one changes at all positions of a grid alike. See
+    `directions.channel_deviations`. Of an odd number of steps the middle one is the reconstruction.
 
     Returns:
         Images (B, steps, C, H, W).

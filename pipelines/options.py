@@ -31,7 +31,6 @@ class SamplerOptions(Options):
     """Masked prior: noise in choosing codes to keep; 0 keeps the most confident. Default: 4.5."""
 
     def __post_init__(self) -> None:
-        """Check the settings by a `Sampler`."""
         super().__post_init__()
         try:
             Sampler(**self.settings())
@@ -150,7 +149,6 @@ class LatentOptions(ImageOptions, SamplerOptions, ComputeOptions):
     """complete: seed of the sampled codes, which depend on it and on the image's row."""
 
     def __post_init__(self) -> None:
-        """Check the options alone, with each other and with the operation."""
         super().__post_init__()
         if (self.pipeline is None) == (self.autoencoder is None):
             raise ValueError("give either --pipeline or --autoencoder")

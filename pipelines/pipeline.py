@@ -155,9 +155,8 @@ class Pipeline:
 
     def to(self, device: str | torch.device) -> Self:
         """Move all components."""
-        self.autoencoder.to(device)
-        if self.prior is not None:
-            self.prior.to(device)
+        for model in self.components.values():
+            model.to(device)
         return self
 
     @property

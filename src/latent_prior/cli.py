@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import yaml
 
 from latent_prior.cli_values import convert, fits, is_list, read_value, read_yaml
+from latent_prior.options import default_of
 
 T = TypeVar("T")
 CONSOLE = "latent-prior"
@@ -87,9 +88,7 @@ def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T
 def answer_early(name: str, options_class: type) -> None:
     """Answer `--help` and report mistakes; stands above a script's heavy imports.
 
-    Args:
-        name: the script's `__name__`; nothing happens if the script is imported as a module.
-        options_class: the script's options.
+    `name` is the script's `__name__`; nothing happens if the script is imported as a module.
     """
     if name == "__main__":
         run(lambda: parse_config(options_class))
@@ -131,13 +130,10 @@ def dump_config(options: Any) -> dict[str, Any]:
 def flags(
     options_class: type, values: dict[str, Any] | None = None, prefix: str = ""
 ) -> Iterator[Flag]:
-    """Every flag of a dataclass, nested ones included.
+    """Every flag of a dataclass, nested ones included, with a prefix before its name.
 
-    Args:
-        options_class: the dataclass.
-        values: the user's values, which name the chosen classes. None if they are not known yet;
-            then `model.*` stands for the flags of any choice.
-        prefix: of the flags' names.
+    The user's values name the chosen classes. While they are not known (None), `model.*` stands for
+    the flags of any choice.
     """
     for name, kind, field in _fields(options_class, prefix):
         if _is_choice(kind):
@@ -150,9 +146,7 @@ def flags(
         if nested := _nested_class(name, kind, values or {}):
             yield from flags(nested, values, f"{name}.")
         else:
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            yield Flag(name, kind, default, options_class, field)
+            yield Flag(name, kind, default_of(field), options_class, field)
 
 
 def _fields(
@@ -329,13 +323,7 @@ def _presets(options_class: type) -> dict[str, Path]:
 
 
 def _read_preset(name: str | None, kinds: dict[str, Any], options_class: type) -> dict[str, Any]:
-    """A preset's values under their dotted names.
-
-    Args:
-        name: a file, or the name of a shipped preset.
-        kinds: the type of each flag.
-        options_class: the options, beside whose module the shipped presets lie.
-    """
+    """A preset's values under their dotted names, from a file or by the name of a shipped one."""
     if name is None:
         return {}
     shipped = _presets(options_class)

@@ -152,8 +152,7 @@ class StrictModel(PreTrainedModel):
                     f"{folder}: the weights do not fit the config: {problem.replace('_', ' ')}: "
                     f"{', '.join(map(str, sorted(report[problem])[:3]))}"
                 )
-        model.eval()
-        strict: Self = model
+        strict: Self = model.eval()
         return strict
 
     @classmethod
@@ -181,10 +180,8 @@ class StrictModel(PreTrainedModel):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers' progress bars and reports; problems are raised instead."""
-    level, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

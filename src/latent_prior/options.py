@@ -49,18 +49,11 @@ def option(
     may_change: bool = False,
     only_for: Sequence[str] = (),
 ) -> Any:
-    """A dataclass field with the range of its numbers.
+    """A dataclass field with the range of its numbers, required without a default or a factory.
 
-    Args:
-        default: the default value; without one the option is required.
-        factory: makes the default value of a list.
-        at_least: smallest allowed number.
-        above: every number must be larger than this.
-        at_most: largest allowed number.
-        below: every number must be smaller than this.
-        may_change: whether a command may continue a folder that was begun with another value,
-            because the files do not depend on it.
-        only_for: values of `Options.used_by` with which this option is used; empty means all.
+    With `may_change` a command may continue a folder that was begun with another value, because the
+    files do not depend on it. `only_for` lists the values of `Options.used_by` with which the
+    option is used; empty means all.
     """
     metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for}
     limits = Range(at_least, above, at_most, below)
@@ -109,15 +102,15 @@ class Options:
                 allowed = ", ".join(map(str, choices))
                 raise ValueError(f"{flag} must be one of {allowed}, not {value!r}")
             users = each.metadata.get("only_for")
-            if users and getattr(self, self.used_by) not in users and value != _default(each):
+            if users and getattr(self, self.used_by) not in users and value != default_of(each):
                 raise ValueError(
                     f"{flag} is for --{self.flag_prefix}{self.used_by} {' or '.join(users)}, "
                     f"not for {getattr(self, self.used_by)}"
                 )
 
 
-def _default(option: Field[Any]) -> object:
-    """The default value of an option."""
+def default_of(option: Field[Any]) -> Any:
+    """The default value of an option; `dataclasses.MISSING` if it is required."""
     factory = option.default_factory
     return option.default if factory is MISSING else factory()
 
@@ -178,7 +171,6 @@ class ImageOptions(ReadOptions):
     """Megabytes of decoded images per process; larger datasets are decoded on every access."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that a crop fits into the resized image."""
         super().__post_init__()
         if self.resize is not None and self.resize < (self.image_size or 0):
             raise ValueError(
@@ -236,7 +228,6 @@ class RunOptions(ComputeOptions):
     """Tracker that receives the metrics in addition to metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, the tracker and the micro-batches."""
         super().__post_init__()
         if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(
@@ -262,7 +253,6 @@ class TrainingImageOptions(RunOptions, ImageOptions):
     """Mirror images left to right with probability 1/2."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that size and source fit."""
         super().__post_init__()
         if self.resize is not None and self.image_size is None:
             raise ValueError(
@@ -289,7 +279,6 @@ class ResolutionOptions(Options):
     """Residual blocks per resolution, in encoder and decoder each: one number, or one for each."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that `blocks` fits `multipliers`."""
         super().__post_init__()
         if not self.multipliers:
             raise ValueError(

@@ -69,11 +69,7 @@ def start_processes(
 
 
 def start_training_processes(options: RunOptions, *, sharding: bool = False) -> Accelerator:
-    """`start_processes` with the options of a training run.
-
-    Args:
-        options: of the run.
-        sharding: whether this training supports sharded weights (FSDP).
+    """`start_processes` for a training run, which may support sharded weights (FSDP).
 
     Raises:
         ValueError: as `start_processes`, or for unsupported sharding in the Accelerate config.

@@ -5,6 +5,7 @@ The order is a pure function of (seed, step).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -35,18 +36,17 @@ def index_batches(
         ValueError: the batch does not divide into equal parts.
     """
     share = even_share(options, accelerator)
-    epochs: dict[int, Tensor] = {}
+
+    @functools.lru_cache(2)
+    def order(epoch: int) -> Tensor:
+        return torch.randperm(size, generator=generator(options.seed, epoch))
+
     for step in itertools.count(start):
         numbers = torch.arange(step * options.batch_size, (step + 1) * options.batch_size)
-        first, last = int(numbers[0]) // size, int(numbers[-1]) // size
-        epochs = {epoch: order for epoch, order in epochs.items() if epoch >= first}
-        for epoch in range(first, last + 1):
-            if epoch not in epochs:
-                random = generator(options.seed, epoch)
-                epochs[epoch] = torch.randperm(size, generator=random)
+        epochs = range(int(numbers[0]) // size, int(numbers[-1]) // size + 1)
         # A piece of each epoch: joining whole permutations would copy all indices at every step.
         whole = torch.cat(
-            [epochs[epoch][numbers[numbers // size == epoch] - epoch * size] for epoch in epochs]
+            [order(epoch)[numbers[numbers // size == epoch] - epoch * size] for epoch in epochs]
         )
         for micro in range(options.accumulation_steps):
             begin = (micro * accelerator.num_processes + accelerator.process_index) * share

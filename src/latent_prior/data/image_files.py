@@ -40,8 +40,7 @@ def decode_image(data: bytes, channels: Literal[1, 3] | None) -> NDArray[np.uint
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         wanted = channels or (1 if grey else 3)
-        array = np.asarray(image.convert("L" if wanted == 1 else "RGB"))
-    return array if array.ndim == 3 else array[..., None]
+        return np.atleast_3d(np.asarray(image.convert("L" if wanted == 1 else "RGB")))
 
 
 def resize_and_crop(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -57,5 +56,4 @@ def resize_and_crop(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     image = image.resize(target, Image.Resampling.BICUBIC)
     left, top = (target[0] - size) // 2, (target[1] - size) // 2
-    cropped = np.asarray(image.crop((left, top, left + size, top + size)))
-    return cropped if cropped.ndim == 3 else cropped[..., None]
+    return np.atleast_3d(np.asarray(image.crop((left, top, left + size, top + size))))

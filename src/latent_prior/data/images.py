@@ -264,9 +264,7 @@ def _first_readable(table: ImageTable, options: ImageOptions) -> NDArray[np.uint
 def _decode_all(images: ImageSet, side: int | None) -> None:
     """Decode all rows: fill the cache if `side` is set, and skip unreadable images if asked to."""
     count, skip = len(images), images.options.on_corrupt == "skip"
-    cached = torch.empty(
-        (count if side else 0, images.channels, side or 0, side or 0), dtype=torch.uint8
-    )
+    cached = torch.empty((count, images.channels, side, side), dtype=torch.uint8) if side else None
     readable = np.ones(count, dtype=bool)
 
     def decode(row: int) -> None:
@@ -277,7 +275,7 @@ def _decode_all(images: ImageSet, side: int | None) -> None:
                 raise
             readable[row] = False
         else:
-            if side:
+            if cached is not None:
                 cached[row] = torch.from_numpy(array.copy()).permute(2, 0, 1)
 
     in_threads(decode, range(count))
@@ -289,5 +287,5 @@ def _decode_all(images: ImageSet, side: int | None) -> None:
         print(
             f"{images.options.dataset}: left out {images.skipped} of {count} images that cannot be read"
         )
-    if side:
-        images.cached = cached if images.skipped == 0 else cached[torch.from_numpy(readable)]
+    if cached is not None:
+        images.cached = cached[torch.from_numpy(readable)] if images.skipped else cached

@@ -125,7 +125,6 @@ class _DatasetsSource(ImageSource):
 
         options, splits = self.options, self._splits()
         rows = self._split(splits, split)
-        self._check_columns(rows.column_names)
         try:
             rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
@@ -150,8 +149,6 @@ class _DatasetsSource(ImageSource):
         rows = self._split(self._splits(streaming=True), split)
         if isinstance(rows, datasets.Dataset):  # of a folder
             rows = rows.to_iterable_dataset()
-        if rows.column_names is not None:
-            self._check_columns(rows.column_names)
         rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
         if shuffle_seed is not None:
             rows = rows.shuffle(seed=shuffle_seed % 2**32, buffer_size=10_000)
@@ -179,20 +176,20 @@ class _DatasetsSource(ImageSource):
         return dict(opened)
 
     def _split(self, splits: dict[str, Any], split: str) -> Any:
+        """The rows of a split that has the columns of the options."""
         if split not in splits:
             raise ValueError(
                 f"--dataset {self.options.dataset} has no split {split!r}; "
                 f"it has: {', '.join(splits)}"
             )
-        return splits[split]
-
-    def _check_columns(self, names: list[str]) -> None:
+        names = splits[split].column_names  # None for some streams
         for flag in ("image_column", "label_column"):
             column = getattr(self.options, flag)
-            if column is not None and column not in names:
+            if None not in (column, names) and column not in names:
                 raise ValueError(
                     f"--{flag} {column}: there is no such column; there are: {', '.join(names)}"
                 )
+        return splits[split]
 
 
 def _open_folder(path: Path, streaming: bool) -> Any:

@@ -33,13 +33,10 @@ _LARGEST_WEIGHT = 1e4  # where the critic gives the decoder no gradient, as in t
 
 
 def critic_loss(kind: AdversarialLoss, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The critic's loss.
+    """The critic's loss on logits, any shape, of originals and generated images.
 
-    Args:
-        kind: `hinge` (Lim & Ye, 2017), `non_saturating` (the cross-entropies of Goodfellow et al.,
-            2014) or `relativistic` on pairs (RpGAN of Huang et al., 2024).
-        real_logits: logits of originals, any shape.
-        fake_logits: logits of generated images; for `relativistic` paired with `real_logits`.
+    `hinge` (Lim & Ye, 2017), `non_saturating` (the cross-entropies of Goodfellow et al., 2014) or
+    `relativistic` (RpGAN of Huang et al., 2024), which pairs originals and generated images.
     """
     real, fake = real_logits.float(), fake_logits.float()
     if kind == "hinge":
@@ -55,10 +52,7 @@ def generator_loss(
 ) -> Tensor:
     """The generator's loss: `critic_loss` with labels swapped; for `hinge`, the mean of -fake.
 
-    Args:
-        kind: as for the critic.
-        fake_logits: logits of generated images, any shape.
-        real_logits: logits of the paired originals, needed by `relativistic` only.
+    Only `relativistic` needs the logits of the paired originals.
     """
     fake = fake_logits.float()
     if kind == "hinge":
@@ -131,11 +125,7 @@ def adaptive_weight(
     the joint batch. Both are scaled by fp16's scaler on their way through the network. If one
     overflows, so that the scaler skips the step, the weight is still finite.
 
-    Args:
-        reconstruction: scalar loss; its graph is kept.
-        adversarial: scalar loss; its graph is kept.
-        last_layer: weight of the decoder's last layer.
-        accelerator: accelerator of the run.
+    The graphs of both losses are kept. `last_layer` is the weight of the decoder's last layer.
 
     Returns:
         A scalar without a graph.

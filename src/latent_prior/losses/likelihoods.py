@@ -40,9 +40,7 @@ class Likelihood(nn.Module, ABC):
     def nll(self, images: Tensor, prediction: Tensor) -> Tensor:
         """Negative log-likelihood in nats per image, (B,).
 
-        Args:
-            images: originals (B, C, H, W) in [-1, 1].
-            prediction: the decoder's output (B, C, H, W), unbounded.
+        Images are (B, C, H, W) in [-1, 1]; the prediction, the decoder's output, is unbounded.
         """
         return self._nll(images.float(), prediction.float()).flatten(1).sum(1)
 
@@ -59,14 +57,10 @@ class Likelihood(nn.Module, ABC):
         """Sample images for a prediction, float32 (B, C, H, W)."""
 
     def bits_per_dim(self, nats: Number, dims: int) -> Number:
-        """Bits per value of an 8-bit image.
+        """NLL or negative ELBO of 8-bit images, in nats, to bits per value; `dims` is C * H * W.
 
         A density becomes a probability by multiplying by the bin width, 2/255, over which it is
         taken to be constant.
-
-        Args:
-            nats: NLL or negative ELBO per image, any shape.
-            dims: values per image, C * H * W.
         """
         bits = nats / (dims * math.log(2))
         return bits - math.log2(BIN_WIDTH) if self.is_density else bits
@@ -77,11 +71,8 @@ class ScaledLikelihood(Likelihood):
 
     A learned scale balances reconstruction and KL (sigma-VAE, Rybkin et al., 2021,
     https://arxiv.org/abs/2006.13202). It is `floor` plus the exponential of a parameter, so it
-    stays positive even for a channel that is reconstructed exactly.
-
-    Args:
-        channels: of the images.
-        scale: in units of [-1, 1]; None learns it.
+    stays positive even for a channel that is reconstructed exactly. A given scale is in units of
+    [-1, 1]; None learns it.
 
     Raises:
         ValueError: for a scale that is not positive.
@@ -129,8 +120,7 @@ class GaussianLikelihood(ScaledLikelihood):
 
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
         """Prediction plus normal noise."""
-        device = generator.device if generator else prediction.device
-        noise = torch.randn(prediction.shape, generator=generator, device=device)
+        noise = _empty(prediction, generator).normal_(generator=generator)
         return prediction.float() + self.scale() * noise.to(prediction.device)
 
 
@@ -196,8 +186,7 @@ class BernoulliLikelihood(Likelihood):
 
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
         """Images of -1 and 1."""
-        device = generator.device if generator else prediction.device
-        uniform = torch.rand(prediction.shape, generator=generator, device=device)
+        uniform = _empty(prediction, generator).uniform_(generator=generator)
         white = uniform.to(prediction.device) < prediction.float().sigmoid()
         return white.float() * 2 - 1
 
@@ -205,10 +194,7 @@ class BernoulliLikelihood(Likelihood):
 def make_likelihood(kind: LikelihoodKind, *, channels: int, scale: float | None) -> Likelihood:
     """Build a likelihood by name.
 
-    Args:
-        kind: `gaussian`, `laplace`, `bernoulli` (for binary images) or `logistic` (discretised).
-        channels: of the images.
-        scale: in units of [-1, 1], the same for all channels; None learns one per channel.
+    The scale, in units of [-1, 1], is the same for all channels; None learns one per channel.
 
     Raises:
         ValueError: a scale that is not positive, or any scale for `bernoulli`.
@@ -230,7 +216,10 @@ def _round_to_8_bits(images: Tensor) -> Tensor:
 
 
 def _exponential(like: Tensor, generator: Generator | None) -> Tensor:
-    """Samples from Exp(1) in the shape of `like`, float32, generated on the generator's device."""
-    device = generator.device if generator else like.device
-    noise = torch.empty(like.shape, device=device).exponential_(generator=generator)
-    return noise.to(like.device)
+    """Samples from Exp(1) in the shape of `like`, float32."""
+    return _empty(like, generator).exponential_(generator=generator).to(like.device)
+
+
+def _empty(like: Tensor, generator: Generator | None) -> Tensor:
+    """A tensor for random numbers in the shape of `like`, float32 on the generator's device."""
+    return torch.empty(like.shape, device=generator.device if generator else like.device)

@@ -126,10 +126,7 @@ def make_perceptual(
 ) -> PerceptualDistance | None:
     """A network by its name, frozen and in evaluation mode; None for `none`.
 
-    Args:
-        name: name of the network.
-        device: device of the network.
-        flag: option that selects it, for error messages.
+    `flag` is the option that selects it, for error messages.
 
     Raises:
         ValueError: a package or the weights are missing; the message says how to get them.
@@ -145,9 +142,7 @@ def load_efficientnet_lite0(flag: str) -> tuple[Any, str]:
     """EfficientNet-Lite0 with the ImageNet weights of its package.
 
     It was trained on RGB images (N, 3, H, W) with the values (x - 127) / 128 for x in [0, 255].
-
-    Args:
-        flag: option that selects it, for error messages.
+    `flag` is the option that selects it, for error messages.
 
     Returns:
         The network in evaluation mode (its package has no types), and where its weights come from.

@@ -47,10 +47,9 @@ def save_checkpoint(
                 # With a path instead of a file, torch hides system errors such as a full disk.
                 with (folder / f"{name}.pt").open("wb") as file:
                     torch.save(state, file)
-    if not writes:
-        return
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    if writes:
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
 
 
 def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:

@@ -56,15 +56,13 @@ class TrainState:
 
     def budget(self, options: RunOptions, accelerator: Accelerator) -> Budget:
         """The cost of the training so far, for the config of the exported model."""
-        gpu = accelerator.device.type == "cuda"
+        device = accelerator.device
         return Budget(
             steps=self.step,
             images_seen=self.step * options.batch_size,
             seconds=round(self.seconds, 1),
             cpu_seconds=round(self.cpu_seconds, 1),
-            device=torch.cuda.get_device_name(accelerator.device)
-            if gpu
-            else accelerator.device.type,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             num_processes=accelerator.num_processes,
             command=command_line(),
         )
@@ -100,7 +98,7 @@ def train(
     run = Path(options.output_dir)
     resume(accelerator, run, state, options)
     log = MetricsLog(accelerator, run, options, start=state.step)
-    start, finished = state.step, _out_of_time(accelerator, state, options)
+    start, finished = state.step, _out_of_time(state, options)
     window = Window()
     # On a CPU the step uses all cores, so a second thread of tensor work would only compete.
     stream = prefetch(batches(start), depth=0 if accelerator.device.type == "cpu" else 2)
@@ -128,7 +126,7 @@ def train(
                 log.write(state.step, state.seconds, window.means(accelerator))
                 window = Window()
             if logging or accelerator.num_processes == 1:
-                finished = _out_of_time(accelerator, state, options)
+                finished = _out_of_time(state, options)
             finished = finished or state.step == options.max_steps
             if evaluate is not None and (finished or state.step % options.evaluate_every == 0):
                 log.write(state.step, state.seconds, evaluate())
@@ -185,12 +183,10 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
     accelerator.wait_for_everyone()
 
 
-def _out_of_time(accelerator: Accelerator, state: TrainState, options: RunOptions) -> bool:
+def _out_of_time(state: TrainState, options: RunOptions) -> bool:
     """Whether a time limit is reached; the main process's clocks decide for all processes."""
     limits = ((state.seconds, options.max_seconds), (state.cpu_seconds, options.max_cpu_seconds))
     if all(limit is None for _, limit in limits):
         return False
     decision = [any(limit is not None and spent >= limit for spent, limit in limits)]
-    return (
-        bool(broadcast_object_list(decision)[0]) if accelerator.num_processes > 1 else decision[0]
-    )
+    return bool(broadcast_object_list(decision)[0])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -44,12 +44,9 @@ class Window:
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the window and all processes; this synchronises the device."""
-        means = [
-            value.to(accelerator.device) / self.counts[name] for name, value in self.sums.items()
-        ]
-        return dict(
-            zip(self.sums, accelerator.reduce(torch.stack(means), "mean").tolist(), strict=True)
-        )
+        sums, device = self.sums.items(), accelerator.device
+        means = torch.stack([value.to(device) / self.counts[name] for name, value in sums])
+        return dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
 
 
 class MetricsLog:
@@ -61,25 +58,20 @@ class MetricsLog:
         if options.report_to is not None:
             accelerator.log_with = [options.report_to]
             accelerator.project_configuration.set_directories(str(run))
-            accelerator.init_trackers("latent-prior", config=_texts(options))
+            values = dotted(dump_config(options))
+            # Every tracker accepts numbers and text.
+            config = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values}
+            accelerator.init_trackers("latent-prior", config=config)
         self._accelerator, self._batch_size = accelerator, options.batch_size
         self._path = run / "metrics.jsonl"
         if accelerator.is_main_process and self._path.exists():
             # Lines later than the checkpoint will be written again.
+            lines = self._path.read_text().splitlines()
             with whole_file(self._path) as path:
-                kept = [
-                    line for line in self._path.read_text().splitlines() if _step_of(line) <= start
-                ]
-                path.write_text("".join(f"{line}\n" for line in kept))
+                path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= start))
 
     def write(self, step: int, seconds: float, metrics: Mapping[str, Figure]) -> None:
-        """Append one line.
-
-        Args:
-            step: completed optimizer steps.
-            seconds: training time so far.
-            metrics: further entries of the line; text is also printed.
-        """
+        """Append a line after `step` steps and `seconds` of training; text is also printed."""
         if self._accelerator.is_main_process:
             for entry in metrics.values():
                 if isinstance(entry, str):
@@ -116,11 +108,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError):
         return math.inf
-
-
-def _texts(options: RunOptions) -> dict[str, Any]:
-    """Options under dotted names, in types that every tracker accepts."""
-    return {
-        k: v if isinstance(v, int | float | str) else str(v)
-        for k, v in dotted(dump_config(options))
-    }

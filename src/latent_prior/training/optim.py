@@ -31,12 +31,11 @@ def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
         if name == "weight"
     }
     parameters = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in parameters if id(p) in decayed]
+    others = [p for p in parameters if id(p) not in decayed]
     groups = [
-        {
-            "params": [p for p in parameters if id(p) in decayed],
-            "weight_decay": options.weight_decay,
-        },
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": weights, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     betas = (options.beta1, options.beta2)
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=True)
@@ -52,12 +51,10 @@ def learning_rate_at(step: int, options: RunOptions) -> float:
         return peak * (step + 1) / options.warmup_steps
     if options.schedule == "constant":
         return peak
-    progress = min(
-        1.0, (step - options.warmup_steps) / max(1, options.max_steps - options.warmup_steps)
-    )
-    remaining = (
-        1 - progress if options.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    )
+    length = max(1, options.max_steps - options.warmup_steps)
+    progress = min(1.0, (step - options.warmup_steps) / length)
+    linear = options.schedule == "linear"
+    remaining = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
     return final + (peak - final) * remaining
 
 
