@@ -119,7 +119,7 @@ def _sums_of_classes(
     pipe: Pipeline, batches: Batches, classes: Sequence[int], together: _Sums | None = None
 ) -> tuple[dict[int, _Sums], dict[str, torch.Size]]:
     """Sums of each class, whose images are added to `together` as well, and each level's shape."""
-    sums = {number: _Sums() for number in classes}
+    sums, shapes = {number: _Sums() for number in classes}, {}
     for images, labels in batches:
         vectors = pipe.embed(images)
         shapes = {name: values.shape[1:] for name, values in vectors.items()}
