@@ -155,8 +155,9 @@ class Pipeline:
 
     def to(self, device: str | torch.device) -> Self:
         """Move all components."""
-        for model in self.components.values():
-            model.to(device)
+        self.autoencoder.to(device)
+        if self.prior is not None:
+            self.prior.to(device)
         return self
 
     @property
