@@ -47,9 +47,7 @@ class Nats(NamedTuple):
 class Bound:
     """The bound of a pipeline with its prior, if any, and with a fixed one (N(0, I) or uniform).
 
-    Args:
-        pipe: any pipeline.
-        likelihood: p(x | c) for a model with codes, see `fit_logistic`.
+    A model with codes needs a likelihood p(x | c), see `fit_logistic`.
     """
 
     def __init__(self, pipe: Pipeline, likelihood: Likelihood | None = None) -> None:
@@ -131,19 +129,16 @@ def fit_logistic(
 ) -> LogisticLikelihood:
     """Fit a discretised logistic likelihood around reconstructions, one scale per channel.
 
-    Args:
-        pipe: a pipeline with codes.
-        batches: images (B, C, H, W) in [-1, 1].
-        generator: chooses `FITTED_PIXELS` positions, the same in all images.
+    The batches are images (B, C, H, W) in [-1, 1], of which the generator chooses `FITTED_PIXELS`
+    positions, the same in all images.
     """
     chosen = torch.randperm(pipe.code_spec.image_size**2, generator=generator)[:FITTED_PIXELS]
-    originals, predictions = [], []
-    for images in batches:
-        reconstructions = pipe.reconstruct(images).cpu()
-        originals.append(images.flatten(2)[..., chosen])
-        predictions.append(reconstructions.flatten(2)[..., chosen])
+    pairs = [
+        torch.stack([images, pipe.reconstruct(images).cpu()]).flatten(3)[..., chosen]
+        for images in batches
+    ]
     # A likelihood expects two spatial axes.
-    original, prediction = (torch.cat(parts).unsqueeze(-1) for parts in (originals, predictions))
+    original, prediction = torch.cat(pairs, 1).unsqueeze(-1)
     likelihood = LogisticLikelihood(pipe.code_spec.image_channels, scale=None)
     optimizer = torch.optim.LBFGS(
         likelihood.parameters(), max_iter=100, tolerance_change=1e-10, line_search_fn="strong_wolfe"

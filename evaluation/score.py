@@ -28,17 +28,9 @@ from latent_prior.evaluation.features.reference_cache import load_reference, ref
 from latent_prior.evaluation.judge import Judge
 from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.compare import compare
-from latent_prior.evaluation.report.files import (
-    check_sizes,
-    terminal_table,
-    write_report,
-)
+from latent_prior.evaluation.report.files import check_sizes, terminal_table, write_report
 from latent_prior.evaluation.report.html import Grid
-from latent_prior.evaluation.report.pictures import (
-    pairs_grid,
-    reconstruction_grid,
-    set_grid,
-)
+from latent_prior.evaluation.report.pictures import pairs_grid, reconstruction_grid, set_grid
 from latent_prior.evaluation.sets import ScoredSet, open_candidate, open_reference
 from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
 from latent_prior.machine import versions
@@ -86,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ceiling = classifier.accuracy(sets.reference, options.batch_size, accelerator)
         protocol["classifier"] = classifier.protocol(options.train_split, ceiling)
     output_dir.mkdir(parents=True, exist_ok=True)
-    rows, pairs = score(sets, judge, classifier, options, accelerator)
+    rows, pairs = score(sets, judge, classifier, accelerator)
     if accelerator.is_main_process:
         grids = [set_grid(each) for each in (sets.reference, *sets.candidates) if each is not None]
         if sets.pipeline is not None and sets.originals is not None:
@@ -143,11 +135,7 @@ def prepare(
 
 
 def score(
-    sets: Sets,
-    judge: Judge,
-    classifier: Classifier | None,
-    options: ScoreOptions,
-    accelerator: Accelerator,
+    sets: Sets, judge: Judge, classifier: Classifier | None, accelerator: Accelerator
 ) -> tuple[list[Row], list[Grid]]:
     """A row for each candidate and for the reconstructions, and pairs of nearest images.
 
@@ -157,23 +145,19 @@ def score(
         ValueError: an image cannot be read.
     """
     rows, pairs = [], []
+    network, batch_size = judge.network, judge.options.batch_size
     for candidate in sets.candidates:
-        features = extract(judge.network, candidate, options.batch_size, accelerator)
+        features = extract(network, candidate, batch_size, accelerator)
         accuracy = None
         if classifier is not None:
-            accuracy = classifier.accuracy(candidate, options.batch_size, accelerator)
+            accuracy = classifier.accuracy(candidate, batch_size, accelerator)
         if accelerator.is_main_process:
             rows.append(judge.candidate(candidate, features, accuracy))
             if sets.training is not None and judge.training is not None:
                 pairs.append(pairs_grid(candidate, features, sets.training, judge.training))
     if sets.pipeline is not None and sets.originals is not None:
         reconstructions = extract_reconstructions(
-            judge.network,
-            sets.pipeline,
-            sets.originals,
-            sets.perceptual,
-            options.batch_size,
-            accelerator,
+            network, sets.pipeline, sets.originals, sets.perceptual, batch_size, accelerator
         )
         if accelerator.is_main_process:
             rows.append(judge.reconstructions(*reconstructions))

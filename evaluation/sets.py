@@ -77,13 +77,9 @@ class ScoredSet:
         return "--reference" if self.name == REFERENCE else f"--candidates {self.name}"
 
     def labels(self, class_names: Sequence[str] = ()) -> NDArray[np.int64] | None:
-        """Class numbers of the images that take part; None if no image has a class.
+        """Class numbers int64 (N,), -1 for an image without a class; None if no image has one.
 
-        Args:
-            class_names: the classes in the order of their numbers; empty takes the set's own.
-
-        Returns:
-            int64 (N,), -1 for an image without a class.
+        They count in the order of `class_names`; if these are empty, of the set's own.
 
         Raises:
             ValueError: a class is not among `class_names`.
@@ -264,11 +260,7 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
 
 
 def _check_nesting(folder: Path, files: list[Path], flag: str) -> None:
-    """Sub-folders (e.g. classes) form one set; a set nested in another would be counted twice.
-
-    Raises:
-        ValueError: naming the nested folder.
-    """
+    """Sub-folders (e.g. classes) form one set; a set nested in another would be counted twice."""
     parents = {path.parent for path in files}
     for inner in sorted(parents - {folder}):
         within = set(inner.parents) & parents
@@ -282,11 +274,7 @@ def _check_nesting(folder: Path, files: list[Path], flag: str) -> None:
 
 
 def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwise: str) -> None:
-    """Generated images must have one size; only the headers of the files are read.
-
-    Raises:
-        ValueError: naming two images of different sizes, or one that cannot be read.
-    """
+    """Generated images must have one size; only the headers of the files are read."""
 
     def size(row: int) -> tuple[int, int]:
         try:

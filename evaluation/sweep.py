@@ -273,14 +273,13 @@ def write_sweep(
     full: Mapping[str, Any] | None,
 ) -> None:
     """Write sweep.json and, after the full run, sweep.md and the heat map."""
-    content = {"protocol": protocol, "rows": rows, "best": full}
     column, title = objective.column, objective.title
     if full is not None:
         with whole_file(folder / MARKDOWN_FILE) as path:
             path.write_text(markdown(protocol, rows, full, column, title), encoding="utf-8")
         with whole_file(folder / PICTURE_FILE) as path:
             draw_heatmap(rows, column, title, path)
-    write_json(folder / JSON_FILE, content)
+    write_json(folder / JSON_FILE, {"protocol": protocol, "rows": rows, "best": full})
 
 
 def set_default(folder: Path, settings: Mapping[str, Any]) -> None:

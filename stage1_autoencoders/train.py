@@ -12,7 +12,7 @@ from latent_prior.stage1_autoencoders.options import ModelOptions, TrainOptions
 answer_early(__name__, TrainOptions)
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         budget = state.budget(options, accelerator)
         export_model(run_folder / "model", model, ema, budget, accelerator)
 
-    loop.train(
-        accelerator,
-        step,
-        lambda start: training_batches(start, images, options, accelerator),
-        state,
-        options,
-        evaluate=evaluate,
-        export=export,
-    )
+    def batches(start: int) -> Iterator[Batch]:
+        return training_batches(start, images, options, accelerator)
+
+    loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
     if accelerator.is_main_process:
         print(f"autoencoder: {run_folder / 'model'}")
 

@@ -27,6 +27,7 @@ from torch.nn import functional
 from latent_prior.evaluation.features.downloads import cache_folder, download, file_digest
 from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
 from latent_prior.losses.perceptual import EFFICIENTNET_SHA256, load_efficientnet_lite0
+from latent_prior.models import quiet
 
 CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's CLIP features
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -69,10 +70,9 @@ class FeatureNetwork:
     probabilities: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
 
     def __call__(self, images: Sequence[NDArray[np.uint8]] | Tensor) -> NDArray[np.float32]:
-        """Features (N, dimension) of N images.
+        """Features (N, dimension) of N uint8 images.
 
-        Args:
-            images: uint8 arrays (H, W, C) of any size, C 1 or 3, or one uint8 tensor (N, C, H, W).
+        They are arrays (H, W, C) of any size, C 1 or 3, or one tensor (N, C, H, W).
         """
         if isinstance(images, Tensor):
             images = list(images.permute(0, 2, 3, 1).cpu().numpy())
@@ -89,12 +89,9 @@ class FeatureNetwork:
 
 
 def load_network(features: str, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """The network that `--features` names.
+    """The network that `--features` names: one of `NETWORKS`, or the path of a TorchScript module.
 
-    Args:
-        features: `inception`, `clip`, `efficientnet_lite0`, or the path of a TorchScript module
-            called as clean-fid's Inception: float32 (N, 3, 299, 299) in [0, 255] -> (N, D).
-        device: of the network.
+    The latter is called as clean-fid's Inception: float32 (N, 3, 299, 299) in [0, 255] -> (N, D).
 
     Raises:
         ValueError: the network, its package or a file is missing.
@@ -150,21 +147,17 @@ def _inception(device: torch.device) -> FeatureNetwork:
 def _clip(device: torch.device, repository: str = CLIP_REPOSITORY) -> FeatureNetwork:
     """CLIP's image embeddings before normalisation, with clean-fid's resizing for CLIP."""
     from transformers import CLIPVisionModelWithProjection
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the text encoder is unused on purpose
     try:
-        loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
-            repository, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet():  # the text encoder is unused on purpose
+            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
+                repository, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
     except OSError as error:
         raise ValueError(
             f"the CLIP weights {repository} could not be loaded from the Hugging Face hub: connect to the network once, "
             f"or {OFFLINE}"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     network, report = loaded
     if report["missing_keys"]:
         raise ValueError(

@@ -26,11 +26,8 @@ OTHERWISE = "give --reference a data set of your own"
 def published_statistics(name: str, network: FeatureNetwork) -> ReferenceStatistics:
     """Download clean-fid's statistics of a data set, or read them from the cache.
 
-    Processes that share a cache folder call this one after the other.
-
-    Args:
-        name: data set, resolution and split: `cifar10/32/train`.
-        network: `inception` or `clip`.
+    The name is NAME/RESOLUTION/SPLIT; there are statistics for `inception` and `clip`. Processes
+    that share a cache folder call this one after the other.
 
     Raises:
         ValueError: no such name, no statistics for this network, a failed download or a damaged

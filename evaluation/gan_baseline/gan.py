@@ -1,10 +1,9 @@
 """Two GANs: generators of images from noise and class, and their critics.
 
 - `sngan`: DCGAN (Radford et al., 2016, arXiv:1511.06434) with a spectrally normalised critic
-(Miyato et
-  al., 2018, arXiv:1802.05957) and class projection (Miyato & Koyama, 2018, arXiv:1802.05637). The
-  generator modulates group normalisation by noise and class (Chen et al., 2019, arXiv:1810.01365),
-  so that averaged weights need no batch statistics.
+  (Miyato et al., 2018, arXiv:1802.05957) and class projection (Miyato & Koyama, 2018,
+  arXiv:1802.05637). The generator modulates group normalisation by noise and class (Chen et al.,
+  2019, arXiv:1810.01365), so that averaged weights need no batch statistics.
 - `r3gan`: residual networks without normalisation (Huang et al., 2024, arXiv:2501.05441).
 
 In both, the critic mirrors the generator.
@@ -154,12 +153,7 @@ class Critic(nn.Module):
 
 
 def make_critic(config: GeneratorConfig, width: int | None = None) -> Critic:
-    """The critic of a generator.
-
-    Args:
-        config: the generator's.
-        width: channels at full resolution, before the multipliers; None takes the generator's.
-    """
+    """The critic of a generator; `width` as in `CriticOptions`."""
     channels = [(width or config.width) * multiplier for multiplier in config.multipliers]
     return (_residual_critic if config.type == "r3gan" else _convolutional_critic)(config, channels)
 

@@ -111,15 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         budget = state.budget(options, accelerator)
         export_model(run_folder / "model", model, ema, budget, accelerator)
 
-    loop.train(
-        accelerator,
-        step,
-        lambda start: batches_with_noise(start, images, options, accelerator),
-        state,
-        options,
-        evaluate=evaluate,
-        export=export,
-    )
+    def batches(start: int) -> Iterator[Batch]:
+        return batches_with_noise(start, images, options, accelerator)
+
+    loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
     if accelerator.is_main_process:
         print(f"generator: {run_folder / 'model'}")
 
@@ -146,16 +141,9 @@ def critic_objective(
     step: int,
     options: TrainOptions,
 ) -> dict[str, Tensor]:
-    """The critic's loss, `critic`, and its terms.
+    """The critic's loss, `critic`, and its terms, from images (B, C, H, W) in [-1, 1].
 
-    Args:
-        critic: the network itself, for the penalty.
-        wrapped_critic: the network as Accelerate runs it, for the loss.
-        originals: (B, C, H, W) in [-1, 1].
-        fakes: generated images of the same classes, without gradient.
-        labels: int64 (B,).
-        step: completed optimizer steps.
-        options: of the run.
+    The loss takes the critic as Accelerate wraps it, the penalty the network itself.
     """
     # One pass over both, because DDP needs one per backward.
     both = augment(torch.cat([originals, fakes]), options.augment)
@@ -193,21 +181,17 @@ def class_names(images: ImageSet | None, options: TrainOptions) -> list[str]:
     Raises:
         ValueError: --conditional, but images without labels.
     """
-    labels = None if images is None else images.labels
-    if labels is None or options.conditional is False:
-        if options.conditional:
-            raise ValueError(
-                f"--conditional: split {options.split!r} of {options.dataset} has no labels"
-            )
+    if images is None or options.conditional is False:
         return []
-    assert images is not None
-    if int(labels.min()) < 0:
-        if options.conditional is None:
-            return []
-        raise ValueError(
-            f"--conditional: some images of split {options.split!r} of {options.dataset} have no label"
-        )
-    return list(images.class_names)
+    split = f"split {options.split!r} of {options.dataset}"
+    problem = None
+    if images.labels is None:
+        problem = f"{split} has no labels"
+    elif int(images.labels.min()) < 0:
+        problem = f"some images of {split} have no label"
+    if problem and options.conditional:
+        raise ValueError(f"--conditional: {problem}")
+    return [] if problem else list(images.class_names)
 
 
 def make_generator(options: TrainOptions, names: list[str]) -> Generator:
@@ -227,26 +211,23 @@ def batches_with_noise(
     start: int, images: ImageSet | None, options: TrainOptions, accelerator: Accelerator
 ) -> Iterator[Batch]:
     """Batches with noise, which is the same for any number of processes and micro-batches."""
-    per_step, rank = options.accumulation_steps, accelerator.process_index
     for number, batch in enumerate(training_batches(start, images, options, accelerator)):
-        step, micro = divmod(number, per_step)
-        share = len(batch["images"])
-        begin = (micro * accelerator.num_processes + rank) * share
+        step, micro = divmod(number, options.accumulation_steps)
         source = generator(options.seed, "noise", start + step)
         noise = torch.randn(options.batch_size, options.model.latent_dim, generator=source)
-        yield {**batch, "noise": noise[begin : begin + share]}
+        shares = noise.split(len(batch["images"]))
+        mine = shares[micro * accelerator.num_processes + accelerator.process_index]
+        yield {**batch, "noise": mine}
 
 
 def prepare(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor, Tensor]:
     """Originals in [-1, 1], labels (zeros if there are none) and noise, on the device."""
-    device = accelerator.device
-    images = to_float(batch["images"].to(device, non_blocking=True))
-    labels = batch.get("labels", torch.zeros(len(images), dtype=torch.int64))
-    return (
-        images,
-        labels.to(device, non_blocking=True),
-        batch["noise"].to(device, non_blocking=True),
+    labels = batch.get("labels", torch.zeros(len(batch["images"]), dtype=torch.int64))
+    images, labels, noise = (
+        values.to(accelerator.device, non_blocking=True)
+        for values in (batch["images"], labels, batch["noise"])
     )
+    return to_float(images), labels, noise
 
 
 if __name__ == "__main__":

@@ -57,8 +57,7 @@ def kernel_distance(
     assert subsets >= 1
     if size == counts[0] == counts[1]:
         subsets = 1
-    generator = np.random.default_rng(seed)
-    draw = generator.choice
+    draw = np.random.default_rng(seed).choice
     chosen = [
         (draw(counts[0], size, replace=False), draw(counts[1], size, replace=False))
         for _ in range(subsets)

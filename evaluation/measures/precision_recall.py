@@ -57,10 +57,7 @@ def measure_authenticity(inputs: MeasureInputs) -> Values:
 
 
 def radii(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Distances from each image to its nearest other images, ascending.
-
-    Args:
-        features: (N, D).
+    """Distances from each image (N, D) to its nearest other images, ascending.
 
     Returns:
         (N, COVERAGE_NEIGHBOURS); nan beyond the last neighbour.

@@ -36,9 +36,7 @@ def measure_fidelity(inputs: MeasureInputs) -> Values:
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in dB, float64 (N,); infinite for equal images.
 
-    Args:
-        images: uint8 (N, C, H, W); the peak is 255.
-        reconstructions: same shape and type.
+    Both are uint8 (N, C, H, W); the peak is 255.
     """
     _check_pair(images, reconstructions)
     squared_error = (images.double() - reconstructions.double()).square().mean((1, 2, 3))
@@ -54,11 +52,8 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Structural similarity of each image, float64 (N,) in [-1, 1] (Wang et al., 2004, Eq. 13).
 
     Local statistics under a Gaussian window of 11 x 11 pixels and sigma 1.5 (section III-B), where
-    the window fits into the image; K1 = 0.01, K2 = 0.03; mean over positions and channels.
-
-    Args:
-        images: uint8 (N, C, H, W) with H and W at least 11.
-        reconstructions: same shape and type.
+    the window fits into the image; K1 = 0.01, K2 = 0.03; mean over positions and channels. Both are
+    uint8 (N, C, H, W) with H and W at least 11.
     """
     _check_pair(images, reconstructions)
     assert min(images.shape[2:]) >= SSIM_WINDOW, (
@@ -79,10 +74,7 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
 def lpips(network: PerceptualDistance, images: Tensor, reconstructions: Tensor) -> Tensor:
     """LPIPS of each image, float32 (N,) on the CPU (Zhang et al., 2018, Eq. 1).
 
-    Args:
-        network: on the device where it is computed.
-        images: uint8 (N, C, H, W).
-        reconstructions: same shape and type.
+    Both are uint8 (N, C, H, W); it is computed on the network's device.
     """
     _check_pair(images, reconstructions)
     device = next(network.parameters()).device

@@ -128,12 +128,7 @@ class Table(NamedTuple):
 
 
 def distance_measures(column: str, title: str) -> list[Measure]:
-    """The feature distance named after its network, and its extrapolation to infinite N.
-
-    Args:
-        column: key of the distance, as `fid`.
-        title: its heading, as `FID`.
-    """
+    """The distance with a network's key and heading (`fid`, `FID`), and its value at infinite N."""
     distance = Measure(
         column,
         title,
@@ -262,11 +257,7 @@ def best(rows: Sequence[Row], measure: Measure) -> set[str]:
 def table(rows: Sequence[Row], column: str, title: str, *, brief: bool = False) -> Table:
     """Name, number of images, and one column for each measure that some row has.
 
-    Args:
-        rows: in the order of the table.
-        column: key of the feature distance.
-        title: heading of the feature distance.
-        brief: leave out standard errors and the measures that are not `brief`.
+    A brief table leaves out standard errors and the measures that are not `brief`.
     """
     measures = measures_of(rows, column, title)
     if brief:

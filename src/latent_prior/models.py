@@ -98,7 +98,7 @@ class StrictModel(PreTrainedModel):
         # A copy: transformers empties the dictionary it is given.
         weights = dict(self.state_dict() if state_dict is None else state_dict)
         self.config.weights_sha256 = fingerprint(weights.items())
-        with _quiet():
+        with quiet():
             super().save_pretrained(
                 save_directory, state_dict=weights, max_shard_size=max_shard_size
             )
@@ -133,7 +133,7 @@ class StrictModel(PreTrainedModel):
                 f"{str(values['weights_sha256'])[:12]}: one of the two files was exchanged; restore the folder"
             )
         try:
-            with _quiet():
+            with quiet():
                 loaded: Any = super().from_pretrained(
                     folder,
                     dtype=dtype,
@@ -178,7 +178,7 @@ class StrictModel(PreTrainedModel):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and reports; problems are raised instead."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
