@@ -1,8 +1,9 @@
 import itertools
 
+import pytest
 import torch
 
-from latent_prior.seeds import derive_seed, generator
+from latent_prior.seeds import derive_seed, generator, one_per_image
 
 
 def test_seeds_are_pure_functions_that_depend_on_every_part_and_on_the_order():
@@ -30,3 +31,12 @@ def test_a_generator_touches_no_global_state():
     assert torch.equal(first, second)
     assert not torch.equal(first, torch.rand(5, generator=generator(2, 1)))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_one_generator_serves_all_images_and_a_list_one_each():
+    first, second = generator(1), generator(2)
+    assert one_per_image(None, 3) == [None] * 3
+    assert one_per_image(first, 2) == [first, first]
+    assert one_per_image((second, None), 2) == [second, None]
+    with pytest.raises(ValueError, match="3 images need one generator, or one each, not 2"):
+        one_per_image([first, second], 3)
