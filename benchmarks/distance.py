@@ -10,18 +10,15 @@ is the cost of every candidate after the first: the reference's covariance is fa
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
+from measuring import MeasuringOptions, in_own_process, write_json
 from numpy.typing import NDArray
 
 from latent_prior.cli import parse_config, run
@@ -29,11 +26,9 @@ from latent_prior.evaluation.measures import fid
 
 
 @dataclass(kw_only=True)
-class DistanceOptions:
+class DistanceOptions(MeasuringOptions):
     """Measure the Frechet distance."""
 
-    output: str | None = None
-    """JSON file for the results; null only prints them."""
     dimension: int = 2048
     """Features of an image; Inception has 2,048."""
     images: list[int] = field(default_factory=lambda: [5000, 1000])
@@ -72,24 +67,11 @@ def main() -> None:
         return
     lines = []
     for threads in options.threads:
-        command = [sys.executable, __file__, "--inside", "true", "--threads", f"[{threads}]"]
-        command += ["--dimension", str(options.dimension), "--turns", str(options.turns)]
-        command += ["--images", str(options.images)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment
-        ) as inside:
-            assert inside.stdout is not None
-            for text in inside.stdout:
-                lines.append(Line(**json.loads(text)))
-                print(described(lines[-1]), flush=True)
-        if inside.returncode:
-            raise SystemExit(inside.returncode)
-    if options.output is not None:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(
-            json.dumps([asdict(line) for line in lines], indent=2) + "\n"
-        )
+        inside = replace(options, inside=True, threads=[threads])
+        for measured in in_own_process(inside, OMP_NUM_THREADS=str(threads)):
+            lines.append(Line(**measured))
+            print(described(lines[-1]), flush=True)
+    write_json(options.output, lines)
 
 
 def described(line: Line) -> str:
@@ -111,14 +93,14 @@ def measure(images: int, dimension: int, threads: int, turns: int) -> Line:
     gaussians = fid.statistics(first), fid.statistics(second)
     reference = fid.Reference(gaussians[0])
     fid.frechet_distance(reference, second)  # libraries' own buffers
-    found = []
-    for _ in range(turns):
-        theirs = timed(lambda: float(frechet_distance(*gaussians[0], *gaussians[1])))
-        ours = timed(lambda: fid.frechet_distance(fid.Reference(gaussians[0]), gaussians[1]))
-        prepared = timed(lambda: fid.frechet_distance(reference, second))
-        found.append((theirs, ours, prepared))
-    (_, theirs_value), (_, ours_value), (_, prepared_value) = found[0]
-    theirs_s, ours_s, prepared_s = ([turn[place][0] for turn in found] for place in range(3))
+    ways = (
+        lambda: float(frechet_distance(*gaussians[0], *gaussians[1])),
+        lambda: fid.frechet_distance(fid.Reference(gaussians[0]), gaussians[1]),
+        lambda: fid.frechet_distance(reference, second),
+    )
+    results = [[timed(way) for way in ways] for _ in range(turns)]
+    theirs_value, ours_value, prepared_value = (value for _, value in results[0])
+    theirs_s, ours_s, prepared_s = ([turn[way][0] for turn in results] for way in range(3))
     return Line(
         images=images,
         dimension=dimension,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 
@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[1]
 STAGE1, STAGE2, GAN = "stage1_autoencoders", "stage2_prior", "evaluation/gan_baseline"
 LATENT_MEMBERS = ("vae", "vaegan")
 
-Result = TypeVar("Result")
+Flags = Mapping[str, object]
+# A VAE to be sampled from N(0, I) pays with its reconstructions; with a prior it need not.
+SHARPER: dict[str, Flags] = {"mnist": {"model.scale": 0.2}, "cifar10": {}}
 
 
 @dataclass(kw_only=True)
@@ -43,6 +45,8 @@ class ExperimentOptions(Options):
     """Threads of every run on a CPU; null takes all cores."""
     jobs: int | None = option(1, at_least=1)
     """Runs at the same time, 1 for timings; null: as many as cores / threads, 1 on a GPU."""
+    output_dir: str = option()
+    """Folder of all files; each data set has its own in it."""
 
     def __post_init__(self) -> None:
         """Check the numbers, and that there are images."""
@@ -51,39 +55,43 @@ class ExperimentOptions(Options):
             raise ValueError("--data cifar10 needs its images: --dataset FOLDER")
 
 
-class Experiment:
+Name = TypeVar("Name", bound=str)
+Result = TypeVar("Result")
+AnyOptions = TypeVar("AnyOptions", bound=ExperimentOptions)
+
+
+class Experiment(Generic[AnyOptions]):
     """The project's commands with one experiment's options; all files are in `folder`."""
 
-    def __init__(self, options: ExperimentOptions, output_dir: str) -> None:
-        self.common = options
-        self.folder = Path(output_dir, options.data)
+    def __init__(self, options: AnyOptions) -> None:
+        self.options = options
+        self.folder = Path(options.output_dir, options.data)
         self.images = options.dataset or "mnist5k"
 
-    def in_parallel(self, make: Callable[[str], Result], names: Iterable[str]) -> dict[str, Result]:
+    def in_parallel(
+        self, make: Callable[[Name], Result], names: Iterable[Name]
+    ) -> dict[Name, Result]:
         """Results by name, `--jobs` of them at the same time."""
         import torch
 
         cores = available_cores()
-        free = 1 if torch.cuda.is_available() else max(1, cores // (self.common.threads or cores))
-        with ThreadPoolExecutor(self.common.jobs or free) as pool:
+        free = 1 if torch.cuda.is_available() else max(1, cores // (self.options.threads or cores))
+        with ThreadPoolExecutor(self.options.jobs or free) as pool:
             futures = {name: pool.submit(make, name) for name in names}
             return {name: future.result() for name, future in futures.items()}
 
-    def command(self, script: str, run: Path, flags: Mapping[str, object]) -> None:
+    def command(self, script: str, run: Path, flags: Flags) -> None:
         """Run a script of the project as a user would; its output is appended to RUN.log.
 
-        Args:
-            script: path in the project.
-            run: folder of the run.
-            flags: None leaves a flag out, a list is several values.
+        A flag that is None is left out, a list is several values.
 
         Raises:
-            ValueError: it failed.
+            ValueError: the script failed.
         """
         run.parent.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, str(ROOT / script)]
         if script != "pipelines/assemble.py":
-            flags = {**flags, "cpu_threads": self.common.threads}
+            flags = {**flags, "cpu_threads": self.options.threads}
         for name, value in flags.items():
             if value is not None:
                 words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -95,10 +103,10 @@ class Experiment:
 
     def training_flags(self, room: str, preset: str) -> dict[str, object]:
         """The flags of every training from a preset of this data set."""
-        config = ROOT / room / "configs" / f"{self.common.data}_{preset}.yaml"
-        return {"config": config, "dataset": None if room == STAGE2 else self.common.dataset}
+        config = ROOT / room / "configs" / f"{self.options.data}_{preset}.yaml"
+        return {"config": config, "dataset": None if room == STAGE2 else self.options.dataset}
 
-    def train(self, room: str, preset: str, run: Path, flags: Mapping[str, object]) -> None:
+    def train(self, room: str, preset: str, run: Path, flags: Flags) -> None:
         """Train from a preset, unless the training has come to its end."""
         flags = {**self.training_flags(room, preset), **flags, "output_dir": run}
         if not finished(run, flags.get("max_steps")):
@@ -116,9 +124,7 @@ class Experiment:
         if not (codes / "code_spec.json").is_file():
             self.command(f"{STAGE1}/encode.py", run, flags)
 
-    def assemble(
-        self, autoencoder: Path, pipeline: Path, run: Path, parts: Mapping[str, object]
-    ) -> None:
+    def assemble(self, autoencoder: Path, pipeline: Path, run: Path, parts: Flags) -> None:
         """Make a pipeline of an autoencoder, a `prior` and settings of the sampler."""
         flags = {"autoencoder": autoencoder / "model", "output_dir": pipeline, **parts}
         self.command("pipelines/assemble.py", run, flags)
@@ -126,19 +132,19 @@ class Experiment:
     def generate(self, flag: str, model: Path, samples: Path, run: Path) -> None:
         """Generate the images that are scored, by a `pipeline` or a `gan`."""
         script = f"{GAN}/generate.py" if flag == "gan" else "pipelines/generate.py"
-        count = self.common.score_images
+        count = self.options.score_images
         self.command(script, run, {flag: model, "num_images": count, "output_dir": samples})
 
-    def score(self, run: Path, folder: Path, flags: Mapping[str, object]) -> None:
+    def score(self, run: Path, folder: Path, flags: Flags) -> None:
         """Score `candidates`, a `pipeline` or both against the test images."""
-        own = {"reference": self.images, "features": self.common.features}
-        own |= {"num_images": str(self.common.score_images), "output_dir": str(folder)}
-        self.command("evaluation/score.py", run, {**own, **flags})
+        shared = {"reference": self.images, "features": self.options.features}
+        shared |= {"num_images": str(self.options.score_images), "output_dir": str(folder)}
+        self.command("evaluation/score.py", run, {**shared, **flags})
 
     @property
     def class_accuracy(self) -> str | None:
         """The flag's value: its classifier takes minutes to train on small images only."""
-        return "true" if self.common.data == "mnist" else None
+        return "true" if self.options.data == "mnist" else None
 
     def write_rows(self, name: str, rows: object, text: str) -> None:
         """NAME.json and NAME.md, whose text is printed too."""

@@ -15,13 +15,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from experiments import (  # fmt: skip
     LATENT_MEMBERS,
     STAGE1,
     Experiment,
     ExperimentOptions,
+    Flags,
     last_metrics,
     read_scores,
     table,
@@ -30,14 +31,14 @@ from experiments import (  # fmt: skip
 from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.options import option
 
+TableName = Literal["family", "upsampling", "quantizers", "collapse"]
+
 
 @dataclass(kw_only=True)
 class FamiliesOptions(ExperimentOptions):
     """Train the family on one data set and compare its members."""
 
-    tables: list[Literal["family", "upsampling", "quantizers", "collapse"]] = field(
-        default_factory=lambda: ["family", "upsampling", "quantizers", "collapse"]
-    )
+    tables: list[TableName] = field(default_factory=lambda: list(get_args(TableName)))
     """Tables to make."""
     max_steps: int | None = option(None, at_least=1)
     """Steps of every run; null takes the presets'."""
@@ -55,12 +56,11 @@ from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import load_autoencoder
 
 PICTURED = 12
-Flags = dict[str, object]
 # An autoregressive decoder learns to ignore the code within some hundred steps.
-STRONG: Flags = {"model.autoregressive_layers": 4, "max_steps": 300}
+STRONG = {"model.autoregressive_layers": 4, "max_steps": 300}
 # Table -> row -> member whose preset is trained, and flags that differ from it.
 MEMBERS = ("vae", "vqvae", "vqvae2", "vaegan", "vqgan")
-TABLES: dict[str, dict[str, tuple[str, Flags]]] = {
+TABLES: dict[TableName, dict[str, tuple[str, Flags]]] = {
     "family": {member: (member, {}) for member in MEMBERS},
     "upsampling": {
         "vqvae": ("vqvae", {}),
@@ -85,13 +85,13 @@ TABLES: dict[str, dict[str, tuple[str, Flags]]] = {
 }  # fmt: skip
 
 
-class Families(Experiment):
+class Families(Experiment[FamiliesOptions]):
     """One run per row."""
 
-    def __init__(self, options: FamiliesOptions) -> None:
-        super().__init__(options, options.output_dir)
-        self.options = options
-        self.runs = {name: row for key in options.tables for name, row in TABLES[key].items()}
+    @property
+    def runs(self) -> dict[str, tuple[str, Flags]]:
+        """Every row of the tables."""
+        return {name: row for key in self.options.tables for name, row in TABLES[key].items()}
 
     def make(self, name: str) -> dict[str, Any]:
         """Train, assemble, score, and sample a member with latents as it is; one row of a table."""
@@ -100,7 +100,7 @@ class Families(Experiment):
         steps = {"max_steps": self.options.max_steps} if self.options.max_steps else {}
         self.train(STAGE1, member, run_folder, {**flags, **steps})
         self.assemble(run_folder, pipeline, run_folder, {})
-        scored: Flags = {"pipeline": pipeline}
+        scored: dict[str, object] = {"pipeline": pipeline}
         if member in LATENT_MEMBERS and not flags:
             self.generate("pipeline", pipeline, run_folder / "drawn", run_folder)
             scored["candidates"] = f"samples={run_folder / 'drawn'}"

@@ -16,9 +16,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from experiments import GAN, STAGE1, STAGE2, Experiment, ExperimentOptions
+from experiments import GAN, SHARPER, STAGE1, STAGE2, Experiment, ExperimentOptions, Flags
 
 from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.options import option
@@ -32,9 +32,7 @@ class LeagueOptions(ExperimentOptions):
 
     budget: float | None = option(None, above=0)
     """Training seconds of each contestant; null is 600 for mnist and 1,200 for cifar10."""
-    contestants: list[Name] = field(
-        default_factory=lambda: ["vae", "vae_prior", "vqvae", "vqvae2", "vqgan", "sngan", "r3gan"]
-    )
+    contestants: list[Name] = field(default_factory=lambda: list(get_args(Name)))
     """Contestants: a `vae` sampled from N(0, I), four autoencoders with a prior, and two GANs."""
     sweep_images: int = option(200, at_least=0)
     """Images per sampler setting in the sweep (training split); 0 keeps the default sampler."""
@@ -75,39 +73,30 @@ class Stage(NamedTuple):
         return self.room == STAGE1 and self.preset == "vqgan"
 
 
-def contestants(data: str) -> dict[str, tuple[Stage, ...]]:
-    """The trainings of every contestant, in their order."""
-    # A VAE to be sampled from N(0, I) pays with its reconstructions; with a prior it need not.
-    sharper = {"model.scale": 0.2} if data == "mnist" else {}
+def stages_of(contestant: Name, data: str) -> tuple[Stage, ...]:
+    """The trainings of a contestant, in their order."""
+    if contestant in ("sngan", "r3gan"):
+        return (Stage(GAN, contestant),)
+    if contestant == "vae":
+        return (Stage(STAGE1, "vae"),)
+    member = contestant.removesuffix("_prior")
     first = 0.35 if data == "mnist" else 0.5  # the autoencoder's share: textures are harder
-    pairs = {"vae_prior": "vae", "vqvae": "vqvae", "vqvae2": "vqvae2", "vqgan": "vqgan"}
-    return {
-        "vae": (Stage(STAGE1, "vae"),),
-        **{
-            name: (
-                Stage(STAGE1, member, first, sharper if member == "vae" else {}),
-                Stage(STAGE2, member, 1 - first),
-            )
-            for name, member in pairs.items()
-        },
-        "sngan": (Stage(GAN, "sngan"),),
-        "r3gan": (Stage(GAN, "r3gan"),),
-    }
+    sharper = SHARPER[data] if member == "vae" else {}
+    return Stage(STAGE1, member, first, sharper), Stage(STAGE2, member, 1 - first)
 
 
-class League(Experiment):
+class League(Experiment[LeagueOptions]):
     """A folder for each contestant, with a run for each of its trainings."""
 
     def __init__(self, options: LeagueOptions) -> None:
-        super().__init__(options, options.output_dir)
-        self.options = options
+        super().__init__(options)
         self.budget = options.budget or (600.0 if options.data == "mnist" else 1200.0)
         gpu = torch.cuda.is_available()  # there, other programs do not slow the clock down
         self.limit, self.clock = ("max_seconds", "seconds") if gpu else ("max_cpu_seconds", "cpu_seconds")  # fmt: skip
 
-    def make(self, name: str) -> None:
+    def make(self, name: Name) -> None:
         """Train a contestant and generate its images."""
-        folder, stages = self.folder / name, contestants(self.options.data)[name]
+        folder, stages = self.folder / name, stages_of(name, self.options.data)
         for stage in stages:
             flags: dict[str, object] = {}
             if stage.room == STAGE2:
@@ -133,7 +122,7 @@ class League(Experiment):
         else:
             self.generate("pipeline", pipeline, samples, samples)
 
-    def train_stage(self, folder: Path, stage: Stage, inputs: Mapping[str, object]) -> None:
+    def train_stage(self, folder: Path, stage: Stage, inputs: Flags) -> None:
         """One training, of as many steps as fit into its share of the budget."""
         run_folder = folder / Path(stage.room).name
         if (run_folder / ".done").is_file():
@@ -157,9 +146,7 @@ class League(Experiment):
         self.command(f"{stage.room}/train.py", run_folder, flags)
         (run_folder / ".done").touch()
 
-    def step_seconds(
-        self, folder: Path, stage: Stage, flags: Mapping[str, object], seconds: float
-    ) -> float:
+    def step_seconds(self, folder: Path, stage: Stage, flags: Flags, seconds: float) -> float:
         """How long a step of a training takes."""
         probe = folder / "probe"
         shutil.rmtree(probe, ignore_errors=True)

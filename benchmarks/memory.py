@@ -8,22 +8,20 @@ Peaks are resident memory beyond what was there before (Linux), each in a proces
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from measuring import MeasuringOptions, extra_memory, in_own_process, write_json
+
 from latent_prior.cli import answer_early, parse_config, run
 
 
 @dataclass(kw_only=True)
-class MemoryOptions:
+class MemoryOptions(MeasuringOptions):
     """Measure the memory of a prior."""
 
-    output: str | None = None
-    """JSON file for the results; null only prints them."""
     only: str = ""
     """Measure the lines whose name contains this text."""
     inside: str | None = None
@@ -36,9 +34,7 @@ import numpy as np
 import prior
 import torch
 from numpy.typing import NDArray
-from throughput import extra_memory, write_json
 
-from latent_prior.data.codes import CodeSpec, Level
 from latent_prior.data.codes_dataset import join_shards, open_codes, write_shard
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.transformer import swiglu_width
@@ -70,9 +66,8 @@ def main() -> None:
     lines = []
     for name in LINES:
         if options.only in name:
-            command = [sys.executable, __file__, "--inside", name]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            line = Line(**json.loads(done.stdout.splitlines()[-1]))
+            (measured,) = in_own_process(MemoryOptions(inside=name))
+            line = Line(**measured)
             lines.append(line)
             print(
                 f"{name:24} measured {line.measured:7,.0f} MiB, on paper {line.paper:7,.0f}, {line.what}: {line.without:7,.0f}",
@@ -100,11 +95,13 @@ def sampling() -> Line:
 def training() -> Line:
     """Forward and backward over 1,024 codes an image, 8 images."""
     torch.set_num_threads(1)
-    spec = code_spec(TRAIN_SIDE, prior.VOCABULARY)
+    spec = prior.code_spec(TRAIN_SIDE)
     model = TransformerPrior(PriorConfig(code_spec=spec.to_dict(), dropout=0.0)).train()
     config, length = model.config, model.length
     codes = torch.randint(prior.VOCABULARY, (TRAIN_BATCH, TRAIN_SIDE, TRAIN_SIDE))
-    tiny = TransformerPrior(PriorConfig(code_spec=code_spec(2, 8).to_dict(), width=16)).train()
+    tiny = TransformerPrior(
+        PriorConfig(code_spec=prior.code_spec(2, 8).to_dict(), width=16)
+    ).train()
     tiny({"codes": codes[:, :2, :2] % 8}).loss.backward()  # libraries' own buffers
     measured = extra_memory(lambda: model({"codes": codes}).loss.backward())
     # Kept for the backward pass by each block: two normalised inputs, queries, keys, values, the
@@ -122,7 +119,7 @@ def training() -> Line:
 
 def codes_of(images: int) -> Line:
     """Random batches of codes: growth of resident memory from opening to the last batch."""
-    spec = code_spec(CODES_SIDE, prior.VOCABULARY)
+    spec = prior.code_spec(CODES_SIDE)
     with tempfile.TemporaryDirectory() as temporary:
         folder, shards = Path(temporary), []
         rows = 10_000
@@ -151,18 +148,6 @@ def codes_of(images: int) -> Line:
         measured = extra_memory(read)
     in_memory = images * CODES_SIDE**2 * 2
     return Line(f"codes_{images}", 0.0, measured / MIB, in_memory / MIB, "with all codes in memory")
-
-
-def code_spec(side: int, vocabulary: int) -> CodeSpec:
-    """One map of codes, without classes."""
-    return CodeSpec(
-        kind="codes",
-        levels=(Level("codes", side, side, vocabulary=vocabulary),),
-        image_size=4 * side,
-        image_channels=3,
-        autoencoder_type="benchmark",
-        autoencoder_fingerprint="0" * 64,
-    )
 
 
 LINES = {

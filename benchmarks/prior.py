@@ -53,33 +53,34 @@ def matmul_flops(name: str) -> float:
     """Floating-point operations of the matrix products in one call, attention included."""
     options = PriorOptions()
     hidden = swiglu_width(options.width, options.mlp_ratio)
-    weights = (
-        options.depth * options.width * (4 * options.width + 3 * hidden)
-        + options.width * VOCABULARY
-    )
-    attention = (
-        options.depth * 2 * options.width * (LENGTH + 1) / 2
-    )  # causal: half of the positions on average
+    block = options.width * (4 * options.width + 3 * hidden)
+    weights = options.depth * block + options.width * VOCABULARY
+    everywhere = options.depth * 2 * options.width * LENGTH
+    attention = options.depth * options.width * (LENGTH + 1)  # causal: half of the positions
     forward = 2 * LENGTH * (weights + attention)  # one image
     if name == "prior_train_step":
         return 3 * TRAIN_BATCH * forward
     batch = int(name.rpartition("_b")[2])
     if "masked" in name:  # every round looks at all codes, and each sees all others
-        everywhere = options.depth * 2 * options.width * LENGTH
         return MASKED_STEPS * batch * 2 * LENGTH * (weights + everywhere)
     return forward * batch * (2 if "guided" in name else 1)
 
 
-def build_prior(order: Literal["raster", "masked"] = "raster") -> TransformerPrior:
-    spec = CodeSpec(
+def code_spec(side: int, vocabulary: int = VOCABULARY, classes: int = 0) -> CodeSpec:
+    """One square map of codes."""
+    return CodeSpec(
         kind="codes",
-        levels=(Level("codes", SIDE, SIDE, vocabulary=VOCABULARY),),
-        image_size=64,
+        levels=(Level("codes", side, side, vocabulary=vocabulary),),
+        image_size=4 * side,
         image_channels=3,
         autoencoder_type="benchmark",
         autoencoder_fingerprint="0" * 64,
-        class_names=tuple(str(number) for number in range(NUM_CLASSES)),
+        class_names=tuple(map(str, range(classes))),
     )
+
+
+def build_prior(order: Literal["raster", "masked"] = "raster") -> TransformerPrior:
+    spec = code_spec(SIDE, classes=NUM_CLASSES)
     config = PriorConfig(code_spec=spec.to_dict(), dropout=0.0, order=order)
     return TransformerPrior(config).eval()
 

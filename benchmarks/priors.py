@@ -11,14 +11,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 from experiments import (  # fmt: skip
     LATENT_MEMBERS,
+    SHARPER,
     STAGE1,
     STAGE2,
     Experiment,
     ExperimentOptions,
+    Flags,
     last_metrics,
     read_scores,
     table,
@@ -27,15 +29,15 @@ from experiments import (  # fmt: skip
 from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.options import option
 
+Name = Literal["vae", "vaegan", "vqvae", "vqgan", "vqvae2", "masked"]
+
 
 @dataclass(kw_only=True)
 class PriorsOptions(ExperimentOptions):
     """Train every pair of autoencoder and prior on one data set and compare them."""
 
-    pairs: list[Literal["vae", "vaegan", "vqvae", "vqgan", "vqvae2", "masked"]] = field(
-        default_factory=lambda: ["vae", "vaegan", "vqvae", "vqgan", "vqvae2", "masked"]
-    )
-    """Pairs to train."""
+    pairs: list[Name] = field(default_factory=lambda: list(get_args(Name)))
+    """Pairs to train, by the preset of the prior."""
     likelihood_images: int = option(500, at_least=1)
     """Test images for the bits per dimension."""
     output_dir: str = "runs/priors"
@@ -52,61 +54,50 @@ from latent_prior.pipelines import Pipeline
 TIMED_IMAGES, TIMED_CALLS = 16, 3
 
 
-class Pair(NamedTuple):
-    """The autoencoder, flags that differ from its preset, the prior's preset, and its sampler."""
-
-    member: str
-    member_flags: dict[str, object]
-    prior: str
-    sampler: dict[str, object]
-
-
-def pairs(data: str) -> dict[str, Pair]:
-    """Every pair by name."""
-    # A VAE to be sampled from N(0, I) pays with its reconstructions; with a prior it need not.
-    sharper: dict[str, object] = {"model.scale": 0.2} if data == "mnist" else {}
-    latents: dict[str, object] = {}
-    raster = critic = masked = {"guidance_scale": 1.5}
-    if data == "mnist":  # about the lowest distance at which 97 % show the class asked for
-        latents, masked = {"guidance_scale": 1.5}, {"guidance_scale": 3, "steps": 16}
-        raster = {"guidance_scale": 3, "temperature": 0.8}
-        critic = {"guidance_scale": 2.5, "temperature": 0.8}
-    return {
-        "vae": Pair("vae", sharper, "vae", latents),
-        "vaegan": Pair("vaegan", {}, "vaegan", latents),
-        "vqvae": Pair("vqvae", {}, "vqvae", {**raster}),
-        "vqgan": Pair("vqgan", {}, "vqgan", {**critic}),
-        "vqvae2": Pair("vqvae2", {}, "vqvae2", {**raster}),
-        "masked": Pair("vqvae", {}, "masked", {**masked}),
-    }
+# Data -> pair -> settings of its sampler; on MNIST about the lowest distance at which 97 % show the
+# class asked for.
+SAMPLERS: dict[str, dict[Name, Flags]] = {
+    "mnist": {
+        "vae": {"guidance_scale": 1.5},
+        "vaegan": {"guidance_scale": 1.5},
+        "vqvae": {"guidance_scale": 3, "temperature": 0.8},
+        "vqgan": {"guidance_scale": 2.5, "temperature": 0.8},
+        "vqvae2": {"guidance_scale": 3, "temperature": 0.8},
+        "masked": {"guidance_scale": 3, "steps": 16},
+    },
+    "cifar10": {
+        "vae": {},
+        "vaegan": {},
+        "vqvae": {"guidance_scale": 1.5},
+        "vqgan": {"guidance_scale": 1.5},
+        "vqvae2": {"guidance_scale": 1.5},
+        "masked": {"guidance_scale": 1.5},
+    },
+}
 
 
-class Priors(Experiment):
-    """Autoencoders, which pairs may share, and then the pairs."""
+def member_of(pair: Name) -> str:
+    """The preset of a pair's autoencoder, which pairs may share."""
+    return "vqvae" if pair == "masked" else pair
 
-    def __init__(self, options: PriorsOptions) -> None:
-        super().__init__(options, options.output_dir)
-        self.options = options
-        self.pairs: dict[str, Pair] = {
-            n: pair for n, pair in pairs(options.data).items() if n in options.pairs
-        }
-        self.members = {pair.member: pair.member_flags for pair in self.pairs.values()}
+
+class Priors(Experiment[PriorsOptions]):
+    """Autoencoders, and then their pairs with priors."""
 
     def make_codes(self, member: str) -> None:
         """Train an autoencoder and encode the images with it."""
-        self.train(STAGE1, member, self.folder / member, self.members[member])
+        sharper = SHARPER[self.options.data] if member == "vae" else {}
+        self.train(STAGE1, member, self.folder / member, sharper)
         self.encode(member, self.folder / member, self.folder / f"{member}_codes")
 
-    def make_pair(self, name: str) -> None:
+    def make_pair(self, name: Name) -> None:
         """Train a prior, sample it, score the samples and measure the likelihood of both stages."""
-        pair, prior_run = self.pairs[name], self.folder / f"{name}_prior"
-        member = self.folder / pair.member
-        inputs = {"codes": self.folder / f"{pair.member}_codes", "autoencoder": member / "model"}
-        self.train(STAGE2, pair.prior, prior_run, inputs)
-        sources: dict[str, dict[str, object]] = {
-            "prior": {"prior": prior_run / "model", **pair.sampler}
-        }
-        if pair.member in LATENT_MEMBERS:
+        prior_run, member = self.folder / f"{name}_prior", self.folder / member_of(name)
+        inputs = {"codes": f"{member}_codes", "autoencoder": member / "model"}
+        self.train(STAGE2, name, prior_run, inputs)
+        sampler = SAMPLERS[self.options.data][name]
+        sources: dict[str, Flags] = {"prior": {"prior": prior_run / "model", **sampler}}
+        if name in LATENT_MEMBERS:
             sources["normal"] = {}
         for kind, parts in sources.items():
             pipeline = prior_run / f"{kind}_pipeline"
@@ -114,15 +105,15 @@ class Priors(Experiment):
             self.generate("pipeline", pipeline, prior_run / f"{kind}_samples", prior_run)
         flags: dict[str, object] = {"pipeline": prior_run / "prior_pipeline"}
         candidates = [f"{kind}={prior_run / f'{kind}_samples'}" for kind in sources]
-        more = {"candidates": candidates, "class_accuracy": self.class_accuracy}
-        self.score(prior_run, prior_run / "scores", flags | more)
-        count = {"dataset": self.images, "num_images": self.options.likelihood_images}
-        output = {"output_dir": prior_run / "likelihood"}
-        self.command("evaluation/likelihood.py", prior_run, flags | count | output)
+        scored = {**flags, "candidates": candidates, "class_accuracy": self.class_accuracy}
+        self.score(prior_run, prior_run / "scores", scored)
+        flags |= {"dataset": self.images, "num_images": self.options.likelihood_images}
+        flags |= {"output_dir": prior_run / "likelihood"}
+        self.command("evaluation/likelihood.py", prior_run, flags)
 
-    def read_row(self, name: str) -> dict[str, Any]:
+    def read_row(self, name: Name) -> dict[str, Any]:
         """What a pair's files say about it, and how long an image takes."""
-        pair, prior_run = self.pairs[name], self.folder / f"{name}_prior"
+        prior_run = self.folder / f"{name}_prior"
         last, scores = last_metrics(prior_run), read_scores(prior_run / "scores")
         assert math.isfinite(scores["prior"]["distance"])
         pipe = Pipeline.from_pretrained(prior_run / "prior_pipeline")
@@ -130,8 +121,8 @@ class Priors(Experiment):
         likelihood = json.loads((prior_run / "likelihood/likelihood.json").read_text())
         return {
             "name": name,
-            "member": pair.member,
-            "prior": f"{self.options.data}_{pair.prior}",
+            "member": member_of(name),
+            "prior": f"{self.options.data}_{name}",
             "parameters": pipe.prior.num_parameters(),
             "nats": last.get("validation_nats_per_code", last.get("validation_nats_per_latent")),
             "bits_per_image": last.get("validation_bits_per_image"),
@@ -148,10 +139,11 @@ class Priors(Experiment):
 def main() -> None:
     """Entry point."""
     priors = Priors(parse_config(PriorsOptions))
-    priors.in_parallel(priors.make_codes, priors.members)
-    priors.in_parallel(priors.make_pair, priors.pairs)
+    pairs = [name for name in get_args(Name) if name in priors.options.pairs]
+    priors.in_parallel(priors.make_codes, dict.fromkeys(map(member_of, pairs)))
+    priors.in_parallel(priors.make_pair, pairs)
     torch.set_num_threads(priors.options.threads or available_cores())
-    rows = [priors.read_row(name) for name in priors.pairs]
+    rows = [priors.read_row(name) for name in pairs]
     priors.write_rows("priors", rows, markdown(rows))
 
 

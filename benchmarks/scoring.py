@@ -13,15 +13,16 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from measuring import MeasuringOptions, clock, write_json
 from PIL import Image
 
 from latent_prior.cli import parse_config, run
@@ -38,11 +39,9 @@ BATCHES_A_TURN = 2
 
 
 @dataclass(kw_only=True)
-class ScoringOptions:
+class ScoringOptions(MeasuringOptions):
     """Measure scoring."""
 
-    output: str | None = None
-    """JSON file for the result; null only prints it."""
     features: Literal["efficientnet_lite0", "inception_size"] = "inception_size"
     """Feature network; `inception_size` is an untrained Inception v3, as costly as clean-fid's."""
     num_images: int = 256
@@ -81,8 +80,7 @@ def main() -> None:
         row, (from_files + row) / forward,
     )  # fmt: skip
     print(json.dumps(asdict(line), indent=2))
-    if options.output is not None:
-        Path(options.output).write_text(json.dumps(asdict(line), indent=2) + "\n")
+    write_json(options.output, line)
 
 
 def open_network(options: ScoringOptions, folder: Path) -> FeatureNetwork:
@@ -114,22 +112,16 @@ def time_features(
     accelerator = Accelerator()
     batches = share(len(scored), options.batch_size, accelerator)
     list(stream(network, scored, batches[:1], accelerator))
-    forward, whole = [], []
+    forward = from_files = 0.0
     for first in range(0, len(batches), BATCHES_A_TURN):
         turn = batches[first : first + BATCHES_A_TURN]
         prepared = [network.prepare(scored.arrays(batch)) for batch in turn]
-        for _ in range(
-            2
-        ):  # before and after, so that a change of the machine's speed falls on both
-            started = time.perf_counter()
-            for batch in prepared:
-                network.features(batch)
-            forward.append((time.perf_counter() - started) / 2)
-            if len(forward) % 2:
-                started = time.perf_counter()
-                list(stream(network, scored, turn, accelerator))
-                whole.append(time.perf_counter() - started)
-    return sum(forward) / len(scored), sum(whole) / len(scored)
+        # Before and after, so that a change of the machine's speed affects both.
+        before = clock(partial(list, map(network.features, prepared)))
+        from_files += clock(partial(list, stream(network, scored, turn, accelerator)))
+        after = clock(partial(list, map(network.features, prepared)))
+        forward += (before + after) / 2
+    return forward / len(scored), from_files / len(scored)
 
 
 def time_row(network: FeatureNetwork, count: int) -> float:
@@ -142,12 +134,9 @@ def time_row(network: FeatureNetwork, count: int) -> float:
     options = ScoreOptions(candidates=["a=x"], output_dir="", features="efficientnet_lite0")
     judge = Judge(network, reference, None, options)
     judge.row("first", judge.inputs(found[:1000]), contestant=True)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        judge.row("row", judge.inputs(found), contestant=True)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return statistics.median(
+        clock(lambda: judge.row("row", judge.inputs(found), contestant=True)) for _ in range(3)
+    )
 
 
 if __name__ == "__main__":

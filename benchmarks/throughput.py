@@ -10,24 +10,21 @@ peer's.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+
+from measuring import MeasuringOptions, clock, extra_memory, write_json
 
 from latent_prior.cli import answer_early, parse_config, run
 
 
 @dataclass(kw_only=True)
-class ThroughputOptions:
+class ThroughputOptions(MeasuringOptions):
     """Measure throughput against peers."""
 
-    output: str | None = None
-    """JSON file for the results; null only prints them."""
     only: str = ""
     """Measure the lines whose name contains this text."""
     seconds: float = 20.0
@@ -42,7 +39,6 @@ import prior
 import stage1
 import torch
 
-from latent_prior.files import whole_file
 from latent_prior.machine import available_cores
 
 PAIRS = 5
@@ -147,39 +143,11 @@ def measure(name: str, case: Case, seconds: float) -> Line:
     )
 
 
-def write_json(output: str | None, lines: Sequence[Any]) -> None:
-    """The measurements, dataclasses, as a list in a JSON file, if one is asked for."""
-    if output is not None:
-        with whole_file(Path(output)) as path:
-            path.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
-
-
-def clock(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def peak_flops(size: int = 2048, repeats: int = 5) -> float:
     """The best rate of a square float32 matrix product, in operations per second."""
     a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
     torch.mm(a, b, out=out)
     return 2 * size**3 / min(clock(lambda: torch.mm(a, b, out=out)) for _ in range(repeats))
-
-
-def extra_memory(call: Callable[[], object]) -> int:
-    """Bytes that a call needs at its peak beyond what was resident before (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    call()
-    return max(_status("VmHWM") - before, 4096)
-
-
-def _status(key: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 if __name__ == "__main__":
