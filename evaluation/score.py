@@ -1,4 +1,6 @@
-"""Score sets of images: `python evaluation/score.py --candidates NAME=FOLDER --output_dir DIR`.
+"""Score sets of images against a reference set.
+
+    python evaluation/score.py --candidates NAME=FOLDER --output_dir DIR
 
 With `--pipeline` an autoencoder's reconstructions are scored too, or alone; `--compare` merges the
 tables of several calls. Writes scores.json (protocol and rows), scores.md (the table) and

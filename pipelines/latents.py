@@ -1,4 +1,6 @@
-r"""Reconstruct, interpolate, edit, traverse, add and subtract, or complete images in latent space.
+r"""Reconstruct, interpolate and edit images in latent space.
+
+Further operations traverse the space, add and subtract images, or complete them.
 
 python pipelines/latents.py --pipeline runs/mnist/pipeline --operation interpolate \
     --images 3 8 15 --output_dir runs/mnist/between

@@ -115,13 +115,16 @@ class Adversary:
     def critic_losses(self, images: Tensor, output: Any, step: int) -> dict[str, Tensor]:
         """The critic's loss, `critic`, and its terms; no gradient reaches the autoencoder."""
         options = self.options
-        real, fake = self._logits_and_features(images, output.fakes.detach())
-        real_logits = _one_per_fake(real.logits, fake.logits)
-        self.health.update(real_logits, fake.logits)
-        loss = critic_loss(options.loss, real_logits, fake.logits)
+        # One pass over both, because DDP needs one per backward.
+        both = torch.cat([images, _clamped(output.fakes.detach())])
+        logits = self.wrapped(augment(both, options.augment)).logits
+        real, fake = logits[: len(images)], logits[len(images) :]
+        real_per_fake = _one_per_fake(real, fake)
+        self.health.update(real_per_fake, fake)
+        loss = critic_loss(options.loss, real_per_fake, fake)
         terms = {}
         if options.lecam:
-            terms["lecam"] = self.lecam(real.logits, fake.logits)
+            terms["lecam"] = self.lecam(real, fake)
             loss = loss + options.lecam * terms["lecam"]
         if options.r1 and step % options.r1_every == 0:
             augmented = augment(images, options.augment)
@@ -165,18 +168,6 @@ class Adversary:
         with torch.no_grad():  # constants for the decoder
             real: CriticOutput = self.critic(augment(images, options.augment))
         return generator_loss(options.loss, fake.logits, _one_per_fake(real.logits, fake.logits))
-
-    def _logits_and_features(
-        self, images: Tensor, fakes: Tensor
-    ) -> tuple[CriticOutput, CriticOutput]:
-        """The critic's outputs for originals and fakes, in one pass: DDP needs one per backward."""
-        both = torch.cat([images, _clamped(fakes)])
-        output = self.wrapped(augment(both, self.options.augment))
-        count = len(images)
-        return (
-            CriticOutput(output.logits[:count], [maps[:count] for maps in output.features]),
-            CriticOutput(output.logits[count:], [maps[count:] for maps in output.features]),
-        )
 
 
 def _clamped(fakes: Tensor) -> Tensor:

@@ -88,13 +88,13 @@ class Autoencoder(StrictModel):
     def decode(self, codes: CodeMaps) -> Tensor:
         """Images of codes or latents."""
 
-    @abstractmethod
     def embed(self, images: Tensor) -> CodeMaps:
         """Latents or code vectors of images by level, float (B, C, height, width)."""
+        return self.encode(images)
 
-    @abstractmethod
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
         """Images of vectors as `embed` returns them, or of any others, such as interpolations."""
+        return self.decode(vectors)
 
     @property
     @abstractmethod
@@ -102,9 +102,10 @@ class Autoencoder(StrictModel):
         """Names and shapes of the maps of codes or latents, coarse first."""
 
     @property
-    @abstractmethod
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution, for the adaptive adversarial weight."""
+        weight: Tensor = self.decoder.last_layer
+        return weight
 
     @property
     def code_spec(self) -> CodeSpec:

@@ -40,11 +40,7 @@ class Encoder(nn.Module):
                 stages.append(nn.Conv2d(widths[level - 1], width, 4, stride=2, padding=1))
             stages += _blocks(options, level, image_size)
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Sequential(
-            nn.GroupNorm(_groups(widths[-1]), widths[-1]),
-            nn.SiLU(),
-            nn.Conv2d(widths[-1], out_channels, 3, padding=1),
-        )
+        self.head = _head(widths[-1], out_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H / downsampling, W / downsampling)."""
@@ -77,11 +73,7 @@ class Decoder(nn.Module):
                     upsampling_layer(options.upsampling, widths[level], widths[level - 1])
                 )
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Sequential(
-            nn.GroupNorm(_groups(widths[0]), widths[0]),
-            nn.SiLU(),
-            nn.Conv2d(widths[0], out_channels, 3, padding=1),
-        )
+        self.head = _head(widths[0], out_channels)
 
     @property
     def last_layer(self) -> Tensor:
@@ -159,6 +151,12 @@ def upsampling_layer(kind: Upsampling, in_channels: int, out_channels: int) -> n
     if kind == "nearest":
         return NearestUpsample(in_channels, out_channels)
     return nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1)
+
+
+def _head(channels: int, out_channels: int) -> nn.Sequential:
+    """Normalisation, activation and the last convolution."""
+    norm = nn.GroupNorm(_groups(channels), channels)
+    return nn.Sequential(norm, nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
 
 
 def _blocks(options: BackboneOptions, level: int, image_size: int) -> list[nn.Module]:

@@ -65,11 +65,8 @@ class PatchCritic(Critic):
         wider = min(2 * widths[-1], _LARGEST_MULTIPLIER * widths[0])
         for before, width in zip(widths, [*widths[1:], wider], strict=True):
             halving = len(self.stages) < len(widths) - 1
-            convolution = (
-                nn.Conv2d(before, width, 4, stride=2, padding=1)
-                if halving
-                else nn.Conv2d(before, width, 3, padding=1)
-            )
+            kernel, stride = (4, 2) if halving else (3, 1)
+            convolution = nn.Conv2d(before, width, kernel, stride=stride, padding=1)
             norm = nn.Identity() if spectral_norm else nn.GroupNorm(1, width)
             self.stages.append(nn.Sequential(convolution, norm, nn.LeakyReLU(0.2)))
         self.head = nn.Conv2d(wider, 1, 3, padding=1)

@@ -1,4 +1,4 @@
-r"""Write the codes or latents of a dataset's images as a Hugging Face dataset.
+r"""Encode a dataset's images as a dataset of codes or latents.
 
 accelerate launch stage1_autoencoders/encode.py --autoencoder runs/mnist/vqvae/model \
     --dataset mnist5k --output_dir runs/mnist/codes

@@ -179,14 +179,6 @@ class VAE(Autoencoder):
             return self.head.generate(prediction, self.likelihood.mean)
         return self.likelihood.mean(prediction)
 
-    def embed(self, images: Tensor) -> CodeMaps:
-        """As `encode`."""
-        return self.encode(images)
-
-    def decode_vectors(self, vectors: CodeMaps) -> Tensor:
-        """As `decode`."""
-        return self.decode(vectors)
-
     @property
     def levels(self) -> tuple[Level, ...]:
         """One level, `latents`."""
@@ -195,11 +187,6 @@ class VAE(Autoencoder):
             return (Level(LATENTS, 1, 1, channels=config.latent_dim),)
         side = config.image_size // config.downsampling
         return (Level(LATENTS, side, side, channels=config.latent_channels),)
-
-    @property
-    def last_layer(self) -> Tensor:
-        """Weight of the decoder's last convolution."""
-        return self.decoder.last_layer
 
     def _features(self, latents: Tensor) -> Tensor:
         """The decoder's output for float32 latents (B, C, h, w), in the dtype of the weights."""

@@ -111,11 +111,6 @@ class VQVAE(Autoencoder):
             Level(name, side, side, vocabulary=self.quantizer.vocabulary) for name in names
         )
 
-    @property
-    def last_layer(self) -> Tensor:
-        """Weight of the decoder's last convolution."""
-        return self.decoder.last_layer
-
     def _by_level(self, codes: Tensor) -> CodeMaps:
         """Codes (B, stages, h, w) as one map for each level."""
         names = [level.name for level in self.levels]

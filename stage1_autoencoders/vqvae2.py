@@ -146,11 +146,6 @@ class VQVAE2(Autoencoder):
         return tuple(levels)
 
     @property
-    def last_layer(self) -> Tensor:
-        """Weight of the decoder's last convolution."""
-        return self.decoder.last_layer
-
-    @property
     def _quantizers(self) -> list[Quantizer]:
         return cast(list[Quantizer], list(self.quantizers))
 

@@ -118,17 +118,22 @@ class Codebook(Quantizer):
     def _create(self, vectors: Tensor) -> None:
         """Register the code vectors (K, D) and the state that their updates need."""
 
-    @abstractmethod
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
-        """Scalar loss of vectors and their code vectors, (N, D) with gradient."""
+        """Scalar commitment loss of vectors (N, D) to their code vectors (N, D)."""
+        return self.weights.commitment * F.mse_loss(vectors, quantized.detach())
 
-    @abstractmethod
-    def _learn(self, vectors: Tensor, codes: Tensor) -> None:
-        """Update the moving averages from a training batch."""
+    @torch.no_grad()
+    def _learn(self, vectors: Tensor, codes: Tensor) -> Tensor:
+        """Update the usage counts from a training batch; returns the codes' sums (K, D)."""
+        counts, sums = cluster_statistics(vectors, codes, len(self.counts))
+        self.counts.lerp_(counts, 1 - self.decay)
+        return sums
 
-    @abstractmethod
+    @torch.no_grad()
     def _set(self, chosen: Tensor, vectors: Tensor, counts: Tensor) -> None:
         """Give the chosen codes (K,) new vectors (K, D) and usage counts (K,)."""
+        self.codebook.copy_(torch.where(chosen[:, None], vectors, self.codebook))
+        self.counts.copy_(torch.where(chosen, counts, self.counts))
 
     def _scaled(self, rows: Tensor) -> Tensor:
         return F.normalize(rows, dim=1) if self.cosine else rows
@@ -188,24 +193,19 @@ class EMACodebook(Codebook):
         self.register_buffer("codebook", vectors)
         self.register_buffer("sums", vectors.clone())
 
-    def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
-        return self.weights.commitment * F.mse_loss(vectors, quantized.detach())
-
     @torch.no_grad()
-    def _learn(self, vectors: Tensor, codes: Tensor) -> None:
+    def _learn(self, vectors: Tensor, codes: Tensor) -> Tensor:
         """Eqs. 6-8 of the paper; smoothed counts avoid a division by zero for an unused code."""
-        counts, sums = cluster_statistics(vectors, codes, len(self.counts))
-        self.counts.lerp_(counts, 1 - self.decay)
+        sums = super()._learn(vectors, codes)
         self.sums.lerp_(sums, 1 - self.decay)
         total, smoothing = self.counts.sum(), 1e-5
-        smoothed = (self.counts + smoothing) * (total / (total + len(counts) * smoothing))
-        means = self.sums / smoothed[:, None]
-        self.codebook.copy_(F.normalize(means, dim=1) if self.cosine else means)
+        smoothed = (self.counts + smoothing) * (total / (total + self.vocabulary * smoothing))
+        self.codebook.copy_(self._scaled(self.sums / smoothed[:, None]))
+        return sums
 
     @torch.no_grad()
     def _set(self, chosen: Tensor, vectors: Tensor, counts: Tensor) -> None:
-        self.codebook.copy_(torch.where(chosen[:, None], vectors, self.codebook))
-        self.counts.copy_(torch.where(chosen, counts, self.counts))
+        super()._set(chosen, vectors, counts)
         self.sums.copy_(torch.where(chosen[:, None], vectors * counts[:, None], self.sums))
 
 
@@ -217,18 +217,7 @@ class GradientCodebook(Codebook):
 
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         """|sg[z] - e|^2 + beta |z - sg[e]|^2: beta weights the encoder's term only."""
-        codebook_loss = F.mse_loss(quantized, vectors.detach())
-        return codebook_loss + self.weights.commitment * F.mse_loss(vectors, quantized.detach())
-
-    @torch.no_grad()
-    def _learn(self, vectors: Tensor, codes: Tensor) -> None:
-        counts, _ = cluster_statistics(vectors, codes, len(self.counts))
-        self.counts.lerp_(counts, 1 - self.decay)
-
-    @torch.no_grad()
-    def _set(self, chosen: Tensor, vectors: Tensor, counts: Tensor) -> None:
-        self.codebook.copy_(torch.where(chosen[:, None], vectors, self.codebook))
-        self.counts.copy_(torch.where(chosen, counts, self.counts))
+        return F.mse_loss(quantized, vectors.detach()) + super()._loss(vectors, quantized)
 
 
 def rows_of(maps: Tensor) -> Tensor:
