@@ -15,6 +15,7 @@ from torch import Tensor
 from latent_prior.data.codes import CodeMaps, CodeSpec, Level, write_spec
 from latent_prior.losses.likelihoods import Likelihood
 from latent_prior.models import ModelConfig, StrictModel
+from latent_prior.stage1_autoencoders.blocks import Decoder
 from latent_prior.stage1_autoencoders.gaussian import Gaussian
 from latent_prior.stage1_autoencoders.options import ModelOptions
 
@@ -50,6 +51,7 @@ class Autoencoder(StrictModel):
 
     config_class: type[AutoencoderConfig] = AutoencoderConfig
     config: AutoencoderConfig
+    decoder: Decoder
     likelihood: Likelihood | None
     """Distribution p(image | latents); None for a model with codes."""
 
@@ -104,8 +106,7 @@ class Autoencoder(StrictModel):
     @property
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution, for the adaptive adversarial weight."""
-        weight: Tensor = self.decoder.last_layer
-        return weight
+        return self.decoder.last_layer
 
     @property
     def code_spec(self) -> CodeSpec:
