@@ -188,15 +188,24 @@ def test_flat_and_grid_latents(latent_dim, shape):
 def test_training_lowers_the_bound_and_reaches_every_parameter(kind, latent_dim, layers):
     model = small(likelihood=kind, latent_dim=latent_dim, autoregressive_layers=layers).train()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    losses = []
+    pixels, ten_draws = images(), images().repeat(10, 1, 1, 1)
+
+    def negative_elbo() -> float:
+        """Per pixel value, with the same noise whenever it is called."""
+        torch.manual_seed(100)
+        with torch.no_grad():
+            elbo = model.objective(ten_draws, model(ten_draws), 0)["elbo"]
+        return -elbo.item() / pixels[0].numel()
+
+    before = negative_elbo()
     for step in range(25):
         torch.manual_seed(step)
-        terms = model.objective(images(), model(images()), step)
+        terms = model.objective(pixels, model(pixels), step)
         optimizer.zero_grad()
         terms["total"].backward()
         optimizer.step()
-        losses.append(terms["total"].item())
-    assert sum(losses[-5:]) < sum(losses[:5]) - 0.1
+    # Over 20 seeds it fell by at least 0.027 (Bernoulli) and 0.35 (all others).
+    assert negative_elbo() < before - (0.01 if kind == "bernoulli" else 0.1)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
@@ -353,13 +362,15 @@ def test_with_a_decoder_that_does_not_need_it_the_posterior_collapses(last_figur
     "cure", [{"model.autoregressive_layers": 1, "model.free_bits": 0.5}, {"model.likelihood": "bernoulli"}]
 )  # fmt: skip
 def test_free_bits_or_a_decoder_that_needs_it_keep_it_alive(last_figures, capfd, cure):
-    figures = last_figures(**cure)
-    assert figures["epoch_kl"] > 1.5
+    figures = last_figures(**cure, max_steps=160)
+    # The mean over the last 40 steps. Over 20 seeds it was at least 3.5 with free bits and 5.1 with
+    # the other decoder, and all 8 units were active; after 80 steps some seeds were still below 1.
+    assert figures["epoch_kl"] > 2
     assert figures["epoch_active_units"] == 8
     assert len(figures["epoch_kl_per_dimension"]) == 8
     assert sum(figures["epoch_kl_per_dimension"]) == pytest.approx(figures["epoch_kl"], abs=1e-3)
     assert "epoch_warning" not in figures
-    assert "collapsed" not in capfd.readouterr().err.partition("step 80:")[2]
+    assert "collapsed" not in capfd.readouterr().err.partition("step 160:")[2]
 
 
 def test_a_vqvae_has_nothing_that_could_collapse(last_figures):
