@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def check_results(runs, *, images, classes):
     assert scores["protocol"]["features"] == "efficientnet_lite0"
     page = (runs / "scores/report.html").read_text()
     assert "data:image/png;base64," in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    # Base64 spells any four letters now and then, so the pictures are left out.
+    words = re.sub(r"data:image/png;base64,[\w+/=]*", "", page)
+    assert "http" not in words.replace("http://www.w3.org", "")
     assert "samples" in (runs / "scores/scores.md").read_text()
 
 
