@@ -164,3 +164,12 @@ def test_the_readme_fits_two_screens_and_starts_with_commands():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
     assert text.index("make demo") < text.index("| Images |")
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=name_of)
+def test_a_preset_is_named_for_its_data_and_its_member(path):
+    """DATA_MEMBER.yaml; a prior in masked order has that for a member."""
+    data, _, member = path.stem.partition("_")
+    members = {"vae", "vqvae", "vqvae2", "vaegan", "vqgan", "masked", "sngan", "r3gan"}
+    assert data in {"mnist", "cifar10", "folder64"}
+    assert member in members
