@@ -37,13 +37,23 @@ def codebook_entropy(
     """
     tile = _TILE_CPU if vectors.device.type == "cpu" else _TILE_GPU
     blocks = vectors.split(max(1, tile // len(codebook)))
+    # Centring removes the rounding error of a common offset. It also copies the codebook, which an
+    # EMA update moves in place before the backward pass recomputes the blocks.
+    centre = codebook.detach().mean(0)
+    keys = codebook - centre
     entropy, usage = vectors.new_zeros(()), vectors.new_zeros(len(codebook))
     for block in blocks:
         if len(blocks) == 1:
-            block_entropy, block_usage = _assign(block, codebook, temperature)
+            block_entropy, block_usage = _assign(block, centre, keys, temperature)
         else:
             block_entropy, block_usage = checkpoint(
-                _assign, block, codebook, temperature, use_reentrant=False, preserve_rng_state=False
+                _assign,
+                block,
+                centre,
+                keys,
+                temperature,
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
         entropy, usage = entropy + block_entropy, usage + block_usage
     return entropy / len(vectors) - _entropy(_mean(usage / len(vectors), joint=joint))
@@ -79,11 +89,14 @@ def sign_entropy(vectors: Tensor, scale: float, temperature: float, *, joint: bo
     return entropy - _entropy(_mean(first.T @ second / len(vectors), joint=joint))
 
 
-def _assign(vectors: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sums over vectors (N, D): the entropies of their soft assignments, the assignments (K,)."""
-    # |z|^2 is the same for all codes. Centring removes the rounding error of a common offset.
-    centre = codebook.detach().mean(0)
-    keys = codebook - centre
+def _assign(
+    vectors: Tensor, centre: Tensor, keys: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Sums over vectors (N, D): the entropies of their soft assignments, the assignments (K,).
+
+    The codes are `centre` (D,) + `keys` (K, D).
+    """
+    # Without |z|^2, which is the same for all codes.
     scores = torch.addmm(keys.square().sum(1), vectors - centre, keys.T, beta=-1, alpha=2)
     logs = F.log_softmax(scores / temperature, dim=1)
     probabilities = logs.exp()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_prior.stage1_autoencoders.quantizers import entropy
+from latent_prior.stage1_autoencoders.options import QuantizerOptions
+from latent_prior.stage1_autoencoders.quantizers import entropy, make_quantizer
 from latent_prior.stage1_autoencoders.quantizers.entropy import codebook_entropy, sign_entropy
 
 
@@ -48,6 +49,34 @@ def test_codebook_entropy_does_not_depend_on_the_blocks(monkeypatch):
     found = torch.autograd.grad(blocks, [vectors, codebook])
     torch.testing.assert_close(blocks, whole)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "distance"),
+    [("ema", "euclidean"), ("ema", "cosine"), ("gradient", "euclidean"), ("residual", "euclidean")],
+)
+def test_training_moves_the_codebook_only_after_the_entropy_was_computed(
+    quantizer, distance, monkeypatch
+):
+    """4,096 vectors and 512 codes are two blocks, recomputed when the codebook has moved."""
+    options = QuantizerOptions(
+        quantizer=quantizer, codebook_size=512, code_dim=16, distance=distance,
+        entropy_weight=0.1, entropy_temperature=0.5, residual_stages=2, initialisation="data",
+    )  # fmt: skip
+    assert 512 * 64 * 8 * 8 > entropy._TILE_CPU
+    outcomes = []
+    for tile in (entropy._TILE_CPU, 2**30):
+        monkeypatch.setattr(entropy, "_TILE_CPU", tile)
+        torch.manual_seed(0)
+        model = make_quantizer(options).train()
+        with torch.no_grad():
+            model(normal(64, 16, 8, 8, seed=1))  # fills the codebook
+        inputs = normal(64, 16, 8, 8).requires_grad_()
+        output = model(inputs)
+        output.loss.backward()
+        learnt = [parameter.grad for parameter in model.parameters()]
+        outcomes.append([output.loss, inputs.grad, *learnt, *model.state_dict().values()])
+    torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-7)
 
 
 def test_a_common_offset_changes_nothing():
