@@ -33,6 +33,7 @@ from latent_prior.stage1_autoencoders import model_class
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage1_autoencoders.meters import Meter
+from latent_prior.stage1_autoencoders.quantizers.codebooks import take_moved_codes
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model
 from latent_prior.training.ema import EMA
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 updated |= adversary.update(critic_losses["critic"], state.step)
                 losses |= critic_losses
         if accelerator.sync_gradients:
-            ema.update(model)
+            ema.update(model, take_moved_codes(model))
         meter.update(pixels, output)
         return {**losses, **updated}
 

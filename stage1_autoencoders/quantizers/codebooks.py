@@ -60,6 +60,7 @@ class Codebook(Quantizer):
         self._filled = False
         self._dead_on_host: Tensor | None = None
         self._dead_copied: torch.cuda.Event | None = None
+        self._moved: Tensor | None = None
 
     def forward(self, inputs: Tensor) -> QuantizerOutput:
         """Quantize (B, D, H, W); in training mode, update the codebook."""
@@ -182,6 +183,7 @@ class Codebook(Quantizer):
         """Also drop the host's copies, which describe the old state."""
         super()._load_from_state_dict(*arguments)
         self._filled, self._dead_on_host, self._dead_copied = False, None, None
+        self._moved = None
 
 
 class EMACodebook(Codebook):
@@ -215,9 +217,33 @@ class GradientCodebook(Codebook):
     def _create(self, vectors: Tensor) -> None:
         self.codebook = nn.Parameter(vectors)
 
+    def take_moved(self) -> Tensor | None:
+        """Codes that were filled or restarted since the last call, bool (K,); None if none were."""
+        moved, self._moved = self._moved, None
+        return moved
+
+    @torch.no_grad()
+    def _set(self, chosen: Tensor, vectors: Tensor, counts: Tensor) -> None:
+        super()._set(chosen, vectors, counts)
+        self._moved = chosen if self._moved is None else self._moved | chosen
+
     def _loss(self, vectors: Tensor, quantized: Tensor) -> Tensor:
         """|sg[z] - e|^2 + beta |z - sg[e]|^2: beta weights the encoder's term only."""
         return F.mse_loss(quantized, vectors.detach()) + super()._loss(vectors, quantized)
+
+
+def take_moved_codes(model: nn.Module) -> dict[str, Tensor]:
+    """Rows of the model's parameters, bool (K,) by name, that are codes filled or restarted.
+
+    They were moved since the last call, by more than a gradient would: their moving averages have
+    to start anew. Codebooks that are moving averages themselves are buffers and not among them.
+    """
+    moved = {
+        f"{name}.codebook": module.take_moved()
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCodebook)
+    }
+    return {name: rows for name, rows in moved.items() if rows is not None}
 
 
 def rows_of(maps: Tensor) -> Tensor:

@@ -101,6 +101,27 @@ def test_the_model_is_the_averaged_one_and_loads(fit):
         assert torch.equal(buffer, present[name])  # the codebook is an average already
 
 
+@pytest.mark.parametrize("kind", ["vqvae", "vqvae2"])
+def test_the_average_of_a_restarted_code_is_where_the_code_is(fit, kind):
+    """Without gradients codes move by restarts alone, and every average must move along."""
+    restarting = {
+        "model.type": kind, "model.quantizer": "gradient", "model.codebook_decay": 0.5,
+        "model.restart_below": 0.9, "learning_rate": 1e-9, "ema_decay": 0.99, "max_steps": 8,
+        "accumulation_steps": 2,
+    }  # fmt: skip
+    run = fit("whole", **restarting)
+    averages = torch.load(run / "checkpoints/step-000000008/ema.pt", weights_only=True)["weights"]
+    codes = {name: value for name, value in averages.items() if name.endswith("codebook")}
+    assert len(codes) == (2 if kind == "vqvae2" else 1)
+    present = torch.load(run / "checkpoints/step-000000008/model.pt", weights_only=True)
+    before = torch.load(run / "checkpoints/step-000000004/model.pt", weights_only=True)
+    for name, average in codes.items():
+        assert (present[name] - before[name]).abs().max() > 1e-3  # codes did restart
+        torch.testing.assert_close(average, present[name], rtol=0, atol=1e-6)
+    fit("parts", **{**restarting, "max_steps": 4})
+    assert weights(fit("parts", **restarting)) == weights(run)
+
+
 def test_grids_show_originals_beside_reconstructions(fit, images):
     run = fit()
     grids = sorted((run / "samples").iterdir())

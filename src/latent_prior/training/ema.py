@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,12 +23,22 @@ class EMA:
         self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the averages towards the model's weights."""
+    def update(self, model: nn.Module, moved: Mapping[str, Tensor] | None = None) -> None:
+        """Move the averages towards the model's weights.
+
+        Args:
+            model: as given to `__init__`.
+            moved: rows of parameters, bool (K,) by name, that were put elsewhere since the last
+                update, such as restarted codes; their averages start anew from the weights.
+        """
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = [p.detach() for _, p in model.named_parameters()]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+        for name, rows in (moved or {}).items():
+            average, weight = self.weights[name], model.get_parameter(name)
+            chosen = rows.view(-1, *[1] * (weight.ndim - 1))
+            average.copy_(torch.where(chosen, weight, average))
 
     def state_for(self, model: nn.Module) -> dict[str, Tensor]:
         """Averaged parameters and the model's current buffers, under the model's names."""

@@ -45,6 +45,20 @@ def test_without_warm_up_a_short_run_would_average_in_its_start(model):
         ).all()  # a constant decay of 0.999 would have reached 0.02
 
 
+def test_rows_that_were_moved_start_anew(model):
+    """A restarted code would otherwise be averaged with a place that nothing uses any more."""
+    ema, plain = EMA(model, 0.9), EMA(model, 0.9)
+    move(model)
+    rows = torch.tensor([True, False, False, True])
+    ema.update(model, {"0.weight": rows})
+    plain.update(model)
+    weight = model.get_parameter("0.weight")
+    assert torch.equal(ema.weights["0.weight"][rows], weight[rows])
+    assert torch.equal(ema.weights["0.weight"][~rows], plain.weights["0.weight"][~rows])
+    assert not torch.equal(ema.weights["0.weight"][~rows], weight[~rows])
+    assert torch.equal(ema.weights["2.weight"], plain.weights["2.weight"])
+
+
 def test_the_decay_of_zero_follows_the_model(model):
     ema = EMA(model, 0.0)
     move(model)

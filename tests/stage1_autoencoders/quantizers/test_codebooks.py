@@ -15,6 +15,7 @@ from latent_prior.stage1_autoencoders.quantizers.codebooks import (
     GradientCodebook,
     carry_gradient,
     rotate,
+    take_moved_codes,
 )
 
 KINDS = [EMACodebook, GradientCodebook]
@@ -287,6 +288,22 @@ def test_a_restarted_code_is_a_vector_of_the_batch(kind):
         assert codebook.counts[7] > 0.5 * codebook.counts.mean()
     else:
         assert (rows_of(maps(seed=2)) == codebook.codebook[7].detach()).all(1).any()
+
+
+def test_moved_codes_are_named_once():
+    model = torch.nn.ModuleDict({"a": make(GradientCodebook, restart_below=0.5), "b": make()})
+    codebook = model["a"]
+    codebook(maps())
+    assert take_moved_codes(model)["a.codebook"].all()  # filled from the first batch
+    for code in (7, 9):  # two micro-batches of a step
+        codebook.counts.fill_(1.0)
+        codebook.counts[code] = 0.0
+        codebook(maps(seed=2))
+    (moved,) = take_moved_codes(model).values()
+    assert moved.nonzero().flatten().tolist() == [7, 9]
+    codebook.counts.fill_(1.0)
+    codebook(maps(seed=3))
+    assert take_moved_codes(model) == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
