@@ -11,7 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from latent_prior.data.codes import CodeSpec, check_same_codes
-from latent_prior.files import read_json, whole_folder
+from latent_prior.files import read_json
+from latent_prior.folders import check_folder, whole_folder, write_manifest
 from latent_prior.machine import versions
 from latent_prior.models import CONFIG_FILE, StrictModel
 from latent_prior.pipelines.card import (
@@ -40,6 +41,7 @@ def read_folder(folder: Path) -> tuple[Autoencoder, TransformerPrior | None, Sam
     """
     path = folder / INDEX_FILE
     index = read_json(path)
+    check_folder(folder, "pipeline")
     missing = sorted({"components", "code_spec", "sampler"} - set(index))
     if missing:
         raise ValueError(f"{path} is not a pipeline's index: {', '.join(missing)} missing")
@@ -75,11 +77,12 @@ def write_folder(
     if final.is_dir() and any(final.iterdir()) and not (final / INDEX_FILE).is_file():
         raise ValueError(f"{final} is not empty and holds no pipeline; choose another folder")
     homes = {name: Path(model.name_or_path) for name, model in components.items() if model.name_or_path}  # fmt: skip
-    with whole_folder(final) as folder:
+    with whole_folder(final, "pipeline") as folder:
         for name, model in components.items():
             model.save_pretrained(folder / name, max_shard_size=max_shard_size)
             config = folder / name / CONFIG_FILE
             write_json_without_places(config, read_json(config))
+            write_manifest(folder / name, "model")
         weights = {name: model.fingerprint for name, model in components.items()}
         origins = [final, *(home.parent for home in homes.values())]
         same = [origin for origin in origins if fingerprints(origin) == weights]

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from latent_prior.data.codes import fit_images
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_uint8
-from latent_prior.files import check_output_dir, whole_folder, write_json
+from latent_prior.files import check_output_dir, write_json
+from latent_prior.folders import whole_folder
 from latent_prior.options import changeable
 from latent_prior.pipelines.image_folder import read_images, write_labels
 from latent_prior.pipelines.pipeline import Pipeline
@@ -149,7 +150,7 @@ def original_and_reconstruction(images: ImageSet, positions: list[int], folder: 
 
 def write_sheet(folder: Path, sheet: Sheet, settings: dict[str, Any]) -> None:
     """Write each image as ROW_COLUMN.png, all of them as grid.png, and latents.json."""
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, "pictures") as temporary:
         for row, pictures in zip(sheet.rows, sheet.pictures, strict=True):
             for column, picture in zip(sheet.columns, pictures, strict=True):
                 save_png(picture, temporary / f"{row}_{column}.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,18 +119,9 @@ class Autoencoder(StrictModel):
             autoencoder_fingerprint=self.fingerprint,
         )
 
-    def save_pretrained(  # type: ignore[override]  # as StrictModel
-        self,
-        save_directory: str | os.PathLike[str],
-        *,
-        state_dict: dict[str, Tensor] | None = None,
-        max_shard_size: int | str = "50GB",
-    ) -> None:
-        """Write `config.json`, `model.safetensors` and `code_spec.json`; see `StrictModel`."""
-        super().save_pretrained(
-            save_directory, state_dict=state_dict, max_shard_size=max_shard_size
-        )
-        write_spec(self.code_spec, Path(save_directory))
+    def _write_description(self, folder: Path) -> None:
+        """Write `code_spec.json`."""
+        write_spec(self.code_spec, folder)
 
     def check_images(self, images: Tensor) -> None:
         """Check the shape of images.

@@ -32,7 +32,8 @@ from latent_prior.data.codes_dataset import (
 )
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
-from latent_prior.files import check_output_dir, read_json, whole_file, whole_folder, write_json
+from latent_prior.files import check_output_dir, read_json, whole_file, write_json
+from latent_prior.folders import whole_folder
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
 from latent_prior.seeds import generator
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             measured = options.augmented_split if options.augmented_split in shards else names[0]
             spec = measure_latents([path for _, path in shards[measured]], spec)
         recorded = settings | {"command": command_line()}
-        with whole_folder(final) as folder:
+        with whole_folder(final, "codes") as folder:
             join_shards(
                 folder,
                 {name: [path for _, path in parts] for name, parts in shards.items()},

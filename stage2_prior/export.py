@@ -32,7 +32,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from latent_prior.data.codes import write_spec
-from latent_prior.files import read_json, whole_folder
+from latent_prior.files import read_json
+from latent_prior.folders import whole_folder
 from latent_prior.models import CONFIG_FILE
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prior = TransformerPrior.from_pretrained(options.prior)
     llama = to_llama(prior)
     transformers_logging.disable_progress_bar()
-    with whole_folder(output) as folder:
+    with whole_folder(output, "export") as folder:
         llama.save_pretrained(folder)
         write_spec(prior.code_spec, folder)
     print(f"llama: {output}")

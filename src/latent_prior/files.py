@@ -1,13 +1,14 @@
-"""Whole-or-absent files and folders, JSON, and whether an output folder holds the same settings.
+"""Files that are whole or absent, JSON, and whether an output folder holds the same settings.
 
-A file or folder is written under a temporary name and renamed at the end, so a process that is
-killed leaves the previous version behind.
+A file is written under a temporary name and renamed at the end, so a process that is killed leaves
+the previous version behind.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,41 +16,51 @@ from typing import Any
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """Write into a temporary folder that is renamed to `final` when the block succeeds.
-
-    An existing folder is replaced. If the block raises, `final` stays as it was.
-    """
-    temporary = final.with_name(f".{final.name}.partial")
-    replaced = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            final.rename(replaced)
-        temporary.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-@contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
     """Write to a temporary file that is renamed to `final` when the block succeeds.
 
     The temporary name is always the same, so the next run overwrites what a killed one left.
+
+    Raises:
+        ValueError: `final` is a folder, a device or another thing that is no file.
     """
+    if final.exists() and not final.is_file():
+        raise ValueError(f"{final} is no file and would be replaced by one; move it away")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.partial{final.suffix}")
+    if temporary.is_dir() and not temporary.is_symlink():
+        raise ValueError(f"{temporary} is a folder in the place of a temporary file; delete it")
+    temporary.unlink(missing_ok=True)  # never write through a link
     try:
         yield temporary
         temporary.replace(final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; never waits for a FIFO or a device.
+
+    Raises:
+        ValueError: there is no such file, it is none, it is too large, or it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"{path} is no regular file; remove or replace it")
+            if status.st_size > limit:
+                raise ValueError(
+                    f"{path} has {status.st_size:,} bytes; at most {limit:,} are read; replace it"
+                )
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(status.st_size)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

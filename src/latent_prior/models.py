@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from latent_prior.files import read_json
+from latent_prior.folders import check_folder, write_manifest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -88,7 +89,7 @@ class StrictModel(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         max_shard_size: int | str = "50GB",
     ) -> None:
-        """Write `config.json`, with the weights' fingerprint, and `model.safetensors`.
+        """Write `config.json`, with the weights' fingerprint, `model.safetensors` and a manifest.
 
         Args:
             save_directory: folder, created if missing.
@@ -102,6 +103,11 @@ class StrictModel(PreTrainedModel):
             super().save_pretrained(
                 save_directory, state_dict=weights, max_shard_size=max_shard_size
             )
+        self._write_description(Path(save_directory))
+        write_manifest(Path(save_directory), "model")
+
+    def _write_description(self, folder: Path) -> None:
+        """Write further files that belong to the saved model."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # strict: none of transformers' lenient options
@@ -126,12 +132,14 @@ class StrictModel(PreTrainedModel):
         """
         folder = local_folder(path_or_hub_id, revision=revision)
         values = cls._read_config(folder)
-        found = fingerprint(_stored_weights(folder))
-        if found != values["weights_sha256"]:
-            raise ValueError(
-                f"{folder}: the weights have fingerprint {found[:12]}, config.json expects "
-                f"{str(values['weights_sha256'])[:12]}: one of the two files was exchanged; restore the folder"
-            )
+        manifest = check_folder(folder, "model")
+        if manifest is None:
+            _check_fingerprint(folder, values["weights_sha256"])
+        for name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE):
+            if manifest is not None and name not in manifest.files and (folder / name).exists():
+                raise ValueError(
+                    f"{folder / name} was added to a model that has no such file; delete it"
+                )
         try:
             with quiet():
                 loaded: Any = super().from_pretrained(
@@ -230,6 +238,16 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
             f"there is no folder {text}, and the hub has no such repository or revision for you: "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+def _check_fingerprint(folder: Path, expected: str) -> None:
+    """Compare the weights of a folder from before manifests with its config."""
+    found = fingerprint(_stored_weights(folder))
+    if found != expected:
+        raise ValueError(
+            f"{folder}: the weights have fingerprint {found[:12]}, config.json expects "
+            f"{str(expected)[:12]}: one of the two files was exchanged; restore the folder"
+        )
 
 
 def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:

@@ -1,53 +1,12 @@
+import os
+
 import pytest
 
-from latent_prior.files import check_output_dir, read_json, whole_file, whole_folder, write_json
+from latent_prior.files import check_output_dir, read_json, read_regular, whole_file, write_json
 
 
 def names(folder) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def test_a_folder_appears_only_when_it_is_whole(tmp_path):
-    with whole_folder(tmp_path / "new" / "model") as folder:
-        (folder / "a").write_text("1")
-        assert not (tmp_path / "new" / "model").exists()
-    assert names(tmp_path) == ["new/model/a"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_leaves_what_was_there(tmp_path, error):
-    for path in (tmp_path / "old", tmp_path / "fresh"):
-        if path.name == "old":
-            path.mkdir()
-            (path / "a").write_text("1")
-
-        def fail(path=path):
-            with whole_folder(path) as folder:
-                (folder / "b").write_text("2")
-                raise error
-
-        with pytest.raises(error):
-            fail()
-    assert names(tmp_path) == ["old/a"]
-    assert [path.name for path in tmp_path.iterdir()] == ["old"]
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
-    for content in "ab":
-        with whole_folder(tmp_path / "model") as folder:
-            (folder / content).write_text(content)
-    assert names(tmp_path) == ["model/b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
-    for stale in (".model.partial", ".model.replaced"):
-        (tmp_path / stale).mkdir()
-        (tmp_path / stale / "junk").write_text("x")
-    for _ in range(2):
-        with whole_folder(tmp_path / "model") as folder:
-            (folder / "a").write_text("1")
-    assert names(tmp_path) == ["model/a"]
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
@@ -123,3 +82,29 @@ def test_a_file_in_place_of_an_output_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is not empty and holds no images"):
         check_output_dir(tmp_path / "file", "made.json", {}, "images")
+
+
+def test_only_regular_files_of_a_limited_size_are_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"123")
+    (tmp_path / "link").symlink_to(path)
+    assert read_regular(path, 3) == read_regular(tmp_path / "link", 3) == b"123"
+    with pytest.raises(ValueError, match="a has 3 bytes; at most 2"):
+        read_regular(path, 2)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", ".", "/dev/zero"):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_regular(tmp_path / name, 10)
+    with pytest.raises(ValueError, match="gone cannot be read"):
+        read_regular(tmp_path / "gone", 10)
+
+
+def test_a_file_is_never_written_through_a_leftover_or_over_a_folder(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".a.txt.partial.txt").symlink_to(tmp_path / "mine")
+    with whole_file(tmp_path / "a.txt") as path:
+        path.write_text("1")
+    assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "b.txt").mkdir()
+    with pytest.raises(ValueError, match=r"b\.txt is no file"), whole_file(tmp_path / "b.txt"):
+        pass

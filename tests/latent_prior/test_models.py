@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from latent_prior.folders import MANIFEST, write_manifest
 from latent_prior.models import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -70,9 +71,10 @@ def saved(model, tmp_path):
 
 
 def change(path: Path, **values: object) -> None:
-    """Change keys of a JSON file; ... removes one."""
+    """Change keys of a config, and its record in the manifest; ... removes one."""
     merged = {**json.loads(path.read_text()), **values}
     path.write_text(json.dumps({k: v for k, v in merged.items() if v is not ...}))
+    write_manifest(path.parent, "model")
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:
@@ -88,7 +90,7 @@ def test_a_model_survives_the_disk(model, saved, capfd):
     assert (loaded.config.width, loaded.config.sizes, loaded.config.spread) == (3, [4, 5, 6], 0.25)
     assert loaded.fingerprint == model.fingerprint == fingerprint(model.state_dict().items())
     assert not loaded.training
-    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_FILE, MANIFEST, WEIGHTS_FILE]
     loaded.save_pretrained(saved.parent / "again")
     assert equal(Model.from_pretrained(saved.parent / "again"), model)
     assert capfd.readouterr() == ("", "")  # neither bars nor reports
@@ -122,7 +124,7 @@ def test_a_model_survives_in_several_files(model, tmp_path):
     save_file(
         {k: v + 1 if v.is_floating_point() else v for k, v in load_file(shard).items()}, shard
     )
-    with pytest.raises(ValueError, match="one of the two files was exchanged"):
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged or was exchanged"):
         Model.from_pretrained(tmp_path)
     shard.unlink()
     with pytest.raises(ValueError, match=f"{shard.name} is missing"):
@@ -212,8 +214,29 @@ def test_exchanged_weights_are_told(saved, tmp_path):
     torch.manual_seed(1)
     Model(Config(width=3)).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / WEIGHTS_FILE).replace(saved / WEIGHTS_FILE)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or was exchanged"):
+        Model.from_pretrained(saved)
+    (saved / MANIFEST).unlink()  # as models were saved before manifests
     with pytest.raises(ValueError, match=r"config\.json expects .*exchanged; restore the folder"):
         Model.from_pretrained(saved)
+
+
+def test_weights_beside_the_recorded_ones_are_refused(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size=100)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / WEIGHTS_FILE).replace(tmp_path / WEIGHTS_FILE)
+    with pytest.raises(ValueError, match=r"model\.safetensors was added"):
+        Model.from_pretrained(tmp_path)
+
+
+def test_every_bit_of_a_config_counts(saved):
+    content = (saved / CONFIG_FILE).read_bytes()
+    for bit in range(0, 8 * len(content), 5):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (saved / CONFIG_FILE).write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"config\.json|holds a model of type"):
+            Model.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
@@ -233,7 +256,7 @@ def test_missing_files_are_told(saved):
         Model.from_pretrained(saved)
     (saved / CONFIG_FILE).unlink()
     with pytest.raises(
-        ValueError, match=r"config\.json is missing; the folder holds: pytorch_model"
+        ValueError, match=r"config\.json is missing; the folder holds: manifest.json, pytorch_model"
     ):
         Model.from_pretrained(saved)
 

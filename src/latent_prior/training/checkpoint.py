@@ -6,7 +6,6 @@ Shards (FSDP) are gathered first, so that a run can resume with any number of pr
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from latent_prior.files import whole_folder
+from latent_prior.folders import check_folder, remove_folder, whole_folder
 from latent_prior.models import Budget, StrictModel
 from latent_prior.training.ema import EMA
 
@@ -40,7 +39,7 @@ def save_checkpoint(
     that process is enough.
     """
     final = run / "checkpoints" / f"step-{step:09d}"
-    with whole_folder(final) if writes else nullcontext() as folder:
+    with whole_folder(final, "checkpoint") if writes else nullcontext() as folder:
         for name, part in parts.items():
             state = whole(part.state_dict(), keep=writes)
             if folder is not None:
@@ -49,7 +48,7 @@ def save_checkpoint(
                     torch.save(state, file)
     if writes:
         for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            remove_folder(old)
 
 
 def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
@@ -58,6 +57,7 @@ def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
     Raises:
         ValueError: a part is missing, damaged, or of another shape.
     """
+    check_folder(folder, "checkpoint")
     for name, part in parts.items():
         path = folder / f"{name}.pt"
         try:
@@ -81,7 +81,7 @@ def export_model(
     model.config.training = budget
     weights = whole(ema.state_for(model), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        with whole_folder(folder) as unfinished:
+        with whole_folder(folder, "model") as unfinished:
             model.save_pretrained(unfinished, state_dict=weights)
 
 

@@ -1,0 +1,301 @@
+"""Folders that appear whole, are replaced in one step, and know their own files.
+
+A folder is written under a temporary name. When it is complete, its `manifest.json` is written,
+and the folder takes its place: a new one by a rename, a replaced one by an exchange of the two
+names. So a reader, or a process that is killed, finds the old folder or the new one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from latent_prior.files import read_regular, whole_file
+
+MANIFEST = "manifest.json"
+# A file that a folder of each kind has; it tells folders from before manifests.
+MARKERS = {
+    "checkpoint": "state.pt",
+    "model": "config.json",
+    "codes": "code_spec.json",
+    "pipeline": "pipeline.json",
+    "export": "config.json",
+    "pictures": "latents.json",
+}
+_EDITABLE = frozenset(("README.md", ".gitattributes"))  # model cards belong to their authors
+_MANIFEST_LIMIT = 64 * 2**20  # bytes
+_log = logging.getLogger("latent_prior")
+
+
+class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size in bytes and digest (XXH3, 128 bits) of a file."""
+
+    size: int
+    xxh3: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The files of a folder by name, with `/` between folders, and what the folder is.
+
+    A sub-folder with a manifest of its own is recorded by that manifest.
+    """
+
+    kind: str
+    files: dict[str, FileRecord]
+
+    def check(self, folder: Path, name: str) -> None:
+        """Compare one file with its record.
+
+        Raises:
+            ValueError: the file is missing, or differs from what was written.
+        """
+        path, expected = folder / name, self.files[name]
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing: {folder} is incomplete; restore it or write it again"
+            )
+        if path.stat().st_size != expected.size or digest(path) != expected.xxh3:
+            raise ValueError(
+                f"{path} is damaged or was exchanged ({MANIFEST} records another content); "
+                f"restore {folder} or write it again"
+            )
+
+
+def digest(path: Path) -> str:
+    """The digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def write_manifest(folder: Path, kind: str) -> None:
+    """Record all files of a folder; it is the last file to be written.
+
+    `README.md` is left out, for people edit it.
+    """
+    assert kind in MARKERS, kind
+    files = {}
+    for path in sorted(_recorded(folder)):
+        name = path.relative_to(folder).as_posix()
+        files[name] = FileRecord(path.stat().st_size, digest(path))
+    content = msgspec.json.format(msgspec.json.encode(Manifest(kind, files)))
+    with whole_file(folder / MANIFEST) as temporary:
+        temporary.write_bytes(content + b"\n")
+
+
+def _recorded(folder: Path) -> Iterator[Path]:
+    """The files that a folder's manifest records."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            inner = path / MANIFEST
+            yield from [inner] if inner.is_file() else _recorded(path)
+        elif path.name not in _EDITABLE and path.name != MANIFEST:
+            yield path
+
+
+def read_manifest(folder: Path, kind: str) -> Manifest | None:
+    """The manifest of a folder; None, with a warning, for a folder from before manifests.
+
+    Raises:
+        ValueError: it is damaged, or the folder is of another kind.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        _log.warning("%s has no %s: its files are not checked for damage", folder, MANIFEST)
+        return None
+    try:
+        content = read_regular(path, _MANIFEST_LIMIT)
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); restore {folder} or write it again"
+        ) from error
+    if manifest.kind != kind:
+        raise ValueError(f"{folder} holds a folder of the kind {manifest.kind!r}, not {kind!r}")
+    for name in manifest.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{path} names {name!r}, which is outside of the folder")
+    return manifest
+
+
+def check_folder(folder: Path, kind: str, *, later: Collection[str] = ()) -> Manifest | None:
+    """Compare the files of a folder with its manifest, without those that are checked `later`.
+
+    Returns:
+        The manifest; None, with a warning, for a folder from before manifests.
+
+    Raises:
+        ValueError: a file is missing or differs, or the folder is of another kind.
+    """
+    manifest = read_manifest(folder, kind)
+    if manifest is not None:
+        for name in manifest.files:
+            if name not in later:
+                manifest.check(folder, name)
+    return manifest
+
+
+@contextmanager
+def whole_folder(final: Path, kind: str, *, keep: bool = False) -> Iterator[Path]:
+    """Write into a temporary folder that takes the place of `final` when the block succeeds.
+
+    An older folder of the same kind is replaced. If the block raises, it stays as it was. The
+    manifest is written at the end, unless the block has written it.
+
+    Args:
+        final: where the folder goes; its parents are created.
+        kind: what it is, one of `MARKERS`; written to its manifest.
+        keep: start from the files of the older folder. They may be links to the same content, so
+            replace them, as `whole_file` does, and never write into them.
+
+    Raises:
+        ValueError: `final` is something that would be lost.
+    """
+    final = Path(os.path.realpath(final))
+    check_replaceable(final, kind)
+    temporary = _temporary(final)
+    clear_leftover(final)
+    temporary.mkdir(parents=True)
+    try:
+        if keep and final.exists():
+            shutil.copytree(final, temporary, copy_function=_link_or_copy, dirs_exist_ok=True)
+            (temporary / MANIFEST).unlink(missing_ok=True)
+        yield temporary
+        if not (temporary / MANIFEST).exists():
+            write_manifest(temporary, kind)
+        if final.exists():
+            exchange(temporary, final)
+        else:
+            temporary.rename(final)
+    finally:
+        clear_leftover(final)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that no part of it is ever found under its name."""
+    temporary = _temporary(folder)
+    _remove(temporary)
+    folder.rename(temporary)
+    _remove(temporary)
+
+
+def clear_leftover(final: Path) -> None:
+    """Delete what a killed process left of `whole_folder(final)`.
+
+    Raises:
+        ValueError: it cannot be deleted.
+    """
+    final = Path(os.path.realpath(final))
+    replaced = _aside(final)
+    if replaced.is_dir() and not replaced.is_symlink() and not os.path.lexists(final):
+        replaced.rename(final)  # killed between the two renames of `exchange`
+    for leftover in (_temporary(final), replaced):
+        _remove(leftover)
+
+
+def check_replaceable(final: Path, kind: str) -> None:
+    """Check that nothing is lost if a folder of this kind is written to `final`.
+
+    Raises:
+        ValueError: it is a file, or a folder with other content, or the current folder.
+    """
+    for parent in final.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(f"{parent} is a file, so {final} cannot be written; name another")
+            break
+    if not os.path.lexists(final):
+        return
+    if not final.is_dir():
+        raise ValueError(f"{final} is a file; name a folder that is new, or holds a {kind}")
+    if Path.cwd().is_relative_to(final.resolve()):
+        raise ValueError(f"{final} is the current folder and would be replaced; name another")
+    if any(final.iterdir()) and not _is_of_kind(final, kind):
+        raise ValueError(f"{final} is not empty and holds no {kind}; choose another folder")
+
+
+def _is_of_kind(folder: Path, kind: str) -> bool:
+    if not (folder / MANIFEST).exists():
+        return (folder / MARKERS[kind]).is_file()
+    try:
+        return read_manifest(folder, kind) is not None
+    except ValueError:  # damaged: replacing the folder is the way out, if it was one of these
+        return (folder / MARKERS[kind]).exists()
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Exchange the names of two folders, in one step where the system can.
+
+    Linux and macOS can on their own file systems. Elsewhere, such as on NFS, the second folder is
+    absent for a moment between two renames.
+    """
+    number = _exchange_at_once(os.fsencode(first), os.fsencode(second))
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        aside = _aside(second)
+        _remove(aside)
+        second.rename(aside)
+        first.rename(second)
+        aside.rename(first)
+    elif number:
+        raise OSError(number, os.strerror(number), str(second))
+
+
+def _exchange_at_once(first: bytes, second: bytes) -> int:
+    """Ask the system to exchange two names; returns 0 or its error number."""
+    if os.name != "posix":
+        return errno.ENOSYS
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):  # Linux
+        here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        failed = libc.renameat2(here, first, here, second, swap)
+    elif hasattr(libc, "renamex_np"):  # macOS
+        failed = libc.renamex_np(first, second, 2)  # RENAME_SWAP
+    else:
+        return errno.ENOSYS
+    return ctypes.get_errno() if failed else 0
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.replaced")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for a file; a copy where the file system has none."""
+    try:
+        os.link(source, target, follow_symlinks=True)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _remove(path: Path) -> None:
+    """Delete a leftover of any kind; a link is deleted, what it points to is not."""
+    if not os.path.lexists(path):
+        return
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        for parent, folders, _ in os.walk(path):
+            for inner in (parent, *(os.path.join(parent, name) for name in folders)):
+                if not os.path.islink(inner):
+                    os.chmod(inner, stat.S_IRWXU)
+        shutil.rmtree(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}, left by a process that was stopped, cannot be deleted "
+            f"({error.strerror}); delete it"
+        ) from error

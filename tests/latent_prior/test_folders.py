@@ -1,0 +1,203 @@
+import errno
+import json
+import os
+import re
+import threading
+
+import pytest
+
+from latent_prior import folders
+from latent_prior.folders import (
+    MANIFEST,
+    check_folder,
+    clear_leftover,
+    remove_folder,
+    whole_folder,
+    write_manifest,
+)
+
+
+def names(folder) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def write(folder, content="1", name="config.json", **options):
+    with whole_folder(folder, "model", **options) as temporary:
+        (temporary / name).write_text(content)
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
+def system(request, monkeypatch):
+    """A system that exchanges names in one step, and one that does not."""
+    if not request.param:
+        monkeypatch.setattr(folders, "_exchange_at_once", lambda first, second: errno.EINVAL)
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+    with whole_folder(tmp_path / "new" / "model", "model") as folder:
+        (folder / "a").write_text("1")
+        assert not (tmp_path / "new" / "model").exists()
+    assert names(tmp_path) == ["new/model/a", f"new/model/{MANIFEST}"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_what_was_there(tmp_path, error):
+    write(tmp_path / "old")
+    for name in ("old", "fresh"):
+
+        def fail(name=name):
+            with whole_folder(tmp_path / name, "model") as folder:
+                (folder / "b").write_text("2")
+                raise error
+
+        with pytest.raises(error):
+            fail()
+    assert names(tmp_path) == ["old/config.json", f"old/{MANIFEST}"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path, system):
+    for content in "ab":
+        write(tmp_path / "model", name=content)
+    assert names(tmp_path) == ["model/b", f"model/{MANIFEST}"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_reader_always_finds_a_replaced_folder(tmp_path):
+    if folders._exchange_at_once(os.fsencode(tmp_path / "x"), b"y") == errno.ENOSYS:
+        pytest.skip("this system has no exchange of names")
+    write(tmp_path / "model")
+    stop, missing = threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            if not (tmp_path / "model").is_dir():
+                missing.append(True)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(50):
+        write(tmp_path / "model", str(number))
+    stop.set()
+    reader.join()
+    assert not missing
+
+
+def test_a_kill_between_two_renames_is_put_right_by_the_next_call(tmp_path):
+    write(tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / ".model.replaced")
+    (tmp_path / ".model.partial").mkdir()
+    clear_leftover(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    check_folder(tmp_path / "model", "model")
+
+
+@pytest.mark.parametrize("name", [".model.partial", ".model.replaced"])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder", "read-only folder"])
+def test_leftovers_of_any_kind_are_cleared_away(tmp_path, name, kind):
+    precious, left = tmp_path / "precious", tmp_path / name
+    precious.mkdir()
+    (precious / "a").write_text("1")
+    if kind == "file":
+        left.write_text("x")
+    elif kind.endswith("link"):
+        left.symlink_to(precious if kind == "link" else tmp_path / "nowhere")
+    else:
+        (left / "inner").mkdir(parents=True)
+        (left / "inner" / "junk").write_text("x")
+        if kind == "read-only folder":
+            (left / "inner").chmod(0o500)
+    write(tmp_path / "model")
+    write(tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "precious"]
+    assert (precious / "a").read_text() == "1"
+
+
+def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "deep")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("mine")
+    for name in ("file", "fifo", "photos", "file/below"):
+        with pytest.raises(ValueError, match=str(tmp_path / name.partition("/")[0])):
+            write(tmp_path / name)
+    with whole_folder(tmp_path / "codes", "codes") as folder:
+        (folder / "code_spec.json").write_text("1")
+    with pytest.raises(ValueError, match="holds no model"):
+        write(tmp_path / "codes")
+    write(tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "model")
+    with pytest.raises(ValueError, match="is the current folder"):
+        write(tmp_path / "model")
+    assert (tmp_path / "file").read_text() == (tmp_path / "photos" / "a.png").read_text() == "mine"
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    write(tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    write(tmp_path / "link", "2")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "model" / "config.json").read_text() == "2"
+
+
+def test_keep_starts_from_the_files_that_are_there(tmp_path):
+    with whole_folder(tmp_path / "model", "model") as folder:
+        (folder / "inner").mkdir()
+        for name in ("config.json", "inner/weights", "README.md"):
+            (folder / name).write_text("old")
+    write(tmp_path / "model", name="new", keep=True)
+    assert names(tmp_path / "model") == [
+        "README.md",
+        "config.json",
+        "inner/weights",
+        MANIFEST,
+        "new",
+    ]
+    check_folder(tmp_path / "model", "model")
+
+
+def test_a_folder_is_removed_under_another_name(tmp_path):
+    write(tmp_path / "model")
+    remove_folder(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_recorded_file_is_checked(tmp_path):
+    folder = tmp_path / "model"
+    with whole_folder(folder, "model") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "own").mkdir()
+        for name in ("config.json", "inner/weights", "own/part", "README.md"):
+            (temporary / name).write_bytes(bytes(range(64)))
+        write_manifest(temporary / "own", "model")
+    check_folder(folder, "model")
+    (folder / "README.md").write_text("mine")
+    (folder / "notes.txt").write_text("mine")
+    check_folder(folder, "model")
+    for name in ("config.json", "inner/weights", f"own/{MANIFEST}", MANIFEST):
+        content = (folder / name).read_bytes()
+        if name == MANIFEST:  # white space in it has no effect
+            content = json.dumps(json.loads(content), separators=(",", ":")).encode()
+        for bit in range(0, 8 * len(content), 7):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            (folder / name).write_bytes(flipped)
+            with pytest.raises(ValueError, match=re.escape(str(folder))):
+                check_folder(folder, "model")
+        (folder / name).write_bytes(content)
+    (folder / "own" / "part").unlink()
+    check_folder(folder, "model")  # the part's own manifest tells
+    with pytest.raises(ValueError, match="part is missing"):
+        check_folder(folder / "own", "model")
+    with pytest.raises(ValueError, match="not 'codes'"):
+        check_folder(folder, "codes")
+
+
+def test_a_folder_from_before_manifests_is_taken_with_a_warning(tmp_path, caplog):
+    write(tmp_path / "model")
+    (tmp_path / "model" / MANIFEST).unlink()
+    assert check_folder(tmp_path / "model", "model") is None
+    assert "has no manifest.json" in caplog.text
+    write(tmp_path / "model", "2")
+    assert check_folder(tmp_path / "model", "model") is not None
