@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from latent_prior.data.fingerprints import files_fingerprint
 from latent_prior.data.image_files import UNREADABLE
 from latent_prior.data.image_folders import IMAGE_SUFFIXES, files_below
 from latent_prior.data.images import ImageSet, open_images
@@ -242,6 +243,7 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
         size=len(files),
         labels=None,
         class_names=(),
+        contents=lambda: files_fingerprint(files),
     )
     assert options.channels is not None
     images = ImageSet(table, options, options.channels, np.arange(len(files)))

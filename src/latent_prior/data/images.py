@@ -8,6 +8,7 @@ The value range of images in the whole project is defined here:
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latent_prior.data.fingerprints import fingerprint_of
 from latent_prior.data.image_files import UNREADABLE, decode_image, resize_and_crop
 from latent_prior.data.sources import ImageTable, open_source
 from latent_prior.files import whole_file
@@ -96,6 +98,18 @@ class ImageSet:
         if self.table.labels is None:
             return None
         return torch.from_numpy(self.table.labels[self.source_index])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A sha256 over the images and their classes, before decoding.
+
+        Changes if an image is added, removed or replaced, or gets another class. Local files of
+        together at most 64 MiB are compared by content, larger ones by name, size and time,
+        datasets of the hub by revision.
+        """
+        labels = np.zeros(0) if self.table.labels is None else self.table.labels
+        rows = (labels.tobytes(), self.source_index.astype(np.int64).tobytes())
+        return fingerprint_of(self.table.contents(), *rows, *self.class_names)
 
     def array(self, index: int) -> NDArray[np.uint8]:
         """One image as uint8 (H, W, C).
@@ -229,6 +243,15 @@ def stream_images(
                 continue
             raise _unreadable(name, error) from error
         yield number, resize_and_crop(array, options.resize or options.image_size), label
+
+
+def stream_fingerprint(options: ImageOptions, split: str) -> str:
+    """What `ImageSet.fingerprint` is for a set, for a stream: of its files or revision alone.
+
+    Raises:
+        ValueError: there is no such dataset or split.
+    """
+    return open_source(options).stream_fingerprint(split)
 
 
 def _decode_row(

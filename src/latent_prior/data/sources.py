@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from latent_prior.data.fingerprints import files_fingerprint, fingerprint_of
 from latent_prior.data.image_folders import files_below, image_splits
 from latent_prior.data.mnist5k import digits
 from latent_prior.options import ImageOptions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+TABLES = frozenset((".parquet", ".arrow"))
 StreamedImage = tuple[Callable[[], bytes], str, int]
 """Reader of the encoded image, its name in messages, its label or -1."""
 
@@ -39,6 +41,7 @@ class ImageTable:
         size: number of rows.
         labels: int64 (N,), or None.
         class_names: names of the labels in the order of their numbers.
+        contents: a fingerprint of the encoded images, computed when called.
     """
 
     read: Callable[[int], bytes]
@@ -46,6 +49,7 @@ class ImageTable:
     size: int
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
+    contents: Callable[[], str]
 
     def __len__(self) -> int:
         """Number of rows, including unreadable images."""
@@ -70,6 +74,14 @@ class ImageSource(abc.ABC):
         Raises:
             ValueError: there is no such dataset, split or column.
         """
+
+    def stream_fingerprint(self, split: str) -> str:
+        """What `stream` reads, without reading it.
+
+        Raises:
+            ValueError: there is no such dataset or split.
+        """
+        return self.table(split).contents()
 
     def stream(self, split: str, *, shuffle_seed: int | None) -> Iterator[StreamedImage]:
         """Read a split row by row; without a seed in its own order.
@@ -108,7 +120,13 @@ class _EmbeddedDigits(ImageSource):
             return buffer.getvalue()
 
         names = tuple(map(str, range(10)))
-        return ImageTable(read, lambda row: f"mnist5k {split} {row}", len(labels), labels, names)
+
+        def contents() -> str:
+            return fingerprint_of(images.tobytes())
+
+        return ImageTable(
+            read, lambda row: f"mnist5k {split} {row}", len(labels), labels, names, contents
+        )
 
 
 class _DatasetsSource(ImageSource):
@@ -140,7 +158,16 @@ class _DatasetsSource(ImageSource):
         def name_of(row: int) -> str:
             return _cell_name(cell(row), f"row {row} of split {split} of {options.dataset}")
 
-        return ImageTable(lambda row: _content(cell(row)), name_of, len(rows), labels, names)
+        def contents() -> str:
+            return _contents(options, images)
+
+        return ImageTable(
+            lambda row: _content(cell(row)), name_of, len(rows), labels, names, contents
+        )
+
+    def stream_fingerprint(self, split: str) -> str:
+        rows = self._split(self._splits(streaming=True), split)
+        return _contents(self.options, rows)
 
     def stream(self, split: str, *, shuffle_seed: int | None) -> Iterator[StreamedImage]:
         import datasets
@@ -245,6 +272,31 @@ def _open_hub(name: str, streaming: bool) -> Any:
             f"--dataset {name}: no such folder here, and the hub's copy cannot be read "
             f"({_first_line(error)}); check the name or the network"
         ) from error
+
+
+def _contents(options: ImageOptions, rows: Any) -> str:
+    """A fingerprint of what a split holds: local files, or a revision on the hub."""
+    import datasets
+
+    path, loaded = Path(options.dataset), isinstance(rows, datasets.Dataset)
+    if path.is_dir() and loaded and not rows.cache_files:  # a folder of images
+        cells = rows.data.column(options.image_column).to_pylist()
+        return files_fingerprint([Path(cell["path"]) for cell in cells])
+    if path.is_dir():
+        return files_fingerprint([file for file in files_below(path) if file.suffix in TABLES])
+    if loaded:  # the folder of a cached copy is named by its revision
+        return fingerprint_of("hub", Path(rows.cache_files[0]["filename"]).parent.name)
+    return fingerprint_of("hub", _revision(options.dataset) or "")
+
+
+def _revision(name: str) -> str | None:
+    """The newest commit of a dataset on the hub; None without a network."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.HfApi().dataset_info(name, timeout=10).sha
+    except Exception:  # its type depends on the hub's HTTP library
+        return None
 
 
 def _labels(

@@ -277,7 +277,7 @@ def test_processes_that_do_not_share_the_cache_are_told(scored):
 def test_memory_does_not_grow_with_the_images(accelerator, monkeypatch):
     count, dimension = 512, 4096
     image = b"P5 8 8 255\n" + bytes(range(64))
-    table = ImageTable(lambda row: image, str, count, None, ())
+    table = ImageTable(lambda row: image, str, count, None, (), str)
     images = ImageSet(table, ImageOptions(dataset="x"), 3, np.arange(count))
     scored = ScoredSet("reference", "x", None, images, np.arange(count))
     none = fid.Gaussian(np.zeros(dimension), np.zeros((1, 1)))
