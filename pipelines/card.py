@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from latent_prior.cli_values import read_yaml
 from latent_prior.files import read_json, whole_file
 from latent_prior.markdown import markdown_table
 from latent_prior.models import CONFIG_FILE
+from latent_prior.records import parse_yaml
 from latent_prior.stage2_prior.sampler import Sampler
 
 README, INDEX_FILE, CARD = "README.md", "pipeline.json", "card"
@@ -84,7 +84,7 @@ def carry_card(
             card.mkdir(exist_ok=True)
             if not (card / name).exists():
                 text = source.read_text(encoding="utf-8")
-                text = without_places(text, read_yaml(text))  # JSON is YAML
+                text = without_places(text, parse_yaml(text))  # JSON is YAML
                 (card / name).write_text(text, encoding="utf-8")
     for origin in (before, *same):  # a README.md in the folder itself is never lost
         path = origin / README
@@ -163,7 +163,7 @@ def _training_options(component: str, home: Path) -> dict[str, Path]:
     if not (home.parent / INDEX_FILE).is_file() and run.is_file():
         sources = {f"{component}.yaml": run}
         if component == "prior":
-            codes = read_yaml(run.read_text(encoding="utf-8"))["codes"]
+            codes = parse_yaml(run.read_text(encoding="utf-8"))["codes"]
             sources["encode.json"] = Path(codes) / "encode.json"
     return {name: path for name, path in sources.items() if path.is_file()}
 
@@ -257,7 +257,7 @@ def _summary(index: Mapping[str, Any], configs: Mapping[str, Any], card: Path) -
         text += " There is no prior: it encodes and decodes only."
     options = card / "autoencoder.yaml"
     if options.is_file():
-        text += f" Trained on `{read_yaml(options.read_text(encoding='utf-8'))['dataset']}`."
+        text += f" Trained on `{parse_yaml(options.read_text(encoding='utf-8'))['dataset']}`."
     if prior is not None and prior["class_conditional"] and prior["code_spec"]["class_names"]:
         classes = prior["code_spec"]["class_names"]
         names = ", ".join(f"`{name}`" for name in classes[:20])

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import yaml
 
-from latent_prior.cli_values import convert, fits, is_list, read_value, read_yaml
+from latent_prior.cli_values import convert, fits, is_list, read_value
 from latent_prior.options import default_of
+from latent_prior.records import read_yaml
 
 T = TypeVar("T")
 CONSOLE = "latent-prior"
@@ -331,13 +332,12 @@ def _read_preset(name: str | None, kinds: dict[str, Any], options_class: type) -
     if not path.is_file():
         known = suggestion(Path(name).stem, shipped, count=3) if shipped else ""
         raise ValueError(f"--config: there is no file {name} and no preset of that name{known}")
-    try:
-        preset = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {path} is not YAML: {error}") from error
-    if not isinstance(preset, dict):
-        raise ValueError(f"--config: {path} is not a mapping of option names to values")
-    values = dict(dotted(preset))
+    pairs = list(dotted(read_yaml(path, "mend the file of --config")))
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(
+            f"{path} sets an option twice, nested and dotted; mend the file of --config"
+        )
     for key in values:
         if _kind_of(key, kinds) is None:
             raise ValueError(f"unknown key {key!r} in {path}{suggestion(key, kinds)}")

@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import types
 import typing
 from typing import Any
 
 import yaml
 
+from latent_prior.records import parse_yaml
 
-class _Loader(yaml.SafeLoader):
-    """Plain words as in YAML 1.2: `no` is text, 1e-4 a number, 010 not octal and 12:30 no time."""
-
-
-_Loader.yaml_implicit_resolvers = {"~": [("tag:yaml.org,2002:null", re.compile("~"))]}
-for _tag, _form, _first in (
-    ("null", "null|Null|NULL|", ["n", "N", ""]),
-    ("bool", "true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", "[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^({_form})$"), _first)
-
-
-def read_yaml(text: str) -> Any:
-    """One YAML document, as plain values.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-    """
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+LARGEST = 2**63 - 1
+LONGEST_WORD = 80  # characters of a value in a message
 
 
 def read_value(word: str, kind: Any) -> Any:
@@ -47,7 +24,7 @@ def read_value(word: str, kind: Any) -> Any:
     if any(part is str or part == list[str] for part in parts):
         return word
     try:
-        return read_yaml(word)
+        return parse_yaml(word)
     except yaml.YAMLError:
         return word
 
@@ -70,7 +47,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a flag's type; numbers must be finite, and a bool is not a number."""
+    """Whether a value is of a flag's type: numbers of 64 bits and finite; no bool for a number."""
     if kind is Any:
         return True
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -80,6 +57,8 @@ def fits(value: Any, kind: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if origin is list:
         return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
+    if type(value) is int and abs(value) > LARGEST:
+        return False
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     if kind is str:
@@ -104,7 +83,8 @@ def _word(value: Any) -> str:
     """A value as the user wrote it, more or less."""
     if isinstance(value, list):
         return " ".join(map(_word, value)) or "nothing"
-    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}..."
 
 
 def is_list(kind: Any) -> bool:

@@ -1,9 +1,8 @@
 from typing import Any, Literal
 
 import pytest
-import yaml
 
-from latent_prior.cli_values import convert, is_list, read_value, read_yaml
+from latent_prior.cli_values import convert, is_list, read_value
 
 
 def test_lists_are_recognised():
@@ -11,20 +10,6 @@ def test_lists_are_recognised():
     assert is_list(list[str] | None)
     assert not is_list(int | None)
     assert not is_list(Literal["list"])
-
-
-def test_yaml_is_read_without_the_surprises_of_its_version_1_1():
-    text = "{a: no, b: 1e-4, c: 010, d: 12:30, e: 2024-01-01, f: true, g: ~, h: -3, i: '5', j: 0}"
-    assert read_yaml(text) == {
-        "a": "no", "b": 1e-4, "c": 10.0, "d": "12:30", "e": "2024-01-01", "f": True, "g": None, "h": -3, "i": "5",
-        "j": 0,
-    }  # fmt: skip
-
-
-def test_yaml_makes_no_objects():
-    for text in ("!!python/object/apply:os.getcwd []", "!!python/name:os.system"):
-        with pytest.raises(yaml.YAMLError):
-            read_yaml(text)
 
 
 def test_a_word_is_read_by_the_type_of_its_flag():
@@ -52,7 +37,7 @@ def test_fitting_values_pass(value, kind):
     [
         (True, int), (1.0, int), ("1", int), (None, int), (True, float), (float("nan"), float), (float("inf"), float),
         (1, bool), ("no", bool), (True, str), (None, str), (1, list[int]), ([1.5], list[int]), ([None], list[int]),
-        (True, Literal[1, 3]), ("3", Literal[1, 3]), ("c", Literal["a", "b"]),
+        (2**70, int), (10**400, float), (True, Literal[1, 3]), ("3", Literal[1, 3]), ("c", Literal["a", "b"]),
     ],
 )  # fmt: skip
 def test_other_values_are_named(value, kind):

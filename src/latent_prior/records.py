@@ -1,0 +1,209 @@
+"""Records: the JSON, JSON lines and YAML files of the project, each checked against a schema.
+
+A schema is a type that msgspec knows: a `msgspec.Struct` in the module that owns the file, or
+`dict[str, Any]` for a file whose content is checked elsewhere. Whatever is wrong with a file, the
+error names the file, the place in it and the way out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from latent_prior.files import read_regular, whole_file
+
+T = TypeVar("T")
+RECORD_LIMIT, LINES_LIMIT, YAML_LIMIT = 16 << 20, 1 << 30, 1 << 20
+"""Most bytes of a JSON file, of a file of JSON lines and of a YAML document."""
+DEPTH = 32
+"""Most lists and mappings inside each other in a YAML document."""
+
+
+def read_record(path: Path, schema: type[T], way_out: str, *, limit: int = RECORD_LIMIT) -> T:
+    """Read a JSON file.
+
+    Args:
+        path: a regular file.
+        schema: type of its content.
+        way_out: what to do about a damaged file, for the message, such as `encode again`.
+        limit: most bytes.
+
+    Raises:
+        ValueError: naming the file, the place and the way out.
+    """
+    if not path.exists():
+        folder = path.parent
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        holds = ", ".join(names[:8]) or "nothing"
+        raise ValueError(f"{path} is missing; the folder holds: {holds}")
+    return parse_record(read_regular(path, limit), schema, str(path), way_out)
+
+
+def parse_record(content: bytes | str, schema: type[T], where: str, way_out: str) -> T:
+    """The value that JSON text holds; `where` names the text in messages.
+
+    Raises:
+        ValueError: naming `where`, the place and the way out.
+    """
+    try:
+        value = msgspec.json.decode(content, type=schema)
+        json.loads(content, object_pairs_hook=_unique)
+    except msgspec.ValidationError as error:
+        raise ValueError(_sentence(where, error, way_out)) from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is not valid: it is nested too deeply; {way_out}") from error
+    except ValueError as error:
+        raise ValueError(f"{where} is not valid JSON: {error}; {way_out}") from error
+    return value
+
+
+def read_lines(path: Path, schema: type[T], way_out: str) -> list[T]:
+    """Read a file of JSON lines; a last line without its end, left by a killed process, is skipped.
+
+    Raises:
+        ValueError: naming the file, the line and the way out.
+    """
+    lines = read_regular(path, LINES_LIMIT).split(b"\n")[:-1]
+    return [
+        parse_record(line, schema, f"{path}, line {number}", way_out)
+        for number, line in enumerate(lines, start=1)
+    ]
+
+
+def convert_record(value: object, schema: type[T], where: str, way_out: str) -> T:
+    """A plain value as its schema has it; `where` names the value in messages.
+
+    Raises:
+        ValueError: naming `where`, the place and the way out.
+    """
+    try:
+        return msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        raise ValueError(_sentence(where, error, way_out)) from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is not valid: it is nested too deeply; {way_out}") from error
+
+
+def write_record(path: Path, value: object) -> None:
+    """Write a JSON file, whole or not at all; numbers that are not finite become null.
+
+    Raises:
+        ValueError: a text in it is not Unicode, such as the name of a file that is not UTF-8.
+    """
+    content = record_text(value, str(path))
+    with whole_file(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def record_text(value: object, where: str) -> str:
+    """A value as indented JSON text; `where` names it in messages.
+
+    Raises:
+        ValueError: a text in it is not Unicode.
+    """
+    try:
+        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} cannot hold {error.object!r}: it is not Unicode text") from error
+
+
+def read_yaml(path: Path, way_out: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ValueError: naming the file, what is wrong and the way out.
+    """
+    try:
+        values = parse_yaml(read_regular(path, YAML_LIMIT).decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise ValueError(f"{path} is not YAML: {place}; {way_out}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a mapping of names to values; {way_out}")
+    return values
+
+
+def parse_yaml(text: str) -> Any:
+    """One YAML document, as plain values; aliases and tags are refused.
+
+    Plain words are read as in YAML 1.2: `no` is text, 1e-4 a number, 010 not octal and 12:30 no
+    time. The events of the parser are read one by one, so that hostile text is refused at once.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML, is nested too deeply, or has a mapping with a key that
+            is no text or stands there twice.
+    """
+    events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    next(events)  # the stream's start
+    if isinstance(next(events), yaml.StreamEndEvent):
+        return None
+    value = _value(next(events), events, DEPTH)
+    next(events)  # the document's end
+    if not isinstance(next(events), yaml.StreamEndEvent):
+        raise yaml.YAMLError("there is more than one document")
+    return value
+
+
+def _value(event: Any, events: Iterator[Any], depth: int) -> Any:
+    """The value that begins with an event."""
+    if isinstance(event, yaml.AliasEvent) or event.anchor:
+        raise yaml.YAMLError(f"anchors and aliases are not read {event.start_mark}")
+    if event.tag:
+        raise yaml.YAMLError(f"tags such as {event.tag[:40]!r} are not read {event.start_mark}")
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event.value) if event.implicit[0] else event.value
+    if not depth:
+        raise yaml.YAMLError(f"there are more than {DEPTH} levels {event.start_mark}")
+    if isinstance(event, yaml.SequenceStartEvent):
+        items = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            items.append(_value(event, events, depth - 1))
+        return items
+    values: dict[str, Any] = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        if not isinstance(event, yaml.ScalarEvent):
+            raise yaml.YAMLError(f"a key is no text {event.start_mark}")
+        if event.value in values:
+            raise yaml.YAMLError(f"{event.value[:40]!r} stands there twice {event.start_mark}")
+        values[event.value] = _value(next(events), events, depth - 1)
+    return values
+
+
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER = re.compile("[-+]?(0|[1-9][0-9]{0,999})")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+def _scalar(word: str) -> Any:
+    """A plain word as YAML 1.2 reads it; a number too large is infinite."""
+    if word in _WORDS:
+        return _WORDS[word]
+    if _INTEGER.fullmatch(word):
+        return int(word)
+    return float(word) if _FLOAT.fullmatch(word) else word
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(name for name, after in itertools.pairwise(names) if name == after)
+        raise ValueError(f"{twice[:40]!r} stands there twice")
+    return values
+
+
+def _sentence(where: str, error: msgspec.ValidationError, way_out: str) -> str:
+    """The message of msgspec with the place first."""
+    message, _, place = str(error).replace("`", "").partition(" - at ")
+    return f"{where}: {place or '$'}: {message}; {way_out}"
