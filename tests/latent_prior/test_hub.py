@@ -109,10 +109,11 @@ def hub(hub_double, tmp_path_factory):
 def test_what_is_pushed_are_safetensors_and_json_only(hub):
     model = hub.repos["models", "tester/vqvae"]
     pipeline = hub.repos["models", "tester/pipeline"]
-    assert set(model) - {"README.md"} == {"config.json", "model.safetensors", "code_spec.json"}
-    assert set(pipeline) - {"README.md"} == {"pipeline.json"} | {
-        f"autoencoder/{name}" for name in ("config.json", "model.safetensors", "code_spec.json")
-    }
+    files = {"config.json", "model.safetensors", "code_spec.json", "manifest.json"}
+    assert set(model) - {"README.md"} == files
+    assert set(pipeline) - {"README.md"} == {
+        "pipeline.json", "manifest.json", *(f"autoencoder/{name}" for name in files),
+    }  # fmt: skip
     assert model["model.safetensors"] == pipeline["autoencoder/model.safetensors"]
 
 
