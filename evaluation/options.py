@@ -67,6 +67,7 @@ class ReferenceOptions(ComputeOptions, ReadOptions):
             image_size=self.image_size,
             channels=self.channels or 3,
             on_corrupt=self.on_corrupt,
+            max_pixels=self.max_pixels,
             cache_mb=0,
         )
 

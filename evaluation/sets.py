@@ -14,20 +14,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from latent_prior.data.fingerprints import files_fingerprint
-from latent_prior.data.image_files import UNREADABLE
-from latent_prior.data.image_folders import IMAGE_SUFFIXES, files_below
+from latent_prior.data.image_files import FILE_LIMIT, shown_size
 from latent_prior.data.images import ImageSet, open_images
+from latent_prior.data.listing import GENERATION_FILE, LABELS_FILE, files_below, images_among
 from latent_prior.data.sources import ImageTable
 from latent_prior.evaluation.options import REFERENCE, Candidate, ScoreOptions
+from latent_prior.files import open_regular, read_regular
 from latent_prior.machine import in_threads
 from latent_prior.options import ImageOptions
 
 ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
-# Written by this project's generators: sampler settings, costs, and the class of each file.
-GENERATION_FILE, ABOUT_FILE, LABELS_FILE = "generation.json", "about.json", "labels.csv"
+ABOUT_FILE = "about.json"  # a generator's costs
 NAMES_SHOWN = 10  # of the classes, in a message
 
 
@@ -175,17 +174,6 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     )
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Image files in `folder` and below, sorted, without the overview grids of our generators."""
-    generated = any((folder / name).is_file() for name in (GENERATION_FILE, LABELS_FILE))
-    return [
-        path
-        for path in files_below(folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not (generated and path.parent == folder and path.name.startswith("grid"))
-    ]
-
-
 def choose(available: int, wanted: int | None, seed: int, where: str) -> NDArray[np.int64]:
     """Ascending indices of the images that take part: all, or `wanted` of them chosen at random.
 
@@ -230,7 +218,7 @@ def _scored_split(
 
 def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
     """Every image in `folder` and its sub-folders."""
-    files = image_files(folder)
+    files = images_among(files_below(folder))
     if not files:
         packed = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in ARCHIVES)
         raise ValueError(
@@ -238,7 +226,7 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
         )
     _check_nesting(folder, files, flag)
     table = ImageTable(
-        read=lambda row: files[row].read_bytes(),
+        read=lambda row: read_regular(files[row], FILE_LIMIT),
         name_of=lambda row: str(files[row]),
         size=len(files),
         labels=None,
@@ -280,9 +268,9 @@ def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwi
 
     def size(row: int) -> tuple[int, int]:
         try:
-            with Image.open(images.table.name_of(row)) as opened:
-                return opened.size
-        except UNREADABLE:
+            with open_regular(Path(images.table.name_of(row)), FILE_LIMIT) as file:
+                return shown_size(file, images.options.max_pixels)
+        except ValueError:
             height, width = images.decode_row(row).shape[:2]  # raises what is wrong with it
             return width, height
 

@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.cli import command_line
+from latent_prior.data.image_files import FILE_LIMIT, read_image
 from latent_prior.data.images import grid, save_png, to_uint8
-from latent_prior.files import check_output_dir, whole_file, write_json
+from latent_prior.data.listing import GENERATION_FILE, GRID_FILE, LABELS_FILE
+from latent_prior.files import check_output_dir, read_regular, whole_file, write_json
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.pipeline import Pipeline, label_number
 from latent_prior.processes import share
 from latent_prior.seeds import generator
 
-SETTINGS_FILE, ABOUT_FILE = "generation.json", "about.json"
+ABOUT_FILE = "about.json"
 GRID_IMAGES, GRID_COLUMNS = 100, 10
 
 
@@ -58,13 +59,13 @@ def fill_folder(
     """
     main_process = accelerator.is_main_process
     if main_process:
-        stored = check_output_dir(folder, SETTINGS_FILE, settings, "images")
+        stored = check_output_dir(folder, GENERATION_FILE, settings, "images")
         if stored is not None and image_path(folder, len(labels)).exists():
             raise ValueError(
                 f"--output_dir {folder} holds more than --num_images {len(labels)} images: "
                 "choose another folder"
             )
-        write_json(folder / SETTINGS_FILE, settings)
+        write_json(folder / GENERATION_FILE, settings)
     accelerator.wait_for_everyone()
     batches = share(len(labels), batch_size, accelerator)
     seconds, count = 0.0, 0
@@ -82,14 +83,14 @@ def fill_folder(
     if main_process:
         seconds, count = sums.tolist()
         names = [image_path(folder, number).name for number in range(len(labels))]
-        write_labels(folder / "labels.csv", names, labels, class_names)
+        write_labels(folder / LABELS_FILE, names, labels, class_names)
         first = read_images([folder / name for name in names[:GRID_IMAGES]])
-        save_png(grid(first, GRID_COLUMNS), folder / "grid.png")
+        save_png(grid(first, GRID_COLUMNS), folder / GRID_FILE)
         if count or not (folder / ABOUT_FILE).exists():
             seconds_per_image = seconds / count if count == len(labels) else None
             about = cost(models, seconds_per_image) | {"command": command_line()}
             write_json(folder / ABOUT_FILE, about)
-        print(f"images: {folder}, overview: {folder / 'grid.png'}")
+        print(f"images: {folder}, overview: {folder / GRID_FILE}")
     accelerator.wait_for_everyone()
 
 
@@ -173,7 +174,23 @@ def write_labels(
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:
-    """Image files of one size and mode, as uint8 (N, C, H, W)."""
-    from torchvision.transforms.functional import pil_to_tensor  # takes three seconds to import
+    """Image files of one size and mode, as uint8 (N, C, H, W).
 
-    return torch.stack([pil_to_tensor(Image.open(path)) for path in paths])
+    Raises:
+        ValueError: an image cannot be read, or differs from the first in size or channels.
+    """
+    images = []
+    for path in paths:
+        try:
+            array = read_image(read_regular(path, FILE_LIMIT), None, None)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read as an image ({error}); delete it and repeat the command"
+            ) from error
+        images.append(torch.from_numpy(array.copy()).permute(2, 0, 1))
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"{path} has shape {tuple(images[-1].shape)}, {paths[0]} {tuple(images[0].shape)}: "
+                "delete the wrong one and repeat the command"
+            )
+    return torch.stack(images)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from latent_prior.data.codes import fit_images
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_uint8
+from latent_prior.data.listing import GRID_FILE, LABELS_FILE, LATENTS_FILE
 from latent_prior.files import check_output_dir, write_json
 from latent_prior.folders import whole_folder
 from latent_prior.options import changeable
@@ -36,7 +37,6 @@ from latent_prior.pipelines.sheets import MAKERS, Sheet, read, row_names
 from latent_prior.processes import share, start_processes
 from latent_prior.stage1_autoencoders import load_autoencoder
 
-SETTINGS_FILE = "latents.json"
 GRID_IMAGES, GRID_COLUMNS = 50, 10
 
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = resolved_settings(pipe, options)
     folder = Path(options.output_dir)
     main_process = accelerator.is_main_process
-    stored = check_output_dir(folder, SETTINGS_FILE, settings, "images") if main_process else None
+    stored = check_output_dir(folder, LATENTS_FILE, settings, "images") if main_process else None
     if options.operation == "reconstruct":
         reconstruct(pipe, images, positions, options, settings, accelerator)
     elif main_process and stored is None:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_sheet(folder, sheet, settings)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        print(f"images: {folder}, overview: {folder / 'grid.png'}")
+        print(f"images: {folder}, overview: {folder / GRID_FILE}")
 
 
 def open_pipeline(options: LatentOptions) -> Pipeline:
@@ -119,7 +119,7 @@ def reconstruct(
     """Write one file per image, named by its row; files that exist are kept."""
     folder, main_process = Path(options.output_dir), accelerator.is_main_process
     if main_process:
-        write_json(folder / SETTINGS_FILE, settings)
+        write_json(folder / LATENTS_FILE, settings)
     accelerator.wait_for_everyone()
     batches = share(len(positions), options.batch_size, accelerator)
     for part in tqdm(batches, desc="reconstructing", unit="batch", disable=not main_process):
@@ -133,8 +133,8 @@ def reconstruct(
     if main_process:
         names = [f"{name}.png" for name in row_names(images, positions)]
         numbers = [-1] * len(names) if images.labels is None else images.labels[positions].tolist()
-        write_labels(folder / "labels.csv", names, numbers, images.class_names)
-        save_png(original_and_reconstruction(images, positions[:GRID_IMAGES], folder), folder / "grid.png")  # fmt: skip
+        write_labels(folder / LABELS_FILE, names, numbers, images.class_names)
+        save_png(original_and_reconstruction(images, positions[:GRID_IMAGES], folder), folder / GRID_FILE)  # fmt: skip
 
 
 def original_and_reconstruction(images: ImageSet, positions: list[int], folder: Path) -> Tensor:
@@ -154,9 +154,9 @@ def write_sheet(folder: Path, sheet: Sheet, settings: dict[str, Any]) -> None:
         for row, pictures in zip(sheet.rows, sheet.pictures, strict=True):
             for column, picture in zip(sheet.columns, pictures, strict=True):
                 save_png(picture, temporary / f"{row}_{column}.png")
-        save_png(grid(sheet.pictures.flatten(0, 1), len(sheet.columns)), temporary / "grid.png")
+        save_png(grid(sheet.pictures.flatten(0, 1), len(sheet.columns)), temporary / GRID_FILE)
         content = settings | {"rows": sheet.rows, "columns": sheet.columns}
-        write_json(temporary / SETTINGS_FILE, content)
+        write_json(temporary / LATENTS_FILE, content)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -39,8 +39,9 @@ def whole_file(final: Path) -> Iterator[Path]:
         raise
 
 
-def read_regular(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most `limit` bytes; never waits for a FIFO or a device.
+@contextmanager
+def open_regular(path: Path, limit: int) -> Iterator[IO[bytes]]:
+    """Open a regular file of at most `limit` bytes; never waits for a FIFO or a device.
 
     Raises:
         ValueError: there is no such file, it is none, it is too large, or it cannot be read.
@@ -56,11 +57,21 @@ def read_regular(path: Path, limit: int) -> bytes:
                     f"{path} has {status.st_size:,} bytes; at most {limit:,} are read; replace it"
                 )
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(status.st_size)
+                yield file
         finally:
             os.close(descriptor)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a regular file; see `open_regular`.
+
+    Raises:
+        ValueError: there is no such file, it is none, it is too large, or it cannot be read.
+    """
+    with open_regular(path, limit) as file:
+        return file.read(os.fstat(file.fileno()).st_size)  # files of /proc claim 0 bytes
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

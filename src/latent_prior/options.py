@@ -14,6 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
+MAX_PIXELS = 50 * 2**20
+"""Default of the largest number of pixels of an image."""
+
 
 class Range(NamedTuple):
     """The numbers an option takes; for a list, each of its items. None leaves an end open."""
@@ -155,6 +158,9 @@ class ReadOptions(Options):
     """1 (grey) or 3 (RGB); null uses those of the first image. Transparency is laid over white."""
     on_corrupt: Literal["error", "skip"] = "error"
     """Unreadable images: `error` ends the program with their name, `skip` leaves them out."""
+    max_pixels: int = option(MAX_PIXELS, at_least=1, at_most=178_956_970, may_change=True)
+    """Pixels (height x width) above which an image counts as unreadable: a small file can fill the
+    memory. Decoding takes up to 20 bytes per pixel."""
 
 
 @dataclass(kw_only=True)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latent_prior.data.listing import files_below, images_among
 from latent_prior.evaluation.options import Candidate, ScoreOptions
 from latent_prior.evaluation.sets import (
     choose,
-    image_files,
     open_candidate,
     open_reference,
 )
@@ -33,18 +33,9 @@ def test_every_format_in_every_sub_folder_counts(tmp_path):
         save(tmp_path, name)
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".hidden.png").write_bytes(b"")
-    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == sorted(names)
-
-
-def test_only_the_overview_of_our_own_generators_is_left_out(tmp_path):
-    for name in ("grid.png", "grid_small.png", "0/grid.png", "0/1.png"):
-        save(tmp_path, name)
-    assert len(image_files(tmp_path)) == 4
-    (tmp_path / "generation.json").write_text("{}")
-    assert [str(path.relative_to(tmp_path)) for path in image_files(tmp_path)] == [
-        "0/1.png",
-        "0/grid.png",
-    ]
+    assert [
+        str(path.relative_to(tmp_path)) for path in images_among(files_below(tmp_path))
+    ] == sorted(names)
 
 
 def test_pixels_arrive_unchanged_and_grey_becomes_rgb(tmp_path):
@@ -114,6 +105,19 @@ def refused(folder, **values):
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def test_sizes_are_compared_as_a_viewer_shows_them(tmp_path):
+    """A camera held upright stores the same size and says that it was turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "0.jpg")
+    Image.new("RGB", (4, 6)).save(tmp_path / "1.jpg", exif=exif)
+    scored = open_candidate(Candidate("a", str(tmp_path), None), options())
+    assert [image.shape for image in scored.arrays(range(2))] == [(4, 6, 3)] * 2
+    Image.new("RGB", (6, 4)).save(tmp_path / "1.jpg", exif=exif)
+    with pytest.raises(ValueError, match=r"0\.jpg has 6 x 4 pixels and .*1\.jpg 4 x 6, so"):
+        open_candidate(Candidate("a", str(tmp_path), None), options())
 
 
 def test_two_sizes_in_one_folder_are_refused_unless_one_is_asked_for(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from latent_prior.data.images import save_png
 from latent_prior.pipelines.image_folder import (
     ABOUT_FILE,
     classes_in_turn,
@@ -57,6 +58,16 @@ def test_only_what_is_missing_is_drawn_and_timed_only_as_a_whole(fill):
     assert fill([0, 1, 0, 1, 0])[1] == [3, 4]
     with pytest.raises(ValueError, match="more than --num_images 3"):
         fill([0, 1, 0])
+
+
+def test_a_damaged_image_of_an_earlier_call_is_told(fill):
+    folder, _ = fill([0, 1])
+    image_path(folder, 1).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"000001\.png cannot be read .*delete it and repeat"):
+        fill([0, 1])
+    save_png(torch.zeros(1, 5, 4, dtype=torch.uint8), image_path(folder, 1))
+    with pytest.raises(ValueError, match=r"000001\.png has shape \(1, 5, 4\).* and repeat"):
+        fill([0, 1])
 
 
 def test_costs_are_summed_over_the_models(parts):

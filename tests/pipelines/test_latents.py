@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from latent_prior.data.images import open_images, to_uint8
-from latent_prior.evaluation.sets import image_files
+from latent_prior.data.listing import files_below, images_among
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline, directions, latents, operations, sheets
 from latent_prior.pipelines.options import LatentOptions
@@ -215,7 +215,9 @@ def test_reconstructions_have_the_names_of_their_rows(make, source, pipeline_fol
     with (folder / "labels.csv").open(newline="") as file:
         rows = [(row["file"], row["class"]) for row in csv.DictReader(file)]
     assert rows == list(zip(names, ("apple", "apple", "car"), strict=True))
-    assert [path.name for path in image_files(folder)] == sorted(names)  # what is scored
+    assert [path.name for path in images_among(files_below(folder))] == sorted(
+        names
+    )  # what is scored
 
 
 def test_all_images_are_reconstructed_and_some_are_shown(make, monkeypatch):
@@ -223,7 +225,7 @@ def test_all_images_are_reconstructed_and_some_are_shown(make, monkeypatch):
     folder = make("reconstruct", batch_size=7)
     assert len(list(folder.glob("0*.png"))) == 40
     assert pixels(folder / "grid.png").shape == (4 * 17 + 1, 10 * 17 + 1, 3)
-    labels = [path.parent.name for path in image_files(folder)]
+    labels = [path.parent.name for path in images_among(files_below(folder))]
     assert len(labels) == 40
 
 

@@ -7,30 +7,18 @@ folder names count.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from latent_prior.data.listing import images_among
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IMAGE_SUFFIXES = frozenset((
-    ".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
-    ".ppm", ".tga", ".tif", ".tiff", ".webp",
-))  # fmt: skip
 SPLIT_NAMES = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Files in a folder and its sub-folders, sorted, without hidden ones; follows links."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
 
 
 def image_splits(folder: Path, files: list[Path]) -> dict[str, Dataset]:
@@ -39,7 +27,7 @@ def image_splits(folder: Path, files: list[Path]) -> dict[str, Dataset]:
     If every sub-folder is named like a split (train, validation, test), it is one; otherwise all
     images are `train`. If all images lie in sub-folders of the same depth, these are the classes.
     """
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = images_among(files)
     places = [path.relative_to(folder).parts for path in images]
     top = [SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 1 else None for parts in places]
     names = ["train" if None in top else name for name in top]

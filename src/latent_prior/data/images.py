@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from latent_prior.data.fingerprints import fingerprint_of
-from latent_prior.data.image_files import UNREADABLE, decode_image, resize_and_crop
+from latent_prior.data.image_files import UNREADABLE, read_image, shown_size
 from latent_prior.data.sources import ImageTable, open_source
 from latent_prior.files import whole_file
 from latent_prior.machine import in_threads, is_main_process, thread_pool
@@ -208,8 +208,7 @@ def square_size(images: ImageSet) -> int:
     def check(index: int) -> None:
         row = int(images.source_index[index])
         try:
-            with Image.open(io.BytesIO(images.table.read(row))) as opened:  # reads the header only
-                size = opened.size
+            size = shown_size(io.BytesIO(images.table.read(row)), images.options.max_pixels)
         except UNREADABLE as error:
             raise _unreadable(images.table.name_of(row), error) from error
         if size != (height, width):
@@ -237,12 +236,14 @@ def stream_images(
     rows = open_source(options).stream(split, shuffle_seed=shuffle_seed)
     for number, (read, name, label) in itertools.islice(enumerate(rows), start, None):
         try:
-            array = decode_image(read(), options.channels)
+            array = read_image(
+                read(), options.channels, options.resize or options.image_size, options.max_pixels
+            )
         except UNREADABLE as error:
             if options.on_corrupt == "skip":
                 continue
             raise _unreadable(name, error) from error
-        yield number, resize_and_crop(array, options.resize or options.image_size), label
+        yield number, array, label
 
 
 def stream_fingerprint(options: ImageOptions, split: str) -> str:
@@ -258,12 +259,11 @@ def _decode_row(
     table: ImageTable, row: int, options: ImageOptions, channels: Literal[1, 3] | None
 ) -> NDArray[np.uint8]:
     """One image as uint8 (H, W, C), resized and cropped if the options set a size."""
+    side = options.resize or options.image_size
     try:
-        array = decode_image(table.read(row), channels)
+        return read_image(table.read(row), channels, side, options.max_pixels)
     except UNREADABLE as error:
         raise _unreadable(table.name_of(row), error) from error
-    side = options.resize or options.image_size
-    return array if side is None else resize_and_crop(array, side)
 
 
 def _unreadable(name: str, error: BaseException) -> ValueError:

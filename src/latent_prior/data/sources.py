@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import glob
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,11 @@ import numpy as np
 from PIL import Image
 
 from latent_prior.data.fingerprints import files_fingerprint, fingerprint_of
-from latent_prior.data.image_folders import files_below, image_splits
+from latent_prior.data.image_files import FILE_LIMIT
+from latent_prior.data.image_folders import image_splits
+from latent_prior.data.listing import files_below
 from latent_prior.data.mnist5k import digits
+from latent_prior.files import read_regular
 from latent_prior.options import ImageOptions
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 
 TABLES = frozenset((".parquet", ".arrow"))
+LONGEST_PATH = 4096  # characters of a path that a table names
 StreamedImage = tuple[Callable[[], bytes], str, int]
 """Reader of the encoded image, its name in messages, its label or -1."""
 
@@ -156,13 +161,16 @@ class _DatasetsSource(ImageSource):
             return images[row][options.image_column]
 
         def name_of(row: int) -> str:
-            return _cell_name(cell(row), f"row {row} of split {split} of {options.dataset}")
+            return _cell_name(
+                cell(row), f"row {row} of split {split} of {options.dataset}", folders
+            )
 
         def contents() -> str:
             return _contents(options, images)
 
+        folders = _own_folders(options.dataset)
         return ImageTable(
-            lambda row: _content(cell(row)), name_of, len(rows), labels, names, contents
+            lambda row: _content(cell(row), folders), name_of, len(rows), labels, names, contents
         )
 
     def stream_fingerprint(self, split: str) -> str:
@@ -179,10 +187,11 @@ class _DatasetsSource(ImageSource):
         rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
         if shuffle_seed is not None:
             rows = rows.shuffle(seed=shuffle_seed % 2**32, buffer_size=10_000)
+        folders = _own_folders(options.dataset)
         for number, row in enumerate(rows):
             cell, label = row[options.image_column], row.get(options.label_column or "label")
-            name = _cell_name(cell, f"row {number} of the stream of {options.dataset}")
-            yield partial(_content, cell), name, label if isinstance(label, int) else -1
+            name = _cell_name(cell, f"row {number} of the stream of {options.dataset}", folders)
+            yield partial(_content, cell, folders), name, label if isinstance(label, int) else -1
 
     def _splits(self, *, streaming: bool = False) -> dict[str, Any]:
         """Every split, opened but not read."""
@@ -227,6 +236,9 @@ def _open_folder(path: Path, streaming: bool) -> Any:
     files = [] if saved else files_below(path)
     suffixes = {file.suffix for file in files}
     kind = next((kind for kind in ("parquet", "arrow") if f".{kind}" in suffixes), None)
+    for file in files:
+        if file.suffix == f".{kind}" and not file.is_file():  # a FIFO would be waited for
+            raise ValueError(f"--dataset {path}: {file} is no regular file; remove or replace it")
     try:
         if saved:
             return datasets.load_from_disk(str(path))
@@ -332,16 +344,46 @@ def _labels(
     return np.searchsorted(names, values[split]), tuple(str(name) for name in names)
 
 
-def _cell_name(cell: dict[str, Any] | None, otherwise: str) -> str:
-    """The path of an image file; `otherwise` for an image stored in the table."""
-    return cell["path"] if cell and cell["path"] and cell["bytes"] is None else otherwise
+def _own_folders(dataset: str) -> list[str]:
+    """The folders that a table may name files of: its own, or the caches of the hub."""
+    import datasets
+    import huggingface_hub
+
+    if Path(dataset).is_dir():
+        return [os.path.abspath(dataset)]
+    caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    return [os.path.abspath(cache) for cache in caches]
 
 
-def _content(cell: dict[str, Any] | None) -> bytes:
+def _own_file(path: str, folders: list[str]) -> Path | None:
+    """A path that a cell names, from here or from the data set's folder; None if it leads away."""
+    if len(path) > LONGEST_PATH:
+        return None
+    for candidate in (path, *(os.path.join(folder, path) for folder in folders)):
+        absolute = Path(os.path.abspath(candidate))
+        if any(absolute.is_relative_to(folder) for folder in folders):
+            return absolute
+    return None
+
+
+def _cell_name(cell: dict[str, Any] | None, otherwise: str, folders: list[str]) -> str:
+    """The path of an image file that is there; `otherwise` for an image stored in the table."""
+    if not cell or cell["bytes"] is not None or not cell["path"]:
+        return otherwise
+    path = _own_file(cell["path"], folders)
+    return str(cell["path"]) if path is not None and os.path.lexists(path) else otherwise
+
+
+def _content(cell: dict[str, Any] | None, folders: list[str]) -> bytes:
     """The encoded image, from the table or from the file it points to."""
     if not cell or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("the cell is empty")
-    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    if cell["bytes"] is not None:
+        return bytes(cell["bytes"])
+    path = _own_file(cell["path"], folders)
+    if path is None:
+        raise ValueError(f"it names {cell['path'][:200]}, a file outside of the data set's folder")
+    return read_regular(path, FILE_LIMIT)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 import pytest
 
-from latent_prior.data.image_folders import files_below, image_splits
+from latent_prior.data.image_folders import image_splits
+from latent_prior.data.listing import files_below
 from tests.latent_prior.samples import encoded, pixels, write
 
 
@@ -77,10 +78,3 @@ def test_endings_may_be_upper_case_and_other_files_are_passed_over(tmp_path):
 def test_brackets_stars_and_umlauts_in_names_are_plain_characters(tmp_path):
     root = tmp_path / "a[1] *ü"
     assert splits(root, "b ?.png")["train"][0] == ["b ?.png"]
-
-
-def test_linked_folders_are_followed(tmp_path):
-    write(tmp_path / "elsewhere" / "0.png", b"")
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "a").symlink_to(tmp_path / "elsewhere")
-    assert len(files_below(tmp_path / "here")) == 1

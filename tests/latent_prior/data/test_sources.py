@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 from itertools import islice
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latent_prior.data.images import open_images
 from latent_prior.data.sources import open_source
 from latent_prior.options import ImageOptions
 from tests.latent_prior.samples import CLASSES, encoded, pixels, write
@@ -197,3 +199,42 @@ def test_a_stream_refuses_missing_columns_and_splits(folder, options):
         next(open_source(options(folder, image_column="nope")).stream("train", shuffle_seed=None))
     with pytest.raises(ValueError, match="has no split 'test'"):
         next(open_source(options(folder)).stream("test", shuffle_seed=None))
+
+
+def test_a_table_that_is_no_regular_file_is_told(tmp_path, options):
+    (tmp_path / "p").mkdir()
+    os.mkfifo(tmp_path / "p" / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet is no regular file"):
+        open_source(options(tmp_path / "p")).table("train")
+
+
+@pytest.mark.parametrize("cell", ["0.png", "./deeper/../0.png", "absolute"])
+def test_cells_may_name_files_of_their_folder(tmp_path, options, cell):
+    path = tmp_path / "data"
+    named = write(path / "0.png", encoded(pixels(7)))
+    columns = {"image": [{"bytes": None, "path": str(named) if cell == "absolute" else cell}]}
+    datasets.Dataset.from_dict(columns).to_parquet(path / "train.parquet")
+    table = open_source(options(path)).table("train")
+    assert table.read(0) == encoded(pixels(7))
+    (read, *_), *_ = open_source(options(path)).stream("train", shuffle_seed=None)
+    assert read() == encoded(pixels(7))
+
+
+@pytest.mark.parametrize(
+    "cell", ["/etc/passwd", "/dev/zero", "../outside.png", "fifo.png", "https://a.invalid/x.png", "a\0b",
+             "x" * 10_000, "missing.png"],
+)  # fmt: skip
+def test_cells_that_name_anything_else_are_unreadable_images(tmp_path, options, cell):
+    path = tmp_path / "data"
+    path.mkdir()
+    write(tmp_path / "outside.png", encoded(pixels(7)))
+    os.mkfifo(path / "fifo.png")
+    columns = {
+        "image": [{"bytes": encoded(pixels(0)), "path": None}, {"bytes": None, "path": cell}]
+    }
+    datasets.Dataset.from_dict(columns).to_parquet(path / "train.parquet")
+    with pytest.raises(ValueError, match=r"cannot be read as an image .*skip") as error:
+        open_images(options(path, image_size=8), "train")
+    assert len(str(error.value)) < 600
+    assert cell[:5] in str(error.value) or "\0" in cell
+    assert len(open_images(options(path, image_size=8, on_corrupt="skip"), "train")) == 1
