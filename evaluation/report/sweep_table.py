@@ -14,6 +14,11 @@ from latent_prior.evaluation.options import SWEPT
 from latent_prior.markdown import markdown_table
 
 CELL = 0.9  # inches
+MEASURES = {
+    "sliced_wasserstein": "the sliced Wasserstein distance (SWD)",
+    "kid": "the kernel distance (KID)",
+    "distance": "the Frechet distance",
+}
 DARK = 0.6  # share of the colour scale from which text on it is white
 
 
@@ -43,16 +48,17 @@ def markdown(
         f"{protocol['num_images']:,} images per row, all from the same random numbers (seed {protocol['seed']}), "
         f"against {protocol['reference']}; features: {protocol['features']} ({protocol['resizer']})."
     )
-    if column != "kid" and fid.rank_deficient(
+    if protocol["minimise"] == "distance" and fid.rank_deficient(
         protocol["num_images"], protocol["feature_dimension"]
     ):
         text += (
             f" With no more images than features ({protocol['feature_dimension']:,}) much of each distance reflects "
-            "the sample size: compare rows with each other only."
+            "the sample size, and it is lowest for samples with less variety than the reference: choose by "
+            "another measure (`--minimise`)."
         )
     chosen = ", ".join(f"{name} {full['settings'][name]}" for name in names)
     text += (
-        f"\n\nChosen: {chosen}. With {full['num_images']:,} images: {title} {_number(full, column)}. "
+        f"\n\nChosen by {MEASURES[protocol['minimise']]}: {chosen}. With {full['num_images']:,} images: {title} {_number(full, column)}. "
         "The settings were selected on this reference: report their scores against another split."
     )
     return "\n".join(lines) + f"\n\n{text}\n"

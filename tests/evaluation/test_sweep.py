@@ -1,16 +1,21 @@
 """The search for sampler settings: what is measured, what is chosen, what is refused."""
 
 import csv
+import dataclasses
 import json
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from latent_prior.cli import parse_config
 from latent_prior.evaluation import score, sweep
+from latent_prior.evaluation.measures import fid
+from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.options import ScoreOptions
 from latent_prior.pipelines import Pipeline, describe, generate
 
@@ -40,7 +45,7 @@ def test_the_best_settings_of_all_combinations_become_the_default(call, flags, f
     found = read(flags)
     tried = [tuple(row["settings"][name] for name in GRID) for row in found["rows"]]
     assert sorted(tried) == sorted((g, t, k) for g in (1, 2) for t in (0.5, 1) for k in (0, 3))
-    lowest = min(found["rows"], key=lambda row: row["fd_custom"])
+    lowest = min(found["rows"], key=lambda row: row["sliced_wasserstein"])
     assert found["best"]["settings"] == lowest["settings"]
     after = json.loads((folder / "pipeline.json").read_text())
     assert after["sampler"] == {**before["sampler"], **lowest["settings"]}
@@ -61,7 +66,7 @@ def test_the_split_it_is_chosen_on_is_the_training_split(call, flags):
 
 
 def test_images_and_scores_are_those_of_generate_and_score(call, flags, folder, tmp_path):
-    call(sweep, **flags, temperature=[0.5, 1])
+    call(sweep, **flags, temperature=[0.5, 1], minimise="distance")
     best = read(flags)["best"]
     call(
         generate, pipeline=folder, num_images=12, output_dir=tmp_path / "again",
@@ -172,7 +177,38 @@ def test_two_processes_find_what_one_finds(two_processes, call, flags, folder, t
     call(sweep, **flags, **GRID)
     for one, other in zip(read(flags)["rows"], read(two)["rows"], strict=True):
         assert one["settings"] == other["settings"]
-        assert one["fd_custom"] == pytest.approx(other["fd_custom"], rel=1e-5)
+        assert one["sliced_wasserstein"] == pytest.approx(other["sliced_wasserstein"], rel=1e-5)
+
+
+@pytest.mark.parametrize("minimise", [None, "distance"])
+def test_few_images_do_not_favour_samplers_without_variety(minimise, tmp_path):
+    """Samplers of Gaussian features with the right mean; only a deviation of 1 is right."""
+    given = {} if minimise is None else {"minimise": minimise}
+    options = sweep.SweepOptions(pipeline="x", output_dir=str(tmp_path), top_k=[0], **given)
+    network = SimpleNamespace(column="fd_custom", title="FD-custom")
+    deviations, chosen = np.arange(5, 15) / 10, []
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        scales = np.arange(1, 257) ** -0.25
+        reference = 0.3 + random.standard_normal((1000, 256)) * scales
+        samples = random.standard_normal((41, 256)) * scales  # 0.16 images for each feature
+        statistics = ReferenceStatistics(fid.statistics(reference), reference, 1000, "x", "x")
+        objective = sweep.Objective(network, statistics, options, None)
+        scores = [objective(0.3 + each * samples)[objective.column] for each in deviations]
+        chosen.append(deviations[np.argmin(scores)])
+    if minimise == "distance":
+        assert max(chosen) < 0.7
+    else:
+        assert 0.9 < np.mean(chosen) < 1.1
+        assert 0.8 < min(chosen) <= max(chosen) < 1.2
+
+
+def test_the_table_and_the_protocol_say_what_chose(call, flags):
+    call(sweep, **flags, temperature=[0.5, 1])
+    assert read(flags)["protocol"]["minimise"] == "sliced_wasserstein"
+    table = (flags["output_dir"] / "sweep.md").read_text()
+    assert "| temperature | top_k | top_p | SWD ↓ |" in table
+    assert "Chosen by the sliced Wasserstein distance (SWD): " in table
 
 
 def test_kid_can_be_what_is_minimised(call, flags):
@@ -208,6 +244,18 @@ def test_a_vae_without_a_prior_has_a_temperature(call, parts, flags, folder):
 )
 def test_wrong_input_is_one_sentence(refused, flags, wrong, culprit):
     assert culprit in refused(sweep, **{**flags, **wrong})
+
+
+def test_statistics_alone_are_refused_with_the_way_out(refused, call, flags, monkeypatch):
+    def published(*args):
+        return dataclasses.replace(load_reference(*args), features=None)
+
+    load_reference = sweep.load_reference
+    call(sweep, **flags, temperature=[1], minimise="distance")  # fills the cache
+    monkeypatch.setattr(sweep, "load_reference", published)
+    call(sweep, **flags, temperature=[1, 2], minimise="distance")
+    others = {**flags, "output_dir": flags["output_dir"] / "others"}
+    assert "choose --minimise distance" in refused(sweep, **others, temperature=[1])
 
 
 def test_settings_without_effect_are_refused(refused, parts, flags, folder):

@@ -13,7 +13,7 @@ ROWS = [
 ]
 PROTOCOL = {
     "num_images": 200, "seed": 3, "reference": "shapes[train]", "features": "inception", "resizer": "bicubic",
-    "feature_dimension": 2048,
+    "feature_dimension": 2048, "minimise": "distance",
 }  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def test_the_table_begins_with_the_best_and_says_what_it_is_worth():
     assert lines[2] == "| 1 | 0.5 | 0 | 10.5 |"
     assert "With 1,000 images: FID 7.25" in text
     assert "no more images than features (2,048)" in text
+    assert "Chosen by the Frechet distance: guidance_scale 1, " in text
     assert "another split" in text
     assert "no more images" not in markdown(
         {**PROTOCOL, "num_images": 5000}, ROWS, best, "fid", "FID"
@@ -46,6 +47,7 @@ def test_the_table_begins_with_the_best_and_says_what_it_is_worth():
 
 def test_kid_is_not_biased_by_few_images_and_has_an_error():
     rows = [{"settings": {"temperature": 1}, "kid": 0.5, "kid_stderr": 0.02}]
-    text = markdown(PROTOCOL, rows, {**rows[0], "num_images": 9}, "kid", "KID")
+    protocol = {**PROTOCOL, "minimise": "kid"}
+    text = markdown(protocol, rows, {**rows[0], "num_images": 9}, "kid", "KID")
     assert "| 1 | 0.5 ± 0.02 |" in text
     assert "no more images" not in text
