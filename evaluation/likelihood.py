@@ -60,7 +60,7 @@ from latent_prior.data.images import ImageSet, open_images, to_float
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.likelihood_bound import Bound, fit_logistic
 from latent_prior.evaluation.sets import choose
-from latent_prior.files import whole_file, write_json
+from latent_prior.files import check_folder_path, whole_file, write_json
 from latent_prior.machine import versions
 from latent_prior.markdown import markdown_table
 from latent_prior.pipelines import Pipeline
@@ -80,8 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse_config(LikelihoodOptions, argv)
     output_dir = Path(options.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
+    check_folder_path(output_dir, "--output_dir ")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     options = fit_images(options, pipe.code_spec)

@@ -34,6 +34,7 @@ from latent_prior.evaluation.report.files import check_sizes, terminal_table, wr
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.report.pictures import pairs_grid, reconstruction_grid, set_grid
 from latent_prior.evaluation.sets import ScoredSet, open_candidate, open_reference
+from latent_prior.files import check_folder_path
 from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
 from latent_prior.machine import versions
 from latent_prior.pipelines import Pipeline
@@ -60,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse_config(ScoreOptions, argv)
     output_dir = Path(options.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
+    check_folder_path(output_dir, "--output_dir ")
     if options.compare:
         compare([Path(path) for path in options.compare], output_dir)
         return

@@ -94,6 +94,7 @@ from latent_prior.evaluation.measures.sliced_wasserstein import SlicedReference
 from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown
 from latent_prior.evaluation.sets import open_candidate, open_reference
 from latent_prior.files import check_output_dir, read_json, whole_file, write_json
+from latent_prior.folders import whole_folder
 from latent_prior.machine import versions
 from latent_prior.pipelines import Pipeline, Sampler
 from latent_prior.pipelines.card import INDEX_FILE, write_card
@@ -156,12 +157,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(
             f"--pipeline {options.pipeline} is no pipeline folder, so its default settings cannot be written"
         )
+    folder = Path(options.output_dir)
+    check_output_dir(folder, JSON_FILE, {}, "sweep results")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     combinations = combine(pipe, options)
     objective = open_objective(options, accelerator)
     protocol = describe_protocol(pipe, objective)
-    folder = Path(options.output_dir)
     stored = check_output_dir(folder, JSON_FILE, protocol, "sweep results", section="protocol")
     rows = [] if stored is None else stored["rows"]
     measured = [row["settings"] for row in rows]
@@ -297,10 +299,11 @@ def write_sweep(
 
 def set_default(folder: Path, settings: Mapping[str, Any]) -> None:
     """Make settings the default of a pipeline folder and rewrite its card."""
-    index = read_json(folder / INDEX_FILE)
-    index["sampler"] = Sampler(**{**index["sampler"], **settings}).to_dict()
-    write_json(folder / INDEX_FILE, index)
-    write_card(folder)
+    with whole_folder(folder, "pipeline", keep=True) as changed:
+        index = read_json(changed / INDEX_FILE)
+        index["sampler"] = Sampler(**{**index["sampler"], **settings}).to_dict()
+        write_json(changed / INDEX_FILE, index)
+        write_card(changed)
 
 
 if __name__ == "__main__":

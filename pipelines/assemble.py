@@ -14,6 +14,7 @@ answer_early(__name__, AssembleOptions)
 from collections.abc import Sequence
 from pathlib import Path
 
+from latent_prior.folders import check_replaceable
 from latent_prior.pipelines.folder import write_folder
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.stage1_autoencoders import load_autoencoder
@@ -27,17 +28,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: a component is wrong, or they do not belong together.
     """
     options = parse_config(AssembleOptions, argv)
+    output = Path(options.output_dir)
+    check_replaceable(output, "pipeline", "--output_dir ")
     autoencoder = load_autoencoder(options.autoencoder)
     prior = None if options.prior is None else TransformerPrior.from_pretrained(options.prior)
     pipe = Pipeline(autoencoder, prior)
     write_folder(
-        Path(options.output_dir),
+        output,
         pipe.components,
         pipe.resolve(options.settings(), "--"),
         pipe.code_spec,
         command=command_line(),
     )
-    print(f"pipeline: {options.output_dir}")
+    print(f"pipeline: {output}")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def _copy_grid(folder: Path, grid: Path) -> None:
     if not grid.is_file():
         raise ValueError(f"{grid} is missing: run generate.py again until it finishes")
     if not _generated_by(fingerprints(folder), settings):
-        raise ValueError(f"{grid.parent} holds images of another pipeline than {folder}")
+        raise ValueError(f"{grid.parent} holds images of another pipeline")
     with (grid.parent / LABELS_FILE).open(newline="", encoding="utf-8") as file:
         settings["num_images"] = sum(1 for _ in csv.DictReader(file))
     settings["command"] = _optional(grid.parent / ABOUT_FILE).get("command")
@@ -192,7 +192,7 @@ def _copy_scores(folder: Path, scores: Path) -> None:
     samplers = [candidate.get("sampler") or {} for candidate in protocol["candidates"].values()]
     reconstructed = protocol["autoencoder_fingerprint"] == weights["autoencoder"]
     if not reconstructed and not any(_generated_by(weights, sampler) for sampler in samplers):
-        raise ValueError(f"{scores} scores no images of the pipeline {folder}")
+        raise ValueError(f"{scores} scores no images of this pipeline")
     for source in (scores, scores.with_name(TABLE_FILE)):
         text = without_places(source.read_text(encoding="utf-8"), protocol)
         with whole_file(folder / CARD / source.name) as path:

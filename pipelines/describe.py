@@ -14,7 +14,16 @@ answer_early(__name__, DescribeOptions)
 from collections.abc import Sequence
 from pathlib import Path
 
-from latent_prior.pipelines.card import CARD, GRID_FILE, README, SCORES_FILE, write_card
+from latent_prior.files import read_json
+from latent_prior.folders import whole_folder
+from latent_prior.pipelines.card import (
+    CARD,
+    GRID_FILE,
+    INDEX_FILE,
+    README,
+    SCORES_FILE,
+    write_card,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,9 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse_config(DescribeOptions, argv)
     folder = Path(options.pipeline)
+    read_json(folder / INDEX_FILE)
     grid = None if options.samples is None else Path(options.samples) / GRID_FILE
     scores = None if options.scores is None else Path(options.scores) / SCORES_FILE
-    written = write_card(folder, grid=grid, scores=scores, license_name=options.license)
+    with whole_folder(folder, "pipeline", keep=True) as changed:
+        written = write_card(changed, grid=grid, scores=scores, license_name=options.license)
     unchanged = f"is handwritten and was left unchanged; samples and scores are in {folder / CARD}"
     print(f"model card: {folder / README}{'' if written else ' ' + unchanged}")
 

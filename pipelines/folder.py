@@ -74,8 +74,6 @@ def write_folder(
     Raises:
         ValueError: the folder holds something else, which would be lost.
     """
-    if final.is_dir() and any(final.iterdir()) and not (final / INDEX_FILE).is_file():
-        raise ValueError(f"{final} is not empty and holds no pipeline; choose another folder")
     homes = {name: Path(model.name_or_path) for name, model in components.items() if model.name_or_path}  # fmt: skip
     with whole_folder(final, "pipeline") as folder:
         for name, model in components.items():

@@ -50,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: invalid options, images or autoencoder, or an output folder with other codes.
     """
     options = parse_config(EncodeOptions, argv)
+    final = Path(options.output_dir)
+    check_output_dir(final, SETTINGS_FILE, {}, "codes")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     autoencoder = load_autoencoder(options.autoencoder).to(
         accelerator.device, memory_format=torch.channels_last
     )
     options = fit_options(options, autoencoder)
     settings = {**dump_config(options), "autoencoder_fingerprint": autoencoder.fingerprint}
-    final = Path(options.output_dir)
     stored = check_output_dir(
         final, SETTINGS_FILE, settings, "codes", may_change=changeable(options)
     )

@@ -32,14 +32,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from latent_prior.data.codes import write_spec
-from latent_prior.files import read_json
-from latent_prior.folders import whole_folder
-from latent_prior.models import CONFIG_FILE
+from latent_prior.folders import check_replaceable, whole_folder
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
-
-# Key in config.json that marks an export; a folder without it is not overwritten.
-FINGERPRINT_KEY = "prior_fingerprint"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse_config(ExportOptions, argv)
     output = Path(options.output_dir)
-    check_replaceable(output)
+    check_replaceable(output, "export", "--output_dir ")
     prior = TransformerPrior.from_pretrained(options.prior)
     llama = to_llama(prior)
     transformers_logging.disable_progress_bar()
@@ -79,7 +74,7 @@ def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
         "class_tokens": {name: prior.num_codes + i for i, name in enumerate(class_names)},
         "null_token": prior.null_token,
         "autoencoder_fingerprint": prior.code_spec.autoencoder_fingerprint,
-        FINGERPRINT_KEY: prior.fingerprint,
+        "prior_fingerprint": prior.fingerprint,
     }
     llama = LlamaForCausalLM(
         LlamaConfig(
@@ -130,19 +125,6 @@ def check_exportable(prior: TransformerPrior) -> None:
                 "code map with --model.order raster and --model.positions 1d"
             )
     assert prior.position_embedding is None
-
-
-def check_replaceable(folder: Path) -> None:
-    """Check that writing the folder overwrites nothing but an earlier export.
-
-    Raises:
-        ValueError: the folder holds other files.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    config = folder / CONFIG_FILE
-    if not config.is_file() or FINGERPRINT_KEY not in read_json(config):
-        raise ValueError(f"--output_dir {folder} holds no exported prior; choose another folder")
 
 
 @torch.no_grad()

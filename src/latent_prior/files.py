@@ -27,7 +27,7 @@ def whole_file(final: Path) -> Iterator[Path]:
     if final.exists() and not final.is_file():
         raise ValueError(f"{final} is no file and would be replaced by one; move it away")
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.partial{final.suffix}")
+    temporary = temporary_name(final)
     if temporary.is_dir() and not temporary.is_symlink():
         raise ValueError(f"{temporary} is a folder in the place of a temporary file; delete it")
     temporary.unlink(missing_ok=True)  # never write through a link
@@ -37,6 +37,38 @@ def whole_file(final: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name(final: Path) -> Path:
+    """Where `whole_file` writes what will become `final`."""
+    return final.with_name(f".{final.name}.partial{final.suffix}")
+
+
+def clear_temporary(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in a folder of ours."""
+    for path in folder.glob(".*.partial*"):
+        name = path.name[1:].rpartition(".partial")[0]
+        if path == temporary_name(folder / name) and (path.is_file() or path.is_symlink()):
+            path.unlink()
+
+
+def check_folder_path(folder: Path, prefix: str = "") -> None:
+    """Check that a path is a folder or can become one.
+
+    Args:
+        folder: where something will be written.
+        prefix: of the message, such as `--output_dir `.
+
+    Raises:
+        ValueError: it, or what it lies in, is a file, a device or a link to nothing.
+    """
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path):
+            if not path.is_dir():
+                kind = "a file" if path.exists() else "a link to nothing"
+                below = "" if path == folder else f" lies in {path}, which"
+                raise ValueError(f"{prefix}{folder}{below} is {kind}; name a folder")
+            return
 
 
 @contextmanager
@@ -125,9 +157,12 @@ def check_output_dir(
     Raises:
         ValueError: the folder holds something else, or was written with other settings.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    check_folder_path(folder, "--output_dir ")
+    # Of a process that was killed while it wrote its first file, the temporary file is left.
+    temporary = temporary_name(folder / file)
+    if not folder.exists() or all(path == temporary for path in folder.iterdir()):
         return None
-    if not (folder / file).is_file():
+    if not (folder / file).exists():
         raise ValueError(
             f"--output_dir {folder} is not empty and holds no {contents} (no {file}); "
             "choose another folder"

@@ -21,17 +21,17 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from latent_prior.files import read_regular, whole_file
+from latent_prior.files import check_folder_path, read_regular, whole_file
 
 MANIFEST = "manifest.json"
-# A file that a folder of each kind has; it tells folders from before manifests.
+# Files that a folder of each kind has; they tell folders from before manifests.
 MARKERS = {
-    "checkpoint": "state.pt",
-    "model": "config.json",
-    "codes": "code_spec.json",
-    "pipeline": "pipeline.json",
-    "export": "config.json",
-    "pictures": "latents.json",
+    "checkpoint": ("state.pt",),
+    "model": ("config.json",),
+    "codes": ("dataset_dict.json", "code_spec.json"),
+    "pipeline": ("pipeline.json",),
+    "export": ("generation_config.json", "code_spec.json"),
+    "pictures": ("latents.json",),
 }
 _EDITABLE = frozenset(("README.md", ".gitattributes"))  # model cards belong to their authors
 _MANIFEST_LIMIT = 64 * 2**20  # bytes
@@ -58,9 +58,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Compare one file with its record.
 
         Raises:
-            ValueError: the file is missing, or differs from what was written.
+            ValueError: the file is missing or not recorded, or differs from what was written.
         """
-        path, expected = folder / name, self.files[name]
+        path, expected = folder / name, self.files.get(name)
+        if expected is None:
+            raise ValueError(f"{path} is not recorded in {MANIFEST}; restore {folder}")
         if not path.is_file():
             raise ValueError(
                 f"{path} is missing: {folder} is incomplete; restore it or write it again"
@@ -113,19 +115,23 @@ def read_manifest(folder: Path, kind: str) -> Manifest | None:
     if not path.exists():
         _log.warning("%s has no %s: its files are not checked for damage", folder, MANIFEST)
         return None
-    try:
-        content = read_regular(path, _MANIFEST_LIMIT)
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); restore {folder} or write it again"
-        ) from error
+    manifest = _parse_manifest(folder)
     if manifest.kind != kind:
         raise ValueError(f"{folder} holds a folder of the kind {manifest.kind!r}, not {kind!r}")
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{path} names {name!r}, which is outside of the folder")
     return manifest
+
+
+def _parse_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        return msgspec.json.decode(read_regular(path, _MANIFEST_LIMIT), type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); restore {folder} or write it again"
+        ) from error
 
 
 def check_folder(folder: Path, kind: str, *, later: Collection[str] = ()) -> Manifest | None:
@@ -155,16 +161,18 @@ def whole_folder(final: Path, kind: str, *, keep: bool = False) -> Iterator[Path
     Args:
         final: where the folder goes; its parents are created.
         kind: what it is, one of `MARKERS`; written to its manifest.
-        keep: start from the files of the older folder. They may be links to the same content, so
-            replace them, as `whole_file` does, and never write into them.
+        keep: start from the files of the older folder, which must be undamaged. They may be links
+            to the same content, so replace them, as `whole_file` does, and never write into them.
 
     Raises:
-        ValueError: `final` is something that would be lost.
+        ValueError: `final` is something that would be lost, or is kept and damaged.
     """
     final = Path(os.path.realpath(final))
     check_replaceable(final, kind)
     temporary = _temporary(final)
     clear_leftover(final)
+    if keep and final.exists():
+        check_folder(final, kind)  # the new manifest would vouch for what is damaged
     temporary.mkdir(parents=True)
     try:
         if keep and final.exists():
@@ -203,34 +211,35 @@ def clear_leftover(final: Path) -> None:
         _remove(leftover)
 
 
-def check_replaceable(final: Path, kind: str) -> None:
+def check_replaceable(final: Path, kind: str, prefix: str = "") -> None:
     """Check that nothing is lost if a folder of this kind is written to `final`.
+
+    Args:
+        final: where the folder goes.
+        kind: what it is, one of `MARKERS`.
+        prefix: of the message, such as `--output_dir `.
 
     Raises:
         ValueError: it is a file, or a folder with other content, or the current folder.
     """
-    for parent in final.parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise ValueError(f"{parent} is a file, so {final} cannot be written; name another")
-            break
-    if not os.path.lexists(final):
+    check_folder_path(final, prefix)
+    if not final.exists():
         return
-    if not final.is_dir():
-        raise ValueError(f"{final} is a file; name a folder that is new, or holds a {kind}")
     if Path.cwd().is_relative_to(final.resolve()):
-        raise ValueError(f"{final} is the current folder and would be replaced; name another")
+        raise ValueError(
+            f"{prefix}{final} is the current folder and would be replaced; name another"
+        )
     if any(final.iterdir()) and not _is_of_kind(final, kind):
-        raise ValueError(f"{final} is not empty and holds no {kind}; choose another folder")
+        raise ValueError(f"{prefix}{final} is not empty and holds no {kind}; choose another folder")
 
 
 def _is_of_kind(folder: Path, kind: str) -> bool:
-    if not (folder / MANIFEST).exists():
-        return (folder / MARKERS[kind]).is_file()
-    try:
-        return read_manifest(folder, kind) is not None
-    except ValueError:  # damaged: replacing the folder is the way out, if it was one of these
-        return (folder / MARKERS[kind]).exists()
+    if (folder / MANIFEST).exists():
+        try:
+            return _parse_manifest(folder).kind == kind
+        except ValueError:
+            pass  # damaged: replacing the folder is the way out, if it was one of these
+    return all((folder / name).exists() for name in MARKERS[kind])
 
 
 def exchange(first: Path, second: Path) -> None:

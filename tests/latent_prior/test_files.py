@@ -2,7 +2,14 @@ import os
 
 import pytest
 
-from latent_prior.files import check_output_dir, read_json, read_regular, whole_file, write_json
+from latent_prior.files import (
+    check_output_dir,
+    clear_temporary,
+    read_json,
+    read_regular,
+    whole_file,
+    write_json,
+)
 
 
 def names(folder) -> list[str]:
@@ -80,8 +87,38 @@ def test_an_output_folder_is_new_or_holds_the_same_settings_or_is_refused(tmp_pa
 
 def test_a_file_in_place_of_an_output_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is not empty and holds no images"):
-        check_output_dir(tmp_path / "file", "made.json", {}, "images")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    for name, said in (
+        ("file", "file is a file; name a folder"),
+        ("fifo", "fifo is a file; name a folder"),
+        ("dangling", "dangling is a link to nothing"),
+        ("file/new/deep", f"lies in {tmp_path / 'file'}, which is a file"),
+    ):
+        with pytest.raises(ValueError, match="--output_dir") as stopped:
+            check_output_dir(tmp_path / name, "made.json", {}, "images")
+        assert said in str(stopped.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "fifo", "dangling"}
+
+
+def test_a_process_killed_at_its_first_file_leaves_a_folder_to_go_on_with(tmp_path):
+    (tmp_path / ".made.json.partial.json").write_text("{")
+    assert check_output_dir(tmp_path, "made.json", {}, "images") is None
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no images"):
+        check_output_dir(tmp_path, "made.json", {}, "images")
+
+
+def test_temporary_files_of_exactly_our_form_are_cleared_away(tmp_path):
+    ours = (".a.png.partial.png", ".labels.partial", ".a.b.json.partial.json")
+    others = (".a.png.partial.jpg", "a.png.partial.png", ".partial", ".x.partial.y.z", "a.png")
+    for name in (*ours, *others):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".b.png.partial.png").mkdir()
+    (tmp_path / ".c.png.partial.png").symlink_to(tmp_path / "a.png")
+    clear_temporary(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*others, ".b.png.partial.png"}
 
 
 def test_only_regular_files_of_a_limited_size_are_read(tmp_path):

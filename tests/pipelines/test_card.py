@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from latent_prior import folders
 from latent_prior.cli import dump_config, parse_config
 from latent_prior.evaluation.options import ScoreOptions
+from latent_prior.folders import MANIFEST, check_folder
 from latent_prior.pipelines import Pipeline, Sampler, assemble, card, describe, generate
 from latent_prior.pipelines.options import AssembleOptions, GenerateOptions
 from latent_prior.stage1_autoencoders.options import EncodeOptions
@@ -185,6 +187,8 @@ def test_folders_without_commands_have_a_card(folder, samples, scores, runs):
             for record in (values, values.get("training") or {}, values.get("protocol") or {}):
                 record.pop("command", None)
             path.write_text(json.dumps(values))
+    for path in list(runs.rglob(MANIFEST)):
+        path.unlink()
     describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
     text = (folder / "README.md").read_text()
     assert "```sh" not in text
@@ -259,7 +263,7 @@ def test_nothing_says_where_it_lay_on_this_machine(folder, samples, scores, runs
     table.write_text(table.read_text() + f"\nReference: {runs / 'mine'}, split test\n")
     describe.main(["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)])
     texts = [path for path in folder.rglob("*.[jmy]*") if path.name != "code_spec.json"]
-    assert len(texts) == 10
+    assert len(texts) == 13  # with three manifests
     for path in texts:
         assert str(runs) not in path.read_text(), path
     assert "Reference: mine, split test" in (folder / "README.md").read_text()
@@ -274,6 +278,33 @@ def test_another_prior_does_not_inherit_pictures_and_scores(folder, samples, sco
     assert "## Scores" not in text
     assert "## Samples" not in text
     assert {path.name for path in (folder / "card").iterdir()} == {"autoencoder.yaml"}
+
+
+def test_a_description_is_added_in_one_step(folder, samples, scores, monkeypatch):
+    """A process that is killed on the way leaves the pipeline as it was."""
+    words = ["--pipeline", str(folder), "--samples", str(samples), "--scores", str(scores)]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def dies(first, second):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "exchange", dies)
+        with pytest.raises(KeyboardInterrupt):
+            describe.main(words)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    describe.main(words)
+    check_folder(folder, "pipeline")
+    Pipeline.from_pretrained(folder)
+    assert (folder / "card" / "grid.png").read_bytes() == (samples / "grid.png").read_bytes()
+
+
+def test_a_damaged_pipeline_is_not_described(folder, samples):
+    """The new manifest would vouch for the damage."""
+    path = folder / "card" / "autoencoder.yaml"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        describe.main(["--pipeline", str(folder), "--samples", str(samples)])
 
 
 def test_what_somebody_wrote_stays(folder, samples, capsys):
@@ -309,7 +340,7 @@ def test_pictures_and_scores_of_another_pipeline_are_refused(call, folder, score
     before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="images of another pipeline"):
         card.write_card(folder, grid=runs / "noise" / "grid.png")
-    with pytest.raises(ValueError, match="scores no images of the pipeline"):
+    with pytest.raises(ValueError, match="scores no images of this pipeline"):
         card.write_card(runs / "other", scores=scores / "scores.json")
     with pytest.raises(ValueError, match=r"pipeline\.json is missing"):
         card.write_card(runs / "samples")

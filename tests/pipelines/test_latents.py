@@ -79,7 +79,7 @@ def test_every_member_does_everything(make, member_folder, source, operation):
     flags, rows, columns = OPERATIONS[operation]
     folder = make(operation, pipeline=member_folder, **flags)
     names = {f"{row}_{column}.png" for row in rows for column in columns}
-    assert set(files(folder)) == names | {"grid.png", "latents.json"}
+    assert set(files(folder)) == names | {"grid.png", "latents.json", "manifest.json"}
     settings = json.loads((folder / "latents.json").read_text())
     assert (settings["rows"], settings["columns"]) == (rows, columns)
     assert settings["operation"] == operation

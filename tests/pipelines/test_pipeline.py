@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latent_prior.data.images import to_uint8
+from latent_prior.folders import MANIFEST, write_manifest
 from latent_prior.pipelines import Pipeline, Sampler
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage2_prior import TransformerPrior
@@ -183,7 +184,7 @@ def test_the_folder_says_what_is_in_it(folder):
     assert index["sampler"]["temperature"] == 0.9
     assert index["code_spec"]["class_names"] == ["apple", "bee", "car"]
     assert set(index["versions"]) >= {"latent-prior", "torch"}
-    expected = {"pipeline.json", "autoencoder", "prior", "README.md"}
+    expected = {"pipeline.json", "autoencoder", "prior", "README.md", MANIFEST}
     assert {path.name for path in folder.iterdir()} == expected
 
 
@@ -285,6 +286,11 @@ def edit(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def recorded(folder, change=None):
+    """Let the manifest vouch for a change, so that the checks behind it are met."""
+    write_manifest(folder, "pipeline")
+
+
 def drop_key(path, key):
     values = json.loads(path.read_text())
     del values[key]
@@ -295,11 +301,21 @@ DAMAGES = {
     "no index": (lambda f: (f / "pipeline.json").unlink(), r"pipeline\.json is missing"),
     "index not JSON": (lambda f: cut(f / "pipeline.json"), r"pipeline\.json is not valid JSON"),
     "index without sampler": (
-        lambda f: drop_key(f / "pipeline.json", "sampler"),
+        lambda f: recorded(f, drop_key(f / "pipeline.json", "sampler")),
         "sampler missing",
     ),
-    "unknown sampler key": (lambda f: edit(f / "pipeline.json", sampler={"topk": 1}), "topk"),
-    "foreign code spec": (lambda f: edit(f / "pipeline.json", code_spec={}), "code spec"),
+    "unknown sampler key": (
+        lambda f: recorded(f, edit(f / "pipeline.json", sampler={"topk": 1})),
+        "topk",
+    ),
+    "foreign code spec": (
+        lambda f: recorded(f, edit(f / "pipeline.json", code_spec={})),
+        "code spec",
+    ),
+    "index edited": (
+        lambda f: edit(f / "pipeline.json", command="x"),
+        r"pipeline.json is damaged or was exchanged",
+    ),
     "no autoencoder": (lambda f: shutil.rmtree(f / "autoencoder"), "autoencoder"),
     "no prior": (lambda f: shutil.rmtree(f / "prior"), "prior"),
     "no weights": (
@@ -311,11 +327,13 @@ DAMAGES = {
         lambda f: cut(f / "prior/model.safetensors"),
         "model.safetensors is damaged",
     ),
-    "weights exchanged": (lambda f: exchange_weights(f, "autoencoder"), "fingerprint"),
-    "prior's weights exchanged": (lambda f: exchange_weights(f, "prior"), "fingerprint"),
+    "weights exchanged": (lambda f: exchange_weights(f, "autoencoder"), "was exchanged"),
+    "prior's weights exchanged": (lambda f: exchange_weights(f, "prior"), "was exchanged"),
     "unknown config key": (lambda f: edit(f / "prior/config.json", wdith=3), "wdith"),
     "parts swapped": (
-        lambda f: shutil.copytree(f / "autoencoder", f / "prior", dirs_exist_ok=True),
+        lambda f: recorded(
+            f, shutil.copytree(f / "autoencoder", f / "prior", dirs_exist_ok=True)
+        ),
         "latent_prior_vqvae.*latent_prior_transformer",
     ),
 }
@@ -334,6 +352,9 @@ def test_an_autoencoder_of_another_run_in_the_folder_is_refused(folder, parts):
     shutil.rmtree(folder / "autoencoder")
     other = parts["vqvae"](seed=9)
     other.save_pretrained(folder / "autoencoder")
+    with pytest.raises(ValueError, match="autoencoder/manifest.json is damaged or was exchanged"):
+        Pipeline.from_pretrained(folder)
+    recorded(folder)
     with pytest.raises(ValueError, match=other.fingerprint[:12]) as stopped:
         Pipeline.from_pretrained(folder)
     prior = TransformerPrior.from_pretrained(folder / "prior")

@@ -148,7 +148,13 @@ def test_the_folder_says_what_the_tokens_are(make_prior, exported, tmp_path, cap
     assert not any(report.values()), report
 
     names = {path.name for path in (tmp_path / "llama").iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "code_spec.json"}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "code_spec.json",
+        "manifest.json",
+    }
     config = json.loads((tmp_path / "llama" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["class_tokens"] == {"class 0": 50, "class 1": 51, "class 2": 52}
@@ -202,13 +208,12 @@ def saved(make_prior, tmp_path):
 
 
 def test_other_peoples_folders_and_files_are_left_alone(saved, refused, tmp_path):
-    assert "holds no exported prior" in refused(export, prior=saved, output_dir=saved)
+    assert "holds no export;" in refused(export, prior=saved, output_dir=saved)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
-    assert "holds no exported prior" in refused(export, prior=saved, output_dir=tmp_path / "notes")
-    assert "holds no exported prior" in refused(
-        export, prior=saved, output_dir=tmp_path / "notes" / "a.txt"
-    )
+    assert "holds no export;" in refused(export, prior=saved, output_dir=tmp_path / "notes")
+    file = tmp_path / "notes" / "a.txt"
+    assert f"--output_dir {file} is a file" in refused(export, prior=saved, output_dir=file)
     assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from latent_prior.files import open_regular
 
 _RESIDENT = 16 * 2**20  # bytes of the files that may count as this process's memory
 _AROUND = 64 * 2**10  # bytes that become resident around the one that is read: Linux maps 16 pages
@@ -21,13 +24,17 @@ class MappedTable:
     that after an epoch the whole dataset counts as this process's memory (and a job with a memory
     limit is killed). They are released regularly and stay in the kernel's cache.
 
+    A file is opened at once, and its rows are checked when one of them is read for the first time:
+    see `check_rows`.
+
     Args:
         paths: the files, in the order of their rows.
         columns: name -> numpy type of one row, with its shape: `np.dtype((np.uint8, (2, 3)))`.
 
     Raises:
-        OSError: a file is missing or truncated.
-        ValueError: a file is no Arrow stream, or a column is missing or has another type or shape.
+        OSError: a file is truncated.
+        ValueError: a file is missing or no Arrow stream, or a column is missing or has another type
+            or shape.
     """
 
     def __init__(self, paths: Sequence[Path], columns: Mapping[str, np.dtype[Any]]) -> None:
@@ -35,12 +42,20 @@ class MappedTable:
         self._maps: list[mmap.mmap] = []
         self._touched = 0
         self._chunks: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
-        counts = [count for path in paths for count in self._open(path)]
+        counts: list[int] = []
+        self._unchecked: dict[Path, range] = {}  # the record batches of a file
+        for path in paths:
+            before = len(counts)
+            counts += self._open(path)
+            self._unchecked[path] = range(before, len(counts))
         self._firsts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
         """Rows of all files."""
         return int(self._firsts[-1])
+
+    def check_rows(self, path: Path, rows: range) -> None:
+        """Called before rows of a file are read for the first time; a subclass may refuse them."""
 
     def rows(self, indices: NDArray[np.integer], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Copies of rows, (number of indices, *shape) by column name, in their stored type."""
@@ -51,6 +66,7 @@ class MappedTable:
         for begin in range(0, len(indices), step):
             part = indices[begin : begin + step]
             chunks = np.searchsorted(self._firsts, part, "right") - 1
+            self._check(chunks)
             within = part - self._firsts[chunks]
             places = list(zip(chunks.tolist(), within.tolist(), strict=True))
             for name, values in copies.items():
@@ -59,29 +75,47 @@ class MappedTable:
             self._let_go(len(part) * size)
         return copies
 
-    def pieces(self, name: str) -> Iterator[NDArray[Any]]:
-        """A column in order, in views (rows, *shape) of at most 16 MiB."""
+    def pieces(self, name: str, rows: range) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Rows of a column in order: the first row's number, and at most 16 MiB, (rows, *shape).
+
+        They are views of the files, unchecked.
+        """
         step = max(1, _RESIDENT // self.columns[name].itemsize)
-        for chunk in self._chunks[name]:
-            for begin in range(0, len(chunk), step):
-                piece = chunk[begin : begin + step]
-                yield piece
+        for chunk in range(*np.searchsorted(self._firsts, (rows.start, rows.stop)).tolist()):
+            values, first = self._chunks[name][chunk], int(self._firsts[chunk])
+            for begin in range(0, len(values), step):
+                piece = values[begin : begin + step]
+                yield first + begin, piece
                 self._let_go(piece.nbytes + _AROUND)
 
     def column(self, name: str) -> NDArray[Any]:
         """A copy of a whole column, (rows, *shape)."""
+        self.check()
         whole = np.empty(len(self), self.columns[name])
-        begin = 0
-        for piece in self.pieces(name):
+        for begin, piece in self.pieces(name, range(len(self))):
             whole[begin : begin + len(piece)] = piece
-            begin += len(piece)
         return whole
+
+    def check(self) -> None:
+        """Check the rows of every file that nobody has read yet."""
+        self._check(np.arange(len(self._firsts) - 1))
+
+    def _check(self, chunks: NDArray[np.integer]) -> None:
+        """Check the files of these record batches, and those without any."""
+        if not self._unchecked:
+            return
+        needed = set(chunks.tolist())
+        for path, own in list(self._unchecked.items()):
+            if not own or not needed.isdisjoint(own):
+                first, last = self._firsts[[own.start, own.stop]].tolist()
+                self.check_rows(path, range(first, last))
+                self._unchecked.pop(path, None)
 
     def _open(self, path: Path) -> Iterator[int]:
         """Map a file and keep a view of every column of its record batches; yields their rows."""
         import pyarrow
 
-        with path.open("rb") as file:
+        with open_regular(path, sys.maxsize) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._maps.append(mapped)
         buffer = pyarrow.py_buffer(mapped)

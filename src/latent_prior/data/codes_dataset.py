@@ -13,10 +13,65 @@ import torch
 
 from latent_prior.data.arrow_rows import MappedTable
 from latent_prior.data.codes import SPEC_FILE, CodeSpec, write_spec
+from latent_prior.folders import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from datasets import Features
     from numpy.typing import NDArray
+
+
+class CodesTable(MappedTable):
+    """The files of one split, each compared with the manifest and the spec when it is first read.
+
+    Args:
+        paths: the Arrow files, in the order of their rows.
+        spec: columns, vocabularies and classes.
+        folder: of the codes dataset.
+        manifest: digests of its files; None for codes from before manifests.
+
+    Attributes:
+        labels: (N,) in the smallest integer type, of the rows that were checked; None without
+            classes.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], spec: CodeSpec, folder: Path, manifest: Manifest | None
+    ) -> None:
+        columns = {level.name: level.dtype for level in spec.levels}
+        if spec.class_names:
+            columns["label"] = np.dtype(np.int64)
+        columns |= {"view": np.dtype(np.uint16), "source_index": np.dtype(np.int64)}
+        super().__init__(paths, columns)
+        self.spec, self.folder, self.manifest = spec, folder, manifest
+        self.labels: NDArray[np.integer] | None = None
+        if spec.class_names:
+            kind = np.min_scalar_type(-len(spec.class_names))
+            self.labels = np.full(len(self), -1, kind)
+
+    def check_rows(self, path: Path, rows: range) -> None:
+        """Compare a file's digest, codes and labels with what they must be.
+
+        Raises:
+            ValueError: naming the file.
+        """
+        if self.manifest is not None:
+            self.manifest.check(self.folder, path.relative_to(self.folder).as_posix())
+        for level in self.spec.levels:
+            if level.vocabulary is not None:
+                pieces = self.pieces(level.name, rows)
+                highest = max((int(piece.max()) for _, piece in pieces), default=0)
+                if highest >= level.vocabulary:
+                    raise ValueError(
+                        f"{path}: column {level.name} holds code {highest}, "
+                        f"outside its vocabulary of {level.vocabulary}; encode again"
+                    )
+        if self.labels is None:
+            return
+        classes = len(self.spec.class_names)
+        for first, labels in self.pieces("label", rows):
+            if not -1 <= labels.min() <= labels.max() < classes:
+                raise ValueError(f"{path} holds labels outside its {classes} classes; encode again")
+            self.labels[first : first + len(labels)] = labels
 
 
 @dataclass(frozen=True)
@@ -26,9 +81,7 @@ class CodesSplit:
     Only the labels (one or two bytes each) and unevenly spaced row numbers are kept in memory.
     """
 
-    table: MappedTable
-    levels: tuple[str, ...]
-    all_labels: NDArray[np.integer] | None
+    table: CodesTable
     chosen: range | NDArray[np.integer]
 
     def __len__(self) -> int:
@@ -38,7 +91,9 @@ class CodesSplit:
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """int64 (N,), -1 for an unknown class; None without classes."""
-        return None if self.all_labels is None else self._choose(self.all_labels).astype(np.int64)
+        self.table.check()
+        labels = self.table.labels
+        return None if labels is None else self._choose(labels).astype(np.int64)
 
     @property
     def view(self) -> NDArray[np.integer]:
@@ -66,6 +121,7 @@ class CodesSplit:
 
         Raises:
             IndexError: an index is out of range.
+            ValueError: a file is damaged or was exchanged.
         """
         rows = indices.numpy()
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
@@ -75,10 +131,12 @@ class CodesSplit:
         else:
             rows = self.chosen[rows]
         batch = {}
-        for name, values in self.table.rows(rows, self.levels).items():
+        levels = [level.name for level in self.table.spec.levels]
+        for name, values in self.table.rows(rows, levels).items():
             kind = np.float32 if values.dtype.kind == "f" else np.int64
             batch[name] = torch.from_numpy(values.astype(kind))
-        labels = np.full(len(rows), -1) if self.all_labels is None else self.all_labels[rows]
+        known = self.table.labels
+        labels = np.full(len(rows), -1) if known is None else known[rows]
         return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
 
     def _choose(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -101,62 +159,41 @@ def _compact(rows: NDArray[np.integer]) -> range | NDArray[np.integer]:
 def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
     """Open every split of a codes dataset, and its spec; the codes stay on disk.
 
+    The small files are compared with the manifest here, an Arrow file when rows of it are first
+    read: this raises a `ValueError` if it is damaged or if its values do not fit the spec.
+
     Raises:
-        ValueError: there is no codes dataset, or its values do not fit its own spec.
+        ValueError: there is no codes dataset, or it is damaged.
     """
     path = Path(folder)
     if not (path / SPEC_FILE).is_file():
         raise ValueError(
             f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py"
         )
+    manifest = read_manifest(path, "codes")
+    if manifest is not None:
+        for name in manifest.files:
+            if not name.endswith(".arrow"):
+                manifest.check(path, name)
     try:
         # The files of `save_to_disk`; its own reader would map all of them a second time.
         names = json.loads((path / "dataset_dict.json").read_text())["splits"]
         info = json.loads((path / names[0] / "dataset_info.json").read_text())
         spec = CodeSpec.from_dict(json.loads(info["description"])["code_spec"])
-        tables = {name: _open_table(path / name, spec) for name in names}
+        tables = {
+            name: CodesTable(_arrow_files(path / name), spec, path, manifest) for name in names
+        }
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(
             f"--codes {path}: the dataset is damaged or was not written by encode.py ({error}); "
             "encode again"
         ) from error
-    levels = tuple(level.name for level in spec.levels)
-    splits = {}
-    for name, table in tables.items():
-        labels = _check_values(table, spec, f"--codes {path}: split {name}")
-        splits[name] = CodesSplit(table, levels, labels, range(len(table)))
-    return splits, spec
+    return {name: CodesSplit(table, range(len(table))) for name, table in tables.items()}, spec
 
 
-def _open_table(folder: Path, spec: CodeSpec) -> MappedTable:
+def _arrow_files(folder: Path) -> list[Path]:
     state = json.loads((folder / "state.json").read_text())
-    columns = {level.name: level.dtype for level in spec.levels}
-    if spec.class_names:
-        columns["label"] = np.dtype(np.int64)
-    columns |= {"view": np.dtype(np.uint16), "source_index": np.dtype(np.int64)}
-    return MappedTable([folder / part["filename"] for part in state["_data_files"]], columns)
-
-
-def _check_values(table: MappedTable, spec: CodeSpec, where: str) -> NDArray[np.integer] | None:
-    """Check codes and labels against the spec.
-
-    Returns:
-        The labels in the smallest integer type, or None without classes.
-    """
-    for level in spec.levels:
-        if level.vocabulary is not None:
-            highest = max((int(piece.max()) for piece in table.pieces(level.name)), default=0)
-            if highest >= level.vocabulary:
-                raise ValueError(
-                    f"{where}, column {level.name} holds code {highest}, "
-                    f"outside its vocabulary of {level.vocabulary}; encode again"
-                )
-    if not spec.class_names:
-        return None
-    labels, classes = table.column("label"), len(spec.class_names)
-    if labels.size and not -1 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"{where} holds labels outside its {classes} classes; encode again")
-    return labels.astype(np.min_scalar_type(-classes))
+    return [folder / part["filename"] for part in state["_data_files"]]
 
 
 def codes_features(spec: CodeSpec) -> Features:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -84,14 +85,18 @@ def test_columns_and_pieces_keep_the_order(table, monkeypatch, limit):
     monkeypatch.setattr(arrow_rows, "_RESIDENT", limit)
     for name in COLUMNS:
         np.testing.assert_array_equal(found.column(name), whole[name])
-        pieces = list(found.pieces(name))
-        np.testing.assert_array_equal(np.concatenate(pieces), whole[name])
-        assert max(piece.nbytes for piece in pieces) <= limit
+        pieces = list(found.pieces(name, range(13)))
+        np.testing.assert_array_equal(np.concatenate([p for _, p in pieces]), whole[name])
+        assert max(piece.nbytes for _, piece in pieces) <= limit
+        # The third file has the last 9 rows.
+        last = list(found.pieces(name, range(4, 13)))
+        np.testing.assert_array_equal(np.concatenate([p for _, p in last]), whole[name][4:])
+        assert [first for first, _ in last] == [f for f, _ in pieces if f >= 4]
 
 
 def test_pieces_lie_in_the_file_and_cannot_be_written(table):
     found, _ = table
-    for piece in found.pieces("map"):
+    for _, piece in found.pieces("map", range(13)):
         assert not piece.flags.owndata
         assert not piece.flags.writeable
 
@@ -104,7 +109,36 @@ def test_files_without_rows(tmp_path):
         assert len(found) == 0
         assert found.column("map").shape == (0, 2, 3)
         assert found.rows(np.arange(0), ["map"])["map"].shape == (0, 2, 3)
-        assert list(found.pieces("map")) == []
+        assert list(found.pieces("map", range(0))) == []
+
+
+def test_a_file_is_checked_when_it_is_first_read(tmp_path):
+    checked = []
+
+    class Checked(MappedTable):
+        def check_rows(self, path, rows):
+            checked.append((path.name, rows))
+            if path.name == "b":
+                raise ValueError("b is damaged")
+
+    paths = [write(tmp_path / "a", made(3), made(2, 3)), write(tmp_path / "b", made(4, 5))]
+    found = Checked(paths, COLUMNS)
+    assert checked == []
+    for _ in range(2):
+        found.rows(np.array([4, 0]), ["place"])
+    assert checked == [("a", range(5))]
+    for _ in range(2):  # a damaged file is never taken
+        with pytest.raises(ValueError, match="b is damaged"):
+            found.rows(np.array([0, 8]), ["place"])
+        with pytest.raises(ValueError, match="b is damaged"):
+            found.column("place")
+    assert checked == [("a", range(5)), *[("b", range(5, 9))] * 4]
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(ValueError, match="a is no regular file"):
+        MappedTable([tmp_path / "a"], COLUMNS)
 
 
 @pytest.mark.parametrize("place", [-1, 13])

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import tracemalloc
 
 import datasets
@@ -10,6 +11,7 @@ import torch
 
 from latent_prior.data.codes import SPEC_FILE, CodeSpec, Level, write_spec
 from latent_prior.data.codes_dataset import codes_features, measure_latents, open_codes, write_shard
+from latent_prior.folders import whole_folder
 from tests.latent_prior.code_samples import LATENTS, SPEC, columns, write_codes
 
 
@@ -179,7 +181,7 @@ def test_labels_lie_in_few_bytes(tmp_path, classes, kind):
     many = dataclasses.replace(SPEC, class_names=tuple(map(str, range(classes))))
     rows = columns(3) | {"label": np.array([-1, 0, classes - 1])}
     split = open_codes(write_codes(tmp_path / "codes", rows, spec=many))[0]["train"]
-    assert split.all_labels.dtype == kind
+    assert split.table.labels.dtype == kind
     assert split.labels.dtype == np.int64
     assert split.labels.tolist() == [-1, 0, classes - 1]
 
@@ -230,15 +232,18 @@ def test_a_code_outside_its_vocabulary_is_not_read(tmp_path):
     rows["top"][1, 1, 1] = 4
     folder = write_codes(tmp_path / "codes", rows, spec=wider)
     change_spec(folder, levels=SPEC.to_dict()["levels"])
-    with pytest.raises(ValueError, match="column top holds code 4, outside its vocabulary of 4"):
-        open_codes(folder)
+    split = open_codes(folder)[0]["train"]
+    for read in (lambda: split.batch(torch.tensor([0])), lambda: split.labels):
+        with pytest.raises(ValueError, match="arrow: column top holds code 4, outside its voc"):
+            read()
 
 
 def test_labels_outside_the_classes_are_not_read(tmp_path):
     folder = write_codes(tmp_path / "codes", columns(3))
     change_spec(folder, class_names=["ant"])
-    with pytest.raises(ValueError, match="holds labels outside its 1 classes"):
-        open_codes(folder)
+    split = open_codes(folder)[0]["train"]
+    with pytest.raises(ValueError, match="arrow holds labels outside its 1 classes"):
+        split.batch(torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
@@ -266,6 +271,85 @@ def test_a_damaged_folder_is_told(tmp_path, damage):
         write_spec(SPEC, folder)
     with pytest.raises(ValueError, match=f"--codes {folder}: .*(encode again|encode.py)"):
         open_codes(folder)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Codes with a manifest, in two Arrow files of 25 rows."""
+    plain = write_codes(tmp_path / "plain", columns(50))
+    with whole_folder(tmp_path / "codes", "codes") as folder:
+        datasets.load_from_disk(plain).save_to_disk(folder, num_shards={"train": 2})
+        write_spec(SPEC, folder)
+    return tmp_path / "codes"
+
+
+def read_codes(folder):
+    split = open_codes(folder)[0]["train"]
+    return split.batch(torch.arange(len(split)))
+
+
+def test_a_flipped_bit_is_refused_wherever_it_is(recorded):
+    rows = columns(50)
+    files = [path for path in sorted(recorded.rglob("*")) if path.is_file()]
+    random = np.random.default_rng(0)
+    for path in files:
+        content = path.read_bytes()
+        for place in random.integers(0, 8 * len(content), 40):
+            flipped = bytearray(content)
+            flipped[place // 8] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=str(recorded)):
+                read_codes(recorded)
+        path.write_bytes(content)
+    batch = read_codes(recorded)
+    np.testing.assert_array_equal(batch["bottom"], rows["bottom"])
+    np.testing.assert_array_equal(batch["labels"], rows["label"])
+
+
+def test_an_arrow_file_is_compared_with_its_digest_when_it_is_first_read(recorded):
+    first, second = sorted(recorded.rglob("*.arrow"))
+    content = bytearray(second.read_bytes())
+    content[content.rindex(bytes([0, 0, 1]))] ^= 1  # among the row numbers
+    second.write_bytes(content)
+    split = open_codes(recorded)[0]["train"]
+    assert split.batch(torch.tensor([3, 24]))["labels"].tolist() == [1, 0]
+    for read in (lambda: split.batch(torch.tensor([3, 25])), lambda: split.view):
+        with pytest.raises(ValueError, match=f"{second} is damaged or was exchanged"):
+            read()
+    assert split.batch(torch.tensor([5]))["labels"].tolist() == [1]
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=f"{second} is damaged or was exchanged"):
+        open_codes(recorded)[0]["train"].batch(torch.tensor([30]))
+
+
+@pytest.mark.parametrize(
+    "name", ["code_spec.json", "train/dataset_info.json", "train/state.json", "dataset_dict.json"]
+)
+def test_a_file_of_other_codes_is_refused(recorded, tmp_path, name):
+    other = dataclasses.replace(SPEC, autoencoder_fingerprint="b" * 64)
+    with whole_folder(tmp_path / "other", "codes") as folder:
+        write_codes(folder / "unpacked", columns(40), columns(9), spec=other)
+        rows = datasets.load_from_disk(folder / "unpacked")["train"]
+        datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(folder)
+        write_spec(other, folder)
+    (recorded / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    with pytest.raises(ValueError, match=f"{recorded / name} is damaged or was exchanged"):
+        open_codes(recorded)
+
+
+@pytest.mark.parametrize("name", ["code_spec.json", "train/state.json", "arrow"])
+def test_a_fifo_in_a_codes_dataset_is_not_waited_for(recorded, name):
+    path = next(recorded.rglob("*.arrow")) if name == "arrow" else recorded / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{recorded}.*{path.name}"):
+        open_codes(recorded)
+
+
+def test_codes_from_before_manifests_are_read_with_a_warning(tmp_path, caplog):
+    folder = write_codes(tmp_path / "codes", columns(3))
+    np.testing.assert_array_equal(open_codes(folder)[0]["train"].column("top"), columns(3)["top"])
+    assert f"{folder} has no manifest.json" in caplog.text
 
 
 def test_no_folder_at_all_is_told(tmp_path):
