@@ -331,9 +331,7 @@ DAMAGES = {
     "prior's weights exchanged": (lambda f: exchange_weights(f, "prior"), "was exchanged"),
     "unknown config key": (lambda f: edit(f / "prior/config.json", wdith=3), "wdith"),
     "parts swapped": (
-        lambda f: recorded(
-            f, shutil.copytree(f / "autoencoder", f / "prior", dirs_exist_ok=True)
-        ),
+        lambda f: recorded(f, shutil.copytree(f / "autoencoder", f / "prior", dirs_exist_ok=True)),
         "latent_prior_vqvae.*latent_prior_transformer",
     ),
 }
@@ -352,7 +350,7 @@ def test_an_autoencoder_of_another_run_in_the_folder_is_refused(folder, parts):
     shutil.rmtree(folder / "autoencoder")
     other = parts["vqvae"](seed=9)
     other.save_pretrained(folder / "autoencoder")
-    with pytest.raises(ValueError, match="autoencoder/manifest.json is damaged or was exchanged"):
+    with pytest.raises(ValueError, match=r"autoencoder/manifest\.json is damaged or was exchanged"):
         Pipeline.from_pretrained(folder)
     recorded(folder)
     with pytest.raises(ValueError, match=other.fingerprint[:12]) as stopped:
