@@ -13,7 +13,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks tests
 
-.PHONY: setup demo league test test-fast test-processors check format bench clean
+.PHONY: setup demo league test test-fast test-processors faults check format bench clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -75,6 +75,11 @@ test-processors: $(READY)
 	$(TEST) -m "not slow and not gpu"
 	$(SSE) $(TEST) -m "not slow and not gpu"
 	$(AVX2) $(TEST) -m "not slow and not gpu"
+
+# Hours: every command is killed before every change of a file and repeated; files are damaged at random; changed images, presets, indices and tables are read.
+faults: $(READY)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/faults --crashes 0 --damages 400
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/faults/loops.py --minutes 10
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xxhash
 
 from latent_prior.data.arrow_rows import MappedTable
 from latent_prior.data.codes import SPEC_FILE, CodeSpec, write_spec
@@ -246,7 +247,9 @@ def join_shards(
     for split, paths in shards.items():
         rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
         rows.info.description = json.dumps({"code_spec": spec.to_dict(), "encode": dict(settings)})
-        splits[split] = rows
+        # Otherwise `datasets` draws a name at random, and the same command writes other files.
+        name = xxhash.xxh3_64_hexdigest(f"{rows.info.description} {split} {len(rows)}")
+        splits[split] = Dataset(rows.data, info=rows.info, fingerprint=name)
     DatasetDict(splits).save_to_disk(str(folder))
     write_spec(spec, folder)
 
