@@ -248,7 +248,8 @@ def join_shards(
         rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
         rows.info.description = json.dumps({"code_spec": spec.to_dict(), "encode": dict(settings)})
         # Otherwise `datasets` draws a name at random, and the same command writes other files.
-        name = xxhash.xxh3_64_hexdigest(f"{rows.info.description} {split} {len(rows)}")
+        content = f"{rows.info.description} {split} {len(rows)}"
+        name = xxhash.xxh3_64_hexdigest(content.encode())
         splits[split] = Dataset(rows.data, info=rows.info, fingerprint=name)
     DatasetDict(splits).save_to_disk(str(folder))
     write_spec(spec, folder)
