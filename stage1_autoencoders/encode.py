@@ -12,7 +12,7 @@ from latent_prior.stage1_autoencoders.options import EncodeOptions
 answer_early(__name__, EncodeOptions)
 
 import dataclasses
-import shutil
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from latent_prior.data.codes_dataset import (
     codes_features,
     join_shards,
     measure_latents,
+    open_codes,
     write_shard,
 )
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
 from latent_prior.files import check_output_dir, read_json, whole_file, write_json
-from latent_prior.folders import whole_folder
+from latent_prior.folders import check_folder, clear_leftover, digest, remove, whole_folder
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
 from latent_prior.seeds import generator
@@ -41,6 +42,7 @@ from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 
 SETTINGS_FILE = "encode.json"
+_log = logging.getLogger("latent_prior")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,20 +59,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         accelerator.device, memory_format=torch.channels_last
     )
     options = fit_options(options, autoencoder)
-    settings = {**dump_config(options), "autoencoder_fingerprint": autoencoder.fingerprint}
+    names = open_source(options).split_names() if options.split is None else [options.split]
+    sets = {name: open_images(options, name) for name in names}
+    settings = dump_config(options) | {
+        "autoencoder_fingerprint": autoencoder.fingerprint,
+        "images_fingerprint": {name: images.fingerprint for name, images in sets.items()},
+    }
     stored = check_output_dir(
         final, SETTINGS_FILE, settings, "codes", may_change=changeable(options)
     )
+    shard_folder = final.with_name(f".{final.name}.shards")
     if stored is not None:
         if accelerator.is_main_process:
+            check_finished(final)
+            remove(shard_folder)
+            clear_leftover(final)
             print(f"codes: {final} (already there)")
         return
 
-    names = open_source(options).split_names() if options.split is None else [options.split]
-    sets = {name: open_images(options, name) for name in names}
     class_names = next((images.class_names for images in sets.values() if images.class_names), ())
     spec = dataclasses.replace(autoencoder.code_spec, class_names=class_names)
-    shard_folder = final.with_name(f".{final.name}.shards")
     if accelerator.is_main_process:
         start_or_continue(shard_folder, settings)
     accelerator.wait_for_everyone()
@@ -84,10 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         mine, desc="encoding", unit="shard", disable=not accelerator.is_main_process
     ):
         name, first, path = work[number]
-        if not path.exists():
+        if not is_finished(path):
             rows = encode_images(autoencoder, sets[name], name, first, options)
             with whole_file(path) as temporary:
                 write_shard(temporary, spec, rows)
+            with whole_file(digest_file(path)) as temporary:
+                temporary.write_text(digest(path))
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
@@ -103,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 recorded,
             )
             write_json(folder / SETTINGS_FILE, recorded)
-        shutil.rmtree(shard_folder)
+        remove(shard_folder)
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
         print(f"codes: {final} ({counts} images, {list(codes_features(spec))} per row)")
     accelerator.wait_for_everyone()
@@ -122,13 +132,49 @@ def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptio
     return fit_images(options, autoencoder.code_spec)
 
 
+def check_finished(final: Path) -> None:
+    """Check the codes of an earlier call, every file of them.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    try:
+        if check_folder(final, "codes") is None:
+            for split in open_codes(final)[0].values():
+                split.table.check()
+    except ValueError as error:
+        raise ValueError(f"{error}; to encode again, delete --output_dir {final} first") from error
+
+
 def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
     """Keep the shards of a stopped run with the same settings; delete any others."""
     path = folder / SETTINGS_FILE
-    if path.is_file() and read_json(path) == settings:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if not folder.is_symlink() and read_json(path) == settings:
+            return
+    except ValueError:
+        pass  # there are none, or they are of no use
+    remove(folder)
     write_json(path, settings)
+
+
+def digest_file(shard: Path) -> Path:
+    """The file that holds the digest of a finished shard."""
+    return shard.with_suffix(".xxh3")
+
+
+def is_finished(shard: Path) -> bool:
+    """Whether a stopped run finished a shard; a damaged one is deleted."""
+    if digest_file(shard).is_file():
+        try:
+            if digest(shard) == digest_file(shard).read_text(errors="replace"):
+                return True
+        except ValueError:
+            pass
+        _log.warning("%s is damaged; its images are encoded again", shard)
+    remove(digest_file(shard))
+    remove(shard)
+    return False
 
 
 def plan_shards(

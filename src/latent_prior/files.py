@@ -11,8 +11,9 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def check_folder_path(folder: Path, prefix: str = "") -> None:
 
 
 @contextmanager
-def open_regular(path: Path, limit: int) -> Iterator[IO[bytes]]:
+def open_regular(path: Path, limit: int) -> Iterator[BufferedReader]:
     """Open a regular file of at most `limit` bytes; never waits for a FIFO or a device.
 
     Raises:
@@ -188,10 +189,14 @@ def check_same_settings(
 ) -> None:
     """Compare the settings of this command with stored ones.
 
+    A fingerprint that an older version did not store cannot be compared.
+
     Raises:
         ValueError: naming `holder`, the first setting that differs, both values and `way_out`.
     """
     for name, value in settings.items():
+        if name.endswith("_fingerprint") and name not in stored:
+            continue
         if name not in may_change and stored.get(name) != value:
             raise ValueError(
                 f"{holder} with {name} = {stored.get(name)!r}, this command sets {value!r}: "

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from latent_prior.files import check_folder_path, read_regular, whole_file
+from latent_prior.files import check_folder_path, open_regular, read_regular, whole_file
 
 MANIFEST = "manifest.json"
 # Files that a folder of each kind has; they tell folders from before manifests.
@@ -75,8 +76,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def digest(path: Path) -> str:
-    """The digest of a file's content."""
-    with path.open("rb") as file:
+    """The digest of a regular file's content.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    with open_regular(path, sys.maxsize) as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
@@ -189,12 +194,36 @@ def whole_folder(final: Path, kind: str, *, keep: bool = False) -> Iterator[Path
         clear_leftover(final)
 
 
+def remove(path: Path) -> None:
+    """Delete what a stopped process left, of any kind; of a link, not what it points to.
+
+    Raises:
+        ValueError: it cannot be deleted.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        for parent, folders, _ in os.walk(path):
+            for inner in (parent, *(os.path.join(parent, name) for name in folders)):
+                if not os.path.islink(inner):
+                    os.chmod(inner, stat.S_IRWXU)
+        shutil.rmtree(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path}, left by a process that was stopped, cannot be deleted "
+            f"({error.strerror}); delete it"
+        ) from error
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder so that no part of it is ever found under its name."""
     temporary = _temporary(folder)
-    _remove(temporary)
+    remove(temporary)
     folder.rename(temporary)
-    _remove(temporary)
+    remove(temporary)
 
 
 def clear_leftover(final: Path) -> None:
@@ -208,7 +237,7 @@ def clear_leftover(final: Path) -> None:
     if replaced.is_dir() and not replaced.is_symlink() and not os.path.lexists(final):
         replaced.rename(final)  # killed between the two renames of `exchange`
     for leftover in (_temporary(final), replaced):
-        _remove(leftover)
+        remove(leftover)
 
 
 def check_replaceable(final: Path, kind: str, prefix: str = "") -> None:
@@ -251,7 +280,7 @@ def exchange(first: Path, second: Path) -> None:
     number = _exchange_at_once(os.fsencode(first), os.fsencode(second))
     if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
         aside = _aside(second)
-        _remove(aside)
+        remove(aside)
         second.rename(aside)
         first.rename(second)
         aside.rename(first)
@@ -288,23 +317,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target, follow_symlinks=True)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _remove(path: Path) -> None:
-    """Delete a leftover of any kind; a link is deleted, what it points to is not."""
-    if not os.path.lexists(path):
-        return
-    try:
-        if path.is_symlink() or not path.is_dir():
-            path.unlink()
-            return
-        for parent, folders, _ in os.walk(path):
-            for inner in (parent, *(os.path.join(parent, name) for name in folders)):
-                if not os.path.islink(inner):
-                    os.chmod(inner, stat.S_IRWXU)
-        shutil.rmtree(path)
-    except OSError as error:
-        raise ValueError(
-            f"{path}, left by a process that was stopped, cannot be deleted "
-            f"({error.strerror}); delete it"
-        ) from error

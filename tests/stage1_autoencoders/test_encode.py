@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from latent_prior.data.codes_dataset import open_codes
 from latent_prior.data.images import crop_windows, open_images, to_float
+from latent_prior.folders import MANIFEST
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import encode, load_autoencoder
@@ -205,6 +207,117 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(write, monkeypatch):
 encode_images = encode.encode_images
 
 
+@pytest.fixture
+def stopped(write, call, monkeypatch):
+    """A run of five shards that was stopped before it joined them: its flags and its shards."""
+
+    def dies(folder, shards, spec, settings):
+        raise KeyboardInterrupt
+
+    def into(**flags):
+        with monkeypatch.context() as patched:
+            patched.setattr(encode, "join_shards", dies)
+            with pytest.raises(KeyboardInterrupt):
+                write("codes", **flags)
+
+    return into
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "bit", "folder", "other rows", "fifo", "link"])
+def test_a_damaged_shard_is_encoded_again(write, stopped, tmp_path, caplog, how):
+    whole, _ = write("whole")
+    stopped()
+    first, second = sorted((tmp_path / ".codes.shards").glob("*.arrow"))[:2]
+    content = first.read_bytes()
+    if how in ("folder", "fifo", "link"):
+        first.unlink()
+        if how == "folder":
+            (first / "inner").mkdir(parents=True)
+        elif how == "fifo":
+            os.mkfifo(first)
+        else:
+            first.symlink_to(tmp_path / "nowhere")
+    else:
+        changed = bytearray(content)
+        changed[-900] ^= 4
+        first.write_bytes(
+            {"empty": b"", "half": content[:-900], "bit": changed}.get(how, second.read_bytes())
+        )
+    again, folder = write()
+    assert rows(again) == rows(whole)
+    assert f"{first} is damaged" in caplog.text
+    assert {path.name for path in folder.parent.iterdir()} == {"whole", "codes"}
+
+
+def test_shards_of_other_images_are_thrown_away(write, stopped, images, tmp_path):
+    data = shutil.copytree(images, tmp_path / "data")
+    stopped(dataset=data)
+    shutil.copy(data / "bee" / "019.png", data / "apple" / "000a.png")
+    split, _ = write(dataset=data)
+    shutil.rmtree(tmp_path / "codes")
+    fresh, _ = write(dataset=data)
+    assert len(split) == 41
+    assert rows(split) == rows(fresh)
+
+
+@pytest.mark.parametrize("how", ["file", "link", "settings", "read-only"])
+def test_what_lies_in_place_of_the_shards_is_cleared_away(write, stopped, tmp_path, how):
+    whole, _ = write("whole")
+    shards, precious = tmp_path / ".codes.shards", tmp_path / "precious"
+    precious.mkdir()
+    (precious / "a").write_text("mine")
+    if how == "file":
+        shards.write_text("x")
+    elif how == "link":
+        shards.symlink_to(precious)
+    else:
+        stopped(seed=4)
+        if how == "settings":
+            (shards / "encode.json").write_text("{")
+        shards.chmod(0o500 if how == "read-only" else 0o700)
+    again, _ = write()
+    assert rows(again) == rows(whole)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "codes", "precious"}
+    assert (precious / "a").read_text() == "mine"
+
+
+def test_finished_codes_of_other_images_are_not_taken_for_these(write, refused, images, tmp_path):
+    data = shutil.copytree(images, tmp_path / "data")
+    _, folder = write(dataset=data)
+    shutil.copy(data / "bee" / "019.png", data / "apple" / "000a.png")
+    flags = json.loads((folder / "encode.json").read_text())
+    said = refused(encode, autoencoder=flags["autoencoder"], dataset=data, output_dir=folder)
+    assert f"--output_dir {folder} holds codes with images_fingerprint" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["train/data-00000-of-00001.arrow", "dataset_dict.json", "code_spec.json", "train"]
+)
+def test_damaged_codes_are_not_already_there(write, images, autoencoder_folder, refused, name):
+    _, folder = write()
+    path = folder / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.suffix == ".arrow":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        path.unlink()
+    flags = {"autoencoder": autoencoder_folder, "dataset": images, "output_dir": folder}
+    said = refused(encode, **flags)
+    assert str(path) in said
+    assert f"to encode again, delete --output_dir {folder} first" in said
+
+
+def test_leftovers_beside_finished_codes_are_cleared_away(write, tmp_path):
+    """A process that is killed after it renamed the codes leaves its shards."""
+    write()
+    (tmp_path / ".codes.shards").mkdir()
+    (tmp_path / ".codes.shards" / "train-000000.arrow").write_text("x")
+    (tmp_path / ".codes.partial").mkdir()
+    write()
+    assert [path.name for path in tmp_path.iterdir()] == ["codes"]
+
+
 def test_shards_of_other_settings_are_thrown_away(write, monkeypatch):
     whole, _ = write("whole", crops=1, crop_padding=2)
 
@@ -258,8 +371,9 @@ def test_the_command_is_recorded_and_is_no_setting(write, monkeypatch):
     monkeypatch.setattr(sys, "argv", [encode.__file__, "--batch_size", "16"])
     written = (folder / "code_spec.json").stat().st_mtime_ns
     write()
-    del settings["command"]
+    del settings["command"], settings["images_fingerprint"]
     (folder / "encode.json").write_text(json.dumps(settings))
+    (folder / MANIFEST).unlink()
     write()
     assert (folder / "code_spec.json").stat().st_mtime_ns == written
 
