@@ -36,7 +36,7 @@ class ReferenceOptions(ComputeOptions, ReadOptions):
     """Split of the reference."""
     features: str = "inception"
     """Feature network: `inception` (clean-fid's), `clip`, `efficientnet_lite0`, or the path of
-    a TorchScript file."""
+    a TorchScript file, which is code: take it only from people you trust."""
     batch_size: int = option(64, at_least=1)
     """Images per forward pass."""
     image_size: int | None = option(None, at_least=1)

@@ -1,5 +1,6 @@
 """Tiny real components, and entry scripts run in one or two processes, for several rooms."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -288,24 +289,46 @@ def refused(capfd, monkeypatch) -> Callable[..., str]:
     return run_main
 
 
-@pytest.fixture
-def vgg16(monkeypatch, tmp_path) -> None:
-    """Random weights for torchvision's VGG-16, as LPIPS would otherwise download them."""
+@pytest.fixture(scope="session")
+def random_vgg16(tmp_path_factory) -> Path:
+    """Random weights of VGG-16's convolutions under the name of torchvision's file."""
     from torchvision import models
 
-    def random_network(**_: object) -> SimpleNamespace:
-        torch.manual_seed(0)
-        layers = models.vgg.make_layers(models.vgg.cfgs["D"])
-        for layer in layers:
-            if isinstance(layer, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(layer.weight)
-        return SimpleNamespace(features=layers)
+    torch.manual_seed(0)
+    layers = models.vgg.make_layers(models.vgg.cfgs["D"])
+    for layer in layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    folder = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    file = folder / Path(models.VGG16_Weights.IMAGENET1K_V1.url).name
+    torch.save({f"features.{name}": value for name, value in layers.state_dict().items()}, file)
+    return file
 
-    monkeypatch.setattr(models, "vgg16", random_network)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    file = tmp_path / "torch/hub/checkpoints" / Path(models.VGG16_Weights.IMAGENET1K_V1.url).name
-    file.parent.mkdir(parents=True)
-    file.touch()
+
+@pytest.fixture
+def vgg16(monkeypatch, random_vgg16) -> Path:
+    """The file where LPIPS looks for VGG-16, with random weights."""
+    from latent_prior.losses import perceptual
+
+    digest = hashlib.sha256(random_vgg16.read_bytes()).hexdigest()
+    monkeypatch.setattr(perceptual, "VGG16_SHA256", digest)
+    monkeypatch.setenv("TORCH_HOME", str(random_vgg16.parents[2]))
+    return random_vgg16
+
+
+@pytest.fixture
+def lpips_package(monkeypatch, vgg16) -> Callable[..., torch.Tensor]:
+    """The `lpips` package's own network with these weights."""
+    import lpips
+    from torchvision import models
+
+    layers = models.vgg.make_layers(models.vgg.cfgs["D"])
+    weights = torch.load(vgg16, weights_only=True)
+    layers.load_state_dict({n.removeprefix("features."): value for n, value in weights.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "vgg16", lambda **_: SimpleNamespace(features=layers))
+        return lpips.LPIPS(net="vgg", verbose=False)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ CLIP_REPOSITORY = "openai/clip-vit-base-patch32"  # the network of clean-fid's C
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 INCEPTION_FILE = "inception-2015-12-05.pt"  # the name that clean-fid's wrapper looks for
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 OFFLINE = "choose --features efficientnet_lite0"
 
 
@@ -124,13 +125,14 @@ def _inception(device: torch.device) -> FeatureNetwork:
             download(url, path, OFFLINE)
         except FileNotFoundError as error:
             raise ValueError(f"{url} is gone: put the file at {path}, or {OFFLINE}") from error
-    try:
-        network = load_inception(path.parent).to(device).eval()
-    except RuntimeError as error:
+    digest = file_digest(path)
+    if digest != INCEPTION_SHA256:  # TorchScript is code: only the published file is opened
         raise ValueError(
-            f"{path} is not a readable Inception: delete it, and it will be downloaded again"
-        ) from error
-    probed = _probed("inception", "fid", "FID", 299, url, file_digest(path), network, device)
+            f"{path} is not the published Inception (sha256 {INCEPTION_SHA256[:12]}...): delete it, and it will "
+            "be downloaded again"
+        )
+    network = load_inception(path.parent).to(device).eval()
+    probed = _probed("inception", "fid", "FID", 299, url, digest, network, device)
     last = getattr(network.base, "output", None)
     if last is None:
         return probed

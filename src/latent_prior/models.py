@@ -31,6 +31,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 # What transformers itself adds to a config.json.
+_ADAPTER_FILE = "adapter_config.json"
 _TRANSFORMERS_KEYS = {"architectures", "dtype", "model_type", "transformers_version"}
 
 
@@ -131,6 +132,10 @@ class StrictModel(PreTrainedModel):
                 keys, damaged or replaced weights, or weights that do not fit the config.
         """
         folder = local_folder(path_or_hub_id, revision=revision)
+        if (folder / _ADAPTER_FILE).exists():  # transformers would add it, unchecked
+            raise ValueError(
+                f"{folder / _ADAPTER_FILE}: adapters of weights are not supported; remove the file"
+            )
         values = cls._read_config(folder)
         manifest = check_folder(folder, "model")
         if manifest is None:

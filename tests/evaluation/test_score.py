@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lpips
 import numpy as np
 import pytest
 import torch
@@ -193,7 +192,7 @@ def test_a_real_pipeline_adds_its_reconstructions(run, tmp_path):
     )
 
 
-def test_lpips_joins_the_reconstructions(run, tmp_path, vgg16):
+def test_lpips_joins_the_reconstructions(run, tmp_path, lpips_package):
     torch.manual_seed(0)
     pipeline = Pipeline(
         VQVAE(VQVAEConfig(image_size=16, image_channels=1, width=8, codebook_size=16))
@@ -201,11 +200,12 @@ def test_lpips_joins_the_reconstructions(run, tmp_path, vgg16):
     pipeline.save_pretrained(tmp_path / "pipeline")
     scores = run(("same", "same"), pipeline=tmp_path / "pipeline", perceptual="lpips")
     assert scores["protocol"]["perceptual"] == "lpips"
-    network = lpips.LPIPS(net="vgg")
     originals = torch.from_numpy(np.stack(smooth_images(37, 0)))[:, None]
     given_back = reconstruct(pipeline, originals, torch.device("cpu"))
     with torch.no_grad():
-        found = network(*(to_float(one).expand(-1, 3, -1, -1) for one in (originals, given_back)))
+        found = lpips_package(
+            *(to_float(one).expand(-1, 3, -1, -1) for one in (originals, given_back))
+        )
     assert "lpips" not in scores["rows"][0]
     assert scores["rows"][1]["lpips"] == pytest.approx(float(found.mean()), rel=1e-4)
     plain = run(pipeline=tmp_path / "pipeline")

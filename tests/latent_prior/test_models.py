@@ -210,6 +210,13 @@ def test_weights_of_another_shape_are_told_in_one_line(saved, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_adapter_beside_the_weights_is_refused(saved):
+    """transformers would load it on top, without a check, where its package is installed."""
+    (saved / "adapter_config.json").write_text('{"base_model_name_or_path": "other/model"}')
+    with pytest.raises(ValueError, match=r"adapter_config.json: adapters .* remove the file"):
+        Model.from_pretrained(saved)
+
+
 def test_exchanged_weights_are_told(saved, tmp_path):
     torch.manual_seed(1)
     Model(Config(width=3)).save_pretrained(tmp_path / "other")

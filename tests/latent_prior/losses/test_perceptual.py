@@ -1,8 +1,10 @@
+import hashlib
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
-import lpips
 import pytest
 import torch
 from torch import Tensor
@@ -124,13 +126,13 @@ def test_the_network_is_shown_what_it_was_trained_with(distance):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_lpips_is_that_of_its_package(vgg16, channels):
+def test_lpips_is_that_of_its_package(lpips_package, channels):
     """Its learnt weights come with the package; VGG-16's do not matter for the agreement."""
-    ours, package = make_perceptual("lpips", "cpu", "--critic.perceptual"), lpips.LPIPS(net="vgg")
+    ours = make_perceptual("lpips", "cpu", "--critic.perceptual")
     clean, other = images(channels=channels), noisy(0.2, channels=channels)
     with torch.no_grad():
         rgb = [image.expand(-1, 3, -1, -1) for image in (clean, other)]
-        expected = package(*rgb).flatten()
+        expected = lpips_package(*rgb).flatten()
     torch.testing.assert_close(ours.each(clean, other), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ours(clean, other), expected.mean(), rtol=1e-4, atol=1e-6)
     assert expected.min() > 1e-3
@@ -156,6 +158,38 @@ def test_missing_weights_are_told_and_not_downloaded(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"put https://\S+vgg16\S+\.pth at \S+vgg16\S+\.pth$"):
         make_perceptual("lpips", "cpu", "--critic.perceptual")
     assert not list(tmp_path.rglob("*"))
+
+
+class Command:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_file_of_weights_is_executed(monkeypatch, tmp_path, random_vgg16):
+    file = tmp_path / "hub" / "checkpoints" / random_vgg16.name
+    file.parent.mkdir(parents=True)
+    torch.save({"features.0.weight": Command(tmp_path / "executed")}, file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"vgg16\S+ is not the published file .* download"):
+        make_perceptual("lpips", "cpu", "--critic.perceptual")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(perceptual, "VGG16_SHA256", digest)  # even so
+    with pytest.raises(pickle.UnpicklingError):
+        make_perceptual("lpips", "cpu", "--critic.perceptual")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_loading_lpips_takes_no_random_numbers(vgg16):
+    torch.manual_seed(0)
+    make_perceptual("lpips", "cpu", "--critic.perceptual")
+    after = torch.rand(())
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(()))
 
 
 def test_the_network_has_its_weights_and_is_frozen_in_its_statistics():
