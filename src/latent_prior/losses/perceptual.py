@@ -92,6 +92,9 @@ class LPIPSDistance(PerceptualDistance):
     and its `forward` has a NaN gradient where all features of a position are zero.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, flag: str) -> None:
         super().__init__()
         try:
