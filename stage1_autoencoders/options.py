@@ -163,7 +163,7 @@ class CriticOptions(Options):
     """Weight of the perceptual distance."""
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
     """Differentiable augmentations of the critic's inputs, for small data (Zhao et al., 2020)."""
-    learning_rate: float | None = option(None, above=0)
+    learning_rate: float | None = option(None, above=0, may_change=True)
     """Peak learning rate of the critic. Default: the autoencoder's, whose schedule it follows."""
     beta1: float = option(0.5, at_least=0, below=1)
     """First-moment decay of the critic's AdamW."""

@@ -29,7 +29,7 @@ class CriticOptions(Options):
 
     width: int | None = option(None, at_least=1)
     """Channels at full resolution, before the model's multipliers; null takes the generator's."""
-    learning_rate: float | None = option(None, above=0)
+    learning_rate: float | None = option(None, above=0, may_change=True)
     """Peak learning rate of the critic's AdamW; null takes the generator's. Same schedule."""
     steps: int = option(1, at_least=1)
     """Critic steps per generator step, each with new images."""
@@ -51,7 +51,7 @@ class TrainOptions(TrainingImageOptions):
     """Whether to condition on the class; null: if the images have labels."""
     augment: list[Literal["color", "translation", "cutout"]] = field(default_factory=list)
     """Differentiable augmentations of the critic's inputs (Zhao et al., 2020), for small data."""
-    learning_rate: float = option(2e-4, above=0)
+    learning_rate: float = option(2e-4, above=0, may_change=True)
     """Peak learning rate of the generator's AdamW."""
     beta1: float = option(0.0, at_least=0, below=1)
     """First-moment decay of both AdamWs: momentum makes the two networks circle each other."""

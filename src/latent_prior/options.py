@@ -54,8 +54,8 @@ def option(
 ) -> Any:
     """A dataclass field with the range of its numbers, required without a default or a factory.
 
-    With `may_change` a command may continue a folder that was begun with another value, because the
-    files do not depend on it. `only_for` lists the values of `Options.used_by` with which the
+    With `may_change` a command may continue a folder that was begun with another value: the files do
+    not depend on it, or it holds from there on, as a lower learning rate does. `only_for` lists the values of `Options.used_by` with which the
     option is used; empty means all.
     """
     metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for}
@@ -68,8 +68,15 @@ def option(
 
 
 def changeable(options: Options | type[Options]) -> set[str]:
-    """Names of the options that may differ between two commands that fill one folder."""
-    return {each.name for each in fields(options) if each.metadata.get("may_change")}
+    """Names of the options that may differ between two commands that fill one folder.
+
+    Those of options within options have a dot: `critic.learning_rate`.
+    """
+    names = {each.name for each in fields(options) if each.metadata.get("may_change")}
+    for each in fields(options):
+        if isinstance(inner := getattr(options, each.name, None), Options):
+            names |= {f"{each.name}.{name}" for name in changeable(inner)}
+    return names
 
 
 @dataclass(kw_only=True)
@@ -200,13 +207,13 @@ class RunOptions(ComputeOptions):
     """Training seconds, resumed time included, after which the run ends; null: no limit."""
     max_cpu_seconds: float | None = option(None, above=0, may_change=True)
     """The same in CPU seconds of all threads: a budget that other programs do not affect."""
-    learning_rate: float = option(3e-4, above=0)
-    """Peak learning rate of AdamW."""
+    learning_rate: float = option(3e-4, above=0, may_change=True)
+    """Peak learning rate of AdamW. A resumed run may have another one from there on."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Decay of the learning rate from the end of the warm-up to max_steps."""
     warmup_steps: int = option(100, at_least=0)
     """Steps over which the learning rate rises from 0."""
-    final_learning_rate: float = option(0.0, at_least=0)
+    final_learning_rate: float = option(0.0, at_least=0, may_change=True)
     """Learning rate at max_steps, unless the schedule is constant."""
     beta1: float = option(0.9, at_least=0, below=1)
     """AdamW's first-moment decay."""

@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 import pytest
 
 from latent_prior.options import ImageOptions, Options, Range, RunOptions, changeable, option
+from latent_prior.stage1_autoencoders.options import TrainOptions
+from latent_prior.stage1_autoencoders.vqgan import VQGANOptions
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,10 @@ def test_an_option_without_effect_is_refused():
 def test_changeable_options_are_named_by_their_fields():
     assert changeable(Paint) == changeable(Paint()) == {"layers", "coats"}
     assert {"cpu_threads", "max_steps", "output_dir"} <= changeable(RunOptions)
-    assert not {"batch_size", "learning_rate", "seed"} & changeable(RunOptions)
+    assert "learning_rate" in changeable(RunOptions)  # what a diverged run needs
+    adversarial = TrainOptions(output_dir="x", model=VQGANOptions())
+    assert {n for n in changeable(adversarial) if "." in n} == {"critic.learning_rate"}
+    assert not {"batch_size", "schedule", "seed"} & changeable(RunOptions)
 
 
 @pytest.mark.parametrize(

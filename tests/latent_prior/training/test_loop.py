@@ -233,9 +233,9 @@ def test_no_steps_at_all(start):
 def test_a_run_can_be_prolonged_but_not_changed(start):
     start(max_steps=3).train()
     with pytest.raises(
-        ValueError, match=r"holds a run with learning_rate = 0\.05, this command sets 0\.1"
+        ValueError, match=r"holds a run with weight_decay = 0\.1, this command sets 0\.2"
     ):
-        start(max_steps=6, learning_rate=0.1).train()
+        start(max_steps=6, weight_decay=0.2).train()
     changed = start(max_steps=4, log_every=1, checkpoint_every=1, accumulation_steps=2).train()
     assert changed.state.step == 4
 
@@ -264,6 +264,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(start):
     for name, value in good.model.state_dict().items():
         assert torch.equal(bad.model.state_dict()[name], value)
     assert [path.name for path in checkpoints(bad.folder)] == ["step-000000003"]
+
+
+def test_a_diverged_run_goes_on_with_the_lower_learning_rate_that_its_message_asks_for(start):
+    outcomes = []
+    for name in ("one", "two"):
+        with pytest.raises(
+            ValueError, match="resume from the last checkpoint with a lower --learn"
+        ):
+            start(name, poison=4, schedule="constant", log_every=1).train()
+        run = start(name, learning_rate=0.005, schedule="constant", log_every=1).train()
+        outcomes.append(run.everything())
+        rates = [line["learning_rate"] for line in lines(run) if "learning_rate" in line]
+        assert rates == pytest.approx([0.025, 0.05, 0.05, 0.005, 0.005, 0.005])
+        assert yaml.safe_load((run.folder / "config.yaml").read_text())["learning_rate"] == 0.005
+    assert equal(*outcomes)
 
 
 @pytest.mark.parametrize("limit", ["max_seconds", "max_cpu_seconds"])
@@ -427,8 +442,8 @@ def test_states_hold_nothing_that_needs_unpickling(start):
         torch.load(path, weights_only=True)
 
 
-def test_only_what_leaves_the_weights_alone_may_change_when_a_run_goes_on():
+def test_only_the_learning_rates_and_what_leaves_the_weights_alone_may_change_in_a_run():
     assert changeable(TrainingImageOptions) == {
         "output_dir", "max_steps", "max_seconds", "max_cpu_seconds", "log_every", "evaluate_every", "checkpoint_every",
-        "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps",
+        "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps", "learning_rate", "final_learning_rate",
     }  # fmt: skip
