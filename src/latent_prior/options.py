@@ -54,9 +54,9 @@ def option(
 ) -> Any:
     """A dataclass field with the range of its numbers, required without a default or a factory.
 
-    With `may_change` a command may continue a folder that was begun with another value: the files do
-    not depend on it, or it holds from there on, as a lower learning rate does. `only_for` lists the values of `Options.used_by` with which the
-    option is used; empty means all.
+    With `may_change` a command may continue a folder that was begun with another value: the files
+    do not depend on it, or the new value holds from there on, as a lower learning rate does.
+    `only_for` lists the values of `Options.used_by` with which the option is used; empty means all.
     """
     metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for}
     limits = Range(at_least, above, at_most, below)
