@@ -445,5 +445,5 @@ def test_states_hold_nothing_that_needs_unpickling(start):
 def test_only_the_learning_rates_and_what_leaves_the_weights_alone_may_change_in_a_run():
     assert changeable(TrainingImageOptions) == {
         "output_dir", "max_steps", "max_seconds", "max_cpu_seconds", "log_every", "evaluate_every", "checkpoint_every",
-        "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps", "learning_rate", "final_learning_rate",
+        "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps", "learning_rate", "final_learning_rate", "max_pixels",
     }  # fmt: skip
