@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import importlib.util
 import itertools
 import re
@@ -14,10 +15,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from latent_prior import cli
+from latent_prior import cli, folders
+from latent_prior.data import listing
+from latent_prior.data.image_files import FILE_LIMIT, LONGEST_SIDE
+from latent_prior.options import MAX_PIXELS
+from latent_prior.records import DEPTH, LINES_LIMIT, RECORD_LIMIT, YAML_LIMIT
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PRESETS = sorted(ROOT.glob("*/configs/*.yaml")) + sorted(ROOT.glob("*/*/configs/*.yaml"))
 SCRIPTS = {
     str(path.relative_to(ROOT)): path
@@ -173,3 +178,15 @@ def test_a_preset_is_named_for_its_data_and_its_member(path):
     members = {"vae", "vqvae", "vqvae2", "vaegan", "vqgan", "masked", "sngan", "r3gan"}
     assert data in {"mnist", "cifar10", "folder64"}
     assert member in members
+
+
+def test_the_limits_in_security_are_those_of_the_code():
+    text = (ROOT / "SECURITY.md").read_text()
+    limits = text[text.index("## Limits") : text.index("## Files")]
+    mebibytes = [RECORD_LIMIT, folders._MANIFEST_LIMIT, LINES_LIMIT, YAML_LIMIT, FILE_LIMIT]
+    expected = [f"{limit >> 20:,} MiB" for limit in mebibytes]
+    expected += [f"{MAX_PIXELS:,} (", f"{LONGEST_SIDE:,} along", f"{DEPTH} levels"]
+    assert folders._MANIFEST_LIMIT == listing._TABLE_LIMIT
+    assert not [limit for limit in expected if f" {limit}" not in limits]
+    requirements = importlib.metadata.requires("latent-prior")
+    assert any(each.startswith("datasets>=4") for each in requirements)
