@@ -6,16 +6,19 @@ Each image is read once and only sums are kept, so memory does not grow with the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps
+from latent_prior.pipelines.inputs import ImageInput, as_tensor
 from latent_prior.pipelines.pipeline import Pipeline
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of images, float (B, C, H, W) in [-1, 1], with an integer per image (B,)."""
+Batches = Iterable[tuple[ImageInput, Tensor | NDArray[np.integer[Any]] | Sequence[int]]]
+"""Batches of images, as for `Pipeline.encode`, with an integer per image (B,)."""
 
 RIDGE = 0.1
 """Penalty of the probe's squared weights, in units of the variance of one standardised latent."""
@@ -40,8 +43,11 @@ def attribute_direction(
         attribute to the mean with it, projected on the direction.
 
     Raises:
-        ValueError: no image has or lacks the attribute, or the probe has too many latents.
+        ValueError: no image has or lacks the attribute, the probe has too many latents, or a batch
+            has not one integer per image.
     """
+    if method not in ("mean", "probe"):
+        raise ValueError(f"method must be mean or probe, not {method!r}")
     everything = _Sums(products=method == "probe")
     sums, shapes = _sums_of_classes(pipe, batches, (1, 0), everything)
     for value, name in ((1, "with"), (0, "without")):
@@ -123,11 +129,16 @@ def _sums_of_classes(
     for images, labels in batches:
         vectors = pipe.embed(images)
         shapes = {name: values.shape[1:] for name, values in vectors.items()}
-        rows, labels = _rows(vectors), labels.cpu()
+        rows, numbers = _rows(vectors), as_tensor(labels, "labels").cpu()
+        if tuple(numbers.shape) != (len(rows),):
+            raise ValueError(
+                f"a batch of {len(rows)} images has labels of shape {tuple(numbers.shape)}: "
+                "give one integer per image"
+            )
         for number, of_class in sums.items():
-            of_class.add(rows[labels == number])
+            of_class.add(rows[numbers == number])
         if together is not None:
-            together.add(rows[torch.isin(labels, torch.tensor(classes))])
+            together.add(rows[torch.isin(numbers, torch.tensor(classes))])
     return sums, shapes
 
 

@@ -21,6 +21,14 @@ import torch
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps
+from latent_prior.pipelines.inputs import (
+    ImageInput,
+    as_count,
+    as_tensor,
+    as_whole,
+    check_finite,
+    check_same_count,
+)
 from latent_prior.pipelines.pipeline import Pipeline
 
 SMALLEST_SINE = 1e-4
@@ -58,8 +66,8 @@ MIXES = {"linear": linear, "spherical": spherical}
 
 def interpolate(
     pipe: Pipeline,
-    starts: Tensor,
-    ends: Tensor,
+    starts: ImageInput,
+    ends: ImageInput,
     *,
     steps: int = 9,
     method: Literal["linear", "spherical"] = "linear",
@@ -72,13 +80,13 @@ def interpolate(
         Images (B, steps, C, H, W).
 
     Raises:
-        ValueError: fewer than two steps, or an unknown method.
+        ValueError: fewer than two steps, an unknown method, or not as many starts as ends.
     """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, not {steps}")
+    steps = as_count(steps, "steps", 2)
     if method not in MIXES:
         raise ValueError(f"method must be one of {', '.join(MIXES)}, not {method!r}")
     first, last = pipe.embed(starts), pipe.embed(ends)
+    _check_pairs(starts=first, ends=last)
     mixed = (
         {name: MIXES[method](first[name], last[name], step / (steps - 1)) for name in first}
         for step in range(steps)
@@ -86,26 +94,46 @@ def interpolate(
     return _side_by_side(pipe, mixed)
 
 
-def move(pipe: Pipeline, images: Tensor, direction: CodeMaps, strengths: Sequence[float]) -> Tensor:
+def move(
+    pipe: Pipeline, images: ImageInput, direction: CodeMaps, strengths: Sequence[float]
+) -> Tensor:
     """Images with multiples of a direction added to their vectors; 0 is the reconstruction.
 
     Directions are those of `directions.attribute_direction`.
 
     Returns:
         Images (B, len(strengths), C, H, W).
+
+    Raises:
+        ValueError: there is no strength, one is not finite, or the direction does not fit.
     """
     vectors = pipe.embed(images)
-    step = {name: values.to(vectors[name]) for name, values in direction.items()}
+    amounts = as_tensor(strengths, "strengths")
+    if amounts.ndim != 1 or not len(amounts) or not bool(amounts.isfinite().all()):
+        raise ValueError(f"strengths must be one or more finite numbers, not {strengths!r}")
+    step = {}
+    for name, values in vectors.items():
+        if name not in direction:
+            raise ValueError(f"the direction lacks the level {name!r}")
+        part = as_tensor(direction[name], f"the direction's level {name!r}").to(values)
+        check_finite(part, f"the direction's level {name!r}")
+        try:
+            step[name] = part.expand(values.shape[1:])
+        except RuntimeError as error:
+            raise ValueError(
+                f"the direction's level {name!r} has shape {tuple(part.shape)}, "
+                f"the vectors {tuple(values.shape[1:])}"
+            ) from error
     moved = (
         {name: values + strength * step[name] for name, values in vectors.items()}
-        for strength in strengths
+        for strength in amounts.tolist()
     )
     return _side_by_side(pipe, moved)
 
 
 def traverse(
     pipe: Pipeline,
-    images: Tensor,
+    images: ImageInput,
     deviations: CodeMaps,
     dimension: int,
     *,
@@ -123,8 +151,7 @@ def traverse(
     Raises:
         ValueError: no such dimension, or fewer than two steps.
     """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, not {steps}")
+    steps, dimension = as_count(steps, "steps", 2), as_whole(dimension, "dimension")
     every = torch.cat([values.flatten() for values in deviations.values()])
     if not 0 <= dimension < len(every):
         raise ValueError(f"dimension {dimension} is out of range: there are {len(every)}, from 0")
@@ -139,13 +166,32 @@ def traverse(
 
 
 def combine(a: CodeMaps, b: CodeMaps, c: CodeMaps) -> CodeMaps:
-    """The vectors a - b + c, all of one shape."""
+    """The vectors a - b + c, all of one shape.
+
+    Raises:
+        ValueError: they have different levels, or belong to different numbers of images.
+    """
+    _check_pairs(a=a, b=b, c=c)
     return {name: a[name] - b[name] + c[name] for name in a}
 
 
-def arithmetic(pipe: Pipeline, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """The images of a - b + c, for images (B, C, H, W) each."""
+def arithmetic(pipe: Pipeline, a: ImageInput, b: ImageInput, c: ImageInput) -> Tensor:
+    """The images of a - b + c, for as many images each.
+
+    Raises:
+        ValueError: the numbers of images differ.
+    """
     return pipe.decode_vectors(combine(*(pipe.embed(images) for images in (a, b, c))))
+
+
+def _check_pairs(**groups: CodeMaps) -> None:
+    """Check that the vectors of each group of images have the same levels and number of rows."""
+    first = next(iter(groups.values()))
+    for name, vectors in groups.items():
+        if vectors.keys() != first.keys():
+            raise ValueError(f"{name} has the levels {list(vectors)}, others {list(first)}")
+    for level in first:
+        check_same_count({name: vectors[level] for name, vectors in groups.items()})
 
 
 def _side_by_side(pipe: Pipeline, columns: Iterable[CodeMaps]) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, Unpack, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ from latent_prior.data.images import to_pil, to_uint8
 from latent_prior.models import StrictModel, local_folder
 from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
 from latent_prior.pipelines.folder import merge_card, read_folder, write_folder
+from latent_prior.pipelines.inputs import (
+    ImageInput,
+    MaskInput,
+    as_batch,
+    as_codes,
+    as_count,
+    as_images,
+    as_mask,
+    as_vectors,
+    check_values,
+)
 from latent_prior.seeds import Generators, one_per_image
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
@@ -30,7 +42,7 @@ from latent_prior.stage2_prior.sampler import Sampler, Settings
 
 OutputType = Literal["pil", "pt", "np"]
 Images = list[Image.Image] | Tensor | NDArray[np.float32]
-Labels = int | str | Sequence[int | str]
+Labels = int | str | Sequence[int | str] | NDArray[np.integer[Any]] | Tensor
 
 
 @dataclass
@@ -199,8 +211,8 @@ class Pipeline:
             num_images: number of images.
             labels: one class for all images or one per image, as number or name; -1 is any class.
                 None uses the classes in turn, so that each is sampled equally often.
-            generator: one generator for all images or one per image; the same seed gives the same
-                images for any batch size.
+            generator: one generator or seed for all images, or one per image; the same seed gives
+                the same images for any batch size.
             batch_size: images computed at a time.
             output_type: `pil`, `pt` or `np`, see `PipelineOutput`.
             **settings: see `Sampler`; those left out keep the pipeline's default. Without a prior,
@@ -213,7 +225,7 @@ class Pipeline:
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
             )
-        _check_output(output_type, num_images, batch_size)
+        num_images, batch_size = _checked(output_type, num_images, batch_size)
         numbers = self.label_numbers(labels, num_images)
         sampler = self.resolve(settings)
         parts: list[CodeMaps] = []
@@ -262,18 +274,31 @@ class Pipeline:
         names = self.class_names
         if labels is None:
             return [index % len(names) if names else -1 for index in range(num_images)]
-        listed = [labels] * num_images if isinstance(labels, int | str) else list(labels)
+        if isinstance(labels, Tensor | np.ndarray | np.generic):
+            labels = cast(Labels, labels.tolist())
+        listed = (
+            list(labels)
+            if isinstance(labels, Iterable) and not isinstance(labels, str)
+            else [labels] * num_images
+        )
         if len(listed) != num_images:
             raise ValueError(f"{num_images} images need one label, or one each, not {len(listed)}")
         return [label_number(label, names) for label in listed]
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> CodeMaps:
-        """Images, float (B, C, H, W) in [-1, 1], to codes or latents."""
-        return self.autoencoder.encode(images.to(self.device))
+    def encode(self, images: ImageInput) -> CodeMaps:
+        """Images to codes or latents.
+
+        Args:
+            images: float (B, C, H, W) in [-1, 1], or another kind of `inputs.ImageInput`.
+
+        Raises:
+            ValueError: kind, shape or values do not fit the autoencoder.
+        """
+        return self.autoencoder.encode(as_images(images, self.code_spec).to(self.device))
 
     @torch.no_grad()
-    def decode(self, codes: CodeMaps | Tensor | Sequence[Sequence[int]]) -> Tensor:
+    def decode(self, codes: Mapping[str, Tensor] | Tensor | Sequence[Sequence[int]]) -> Tensor:
         """Codes or latents to images, float (B, C, H, W) clamped to [-1, 1].
 
         Args:
@@ -284,28 +309,17 @@ class Pipeline:
         Raises:
             ValueError: shapes or values do not fit the autoencoder, or tokens are no codes.
         """
-        if not isinstance(codes, dict):
+        if not isinstance(codes, Mapping):
             codes = codes_from_tokens(codes, self.code_spec)
-        for level in self.code_spec.levels:
-            values = codes.get(level.name)
-            if values is None or tuple(values.shape[1:]) != level.shape:
-                shape = None if values is None else tuple(values.shape)
-                expected = ", ".join(map(str, ("B", *level.shape)))
-                raise ValueError(f"codes {level.name!r}: expected ({expected}), found {shape}")
-            if level.vocabulary is None or not values.numel():
-                continue
-            if not 0 <= int(values.min()) <= int(values.max()) < level.vocabulary:
-                raise ValueError(
-                    f"codes {level.name!r}: values must lie in [0, {level.vocabulary})"
-                )
+        codes = as_codes(codes, self.code_spec)
         on_device = {name: values.to(self.device) for name, values in codes.items()}
         return self.autoencoder.decode(on_device).float().clamp(-1, 1)
 
     @torch.no_grad()
     def complete(
         self,
-        images: Tensor,
-        mask: Tensor,
+        images: ImageInput,
+        mask: MaskInput,
         *,
         labels: Labels | None = None,
         generator: Generators = None,
@@ -323,10 +337,11 @@ class Pipeline:
         converge over rounds of encoding and decoding (see `completion.settle`).
 
         Args:
-            images: float (B, C, H, W) in [-1, 1]; hidden pixels are ignored.
-            mask: bool (H, W) or (B, H, W), True where a pixel is hidden.
+            images: as for `encode`; hidden pixels are ignored.
+            mask: bool (H, W) or (B, H, W), True where a pixel is hidden; or another kind of
+                `inputs.MaskInput`.
             labels: one class for all images or one per image; -1 and None are any class.
-            generator: one generator for all images or one per image, as in a call.
+            generator: one generator or seed for all images or one per image, as in a call.
             rounds: rounds of encoding and decoding, for latents.
             paste: paste the visible pixels over the decoded image.
             batch_size: images computed at a time.
@@ -337,14 +352,17 @@ class Pipeline:
             ValueError: an argument is out of range or has no effect, or there is no prior.
         """
         sampler = self.resolve_completion(labels, settings)
-        _check_output(output_type, len(images), batch_size)
-        numbers = self.label_numbers(-1 if labels is None else labels, len(images))
-        masks = one_mask_each(mask, images)
+        every = as_batch(images, self.code_spec)
+        count, batch_size = _checked(output_type, len(every), batch_size)
+        rounds = as_count(rounds, "rounds", 0)
+        numbers = self.label_numbers(-1 if labels is None else labels, count)
+        masks = one_mask_each(as_mask(mask), every)
+        visible = fill_with_mean(every, masks)
+        check_values(visible)
         parts: list[CodeMaps] = []
         completed: list[Tensor] = []
-        for batch, generators in _batches(len(images), batch_size, generator):
-            hidden = masks[batch].to(self.device)
-            filled = fill_with_mean(images[batch].to(self.device), hidden)
+        for batch, generators in _batches(count, batch_size, generator):
+            hidden, filled = (each[batch].to(self.device) for each in (masks, visible))
             if sampler is None or self.prior is None:
                 codes = settle(self.autoencoder, filled, hidden, rounds)
             else:
@@ -384,17 +402,29 @@ class Pipeline:
         return None
 
     @torch.no_grad()
-    def embed(self, images: Tensor) -> CodeMaps:
-        """Images, float (B, C, H, W) in [-1, 1], to continuous vectors, see `Autoencoder.embed`."""
-        return self.autoencoder.embed(images.to(self.device))
+    def embed(self, images: ImageInput) -> CodeMaps:
+        """Images, as for `encode`, to continuous vectors, see `Autoencoder.embed`."""
+        return self.autoencoder.embed(as_images(images, self.code_spec).to(self.device))
 
     @torch.no_grad()
-    def decode_vectors(self, vectors: CodeMaps) -> Tensor:
-        """The inverse of `embed`, for any vectors; images are float (B, C, H, W) in [-1, 1]."""
+    def decode_vectors(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `embed`, for any vectors; images are float (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: levels, shapes or values do not fit.
+        """
+        vectors = as_vectors(vectors, self._vector_shapes)
         on_device = {name: values.to(self.device) for name, values in vectors.items()}
         return self.autoencoder.decode_vectors(on_device).float().clamp(-1, 1)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
+    @functools.cached_property
+    def _vector_shapes(self) -> dict[str, torch.Size]:
+        """The shape of one image's vectors, by level."""
+        spec = self.code_spec
+        black = torch.zeros(1, spec.image_channels, spec.image_size, spec.image_size)
+        return {name: values.shape[1:] for name, values in self.embed(black).items()}
+
+    def reconstruct(self, images: ImageInput) -> Tensor:
         """Images to codes and back; shapes and ranges as in `encode` and `decode`."""
         return self.decode(self.encode(images))
 
@@ -408,7 +438,7 @@ class Pipeline:
             raise ValueError(
                 "this pipeline has latents, not codes: without a prior it samples them from N(0, I)"
             )
-        generators, codes = one_per_image(generator, num_images), {}
+        generators, codes = one_per_image(generator, as_count(num_images, "num_images")), {}
         for level in self.code_spec.levels:
             assert level.vocabulary is not None
             codes[level.name] = torch.stack(
@@ -419,8 +449,14 @@ class Pipeline:
     def standard_normal(
         self, num_images: int, generator: Generators = None, *, temperature: float = 1.0
     ) -> CodeMaps:
-        """Latents from N(0, I), the prior of a VAE, multiplied by the temperature."""
-        generators = one_per_image(generator, num_images)
+        """Latents from N(0, I), the prior of a VAE, multiplied by the temperature.
+
+        Raises:
+            ValueError: the pipeline has codes instead of latents.
+        """
+        if self.code_spec.kind == "codes":
+            raise ValueError("this pipeline has codes, not latents: call random_codes")
+        generators = one_per_image(generator, as_count(num_images, "num_images"))
         return {
             level.name: torch.stack([torch.randn(level.shape, generator=g) for g in generators])
             * temperature
@@ -428,7 +464,7 @@ class Pipeline:
         }
 
 
-def label_number(label: int | str, names: Sequence[str]) -> int:
+def label_number(label: Any, names: Sequence[str]) -> int:
     """A class number from a number or name; -1 is any class.
 
     Raises:
@@ -437,10 +473,10 @@ def label_number(label: int | str, names: Sequence[str]) -> int:
     if isinstance(label, str) and label in names:
         return names.index(label)
     try:
-        number = int(label)
+        number = int(label) if isinstance(label, str | int | np.integer) else len(names)
     except ValueError:
         number = len(names)
-    if -1 <= number < len(names):
+    if -1 <= number < len(names) and not isinstance(label, bool | np.bool_):
         return number
     known = "this prior has no classes"
     if names:
@@ -458,14 +494,11 @@ def _batches(
         yield batch, generators[batch]
 
 
-def _check_output(output_type: str, num_images: int, batch_size: int) -> None:
-    """Check the output type and the counts."""
+def _checked(output_type: str, num_images: int, batch_size: int) -> tuple[int, int]:
+    """Check the output type and the counts, which are returned."""
     if output_type not in ("pil", "pt", "np"):
         raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
-    if num_images < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_images and batch_size must be at least 1, not {num_images} and {batch_size}"
-        )
+    return as_count(num_images, "num_images"), as_count(batch_size, "batch_size")
 
 
 def _output(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,14 +47,19 @@ def codes_from_tokens(tokens: Tensor | Sequence[Sequence[int]], spec: CodeSpec) 
     return sequence_to_maps(sequence, spec)
 
 
-def _as_tensor(tokens: Tensor | Sequence[Sequence[int]], length: int) -> Tensor:
+def _as_tensor(tokens: Any, length: int) -> Tensor:
     """Tokens as int64 (B, length) or (B, 1 + length)."""
     if not isinstance(tokens, Tensor):
-        lengths = {len(sequence) for sequence in tokens}
+        if not isinstance(tokens, Iterable):
+            raise ValueError(f"tokens must be lists of integers, not {tokens!r}")
+        lengths = {len(sequence) for sequence in tokens if isinstance(sequence, Sized)}
         if len(lengths) > 1:
             counts = " and ".join(map(str, sorted(lengths)))
             raise ValueError(f"the sequences have {counts} tokens; each needs {length}")
-        tokens = torch.tensor([list(sequence) for sequence in tokens])
+        try:
+            tokens = torch.tensor([list(sequence) for sequence in tokens])
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"tokens must be lists of integers ({error})") from error
     if tokens.ndim != 2 or tokens.shape[1] not in (length, length + 1):
         raise ValueError(
             f"tokens have shape {tuple(tokens.shape)}; expected (images, {length}), "

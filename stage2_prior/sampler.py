@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -56,7 +57,17 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Check every setting; JSON has no tuples, so the interval becomes one."""
-        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        for name in ("guidance_scale", "temperature", "choice_temperature", "top_p"):
+            self._make(name, float, numbers.Real, "a number")
+        for name in ("top_k", "steps"):
+            self._make(name, int, numbers.Integral, "a whole number")
+        try:
+            interval = tuple(map(float, self.guidance_interval))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"guidance_interval must be two rising shares in [0, 1], not {self.guidance_interval!r}"
+            ) from error
+        object.__setattr__(self, "guidance_interval", interval)
         for name, note in (
             ("guidance_scale", "1 means none"),
             ("temperature", "0 means always the likeliest code"),
@@ -75,11 +86,17 @@ class Sampler:
         if schedule not in schedules:
             known = ", ".join(schedules)
             raise ValueError(f"guidance_schedule must be one of {known}, not {schedule!r}")
-        interval = list(self.guidance_interval)
         if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
             raise ValueError(
-                f"guidance_interval must be two rising shares in [0, 1], not {interval}"
+                f"guidance_interval must be two rising shares in [0, 1], not {list(interval)}"
             )
+
+    def _make(self, name: str, kind: type, expected: type, words: str) -> None:
+        """Make a setting a plain number, as JSON has them; numpy's are taken."""
+        value = getattr(self, name)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise ValueError(f"{name} must be {words}, not {value!r}")
+        object.__setattr__(self, name, kind(value))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in types that JSON gives back unchanged."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
-Generators = torch.Generator | Sequence[torch.Generator | None] | None
-"""One generator for all images or one each; None is torch's global one."""
+Seed = torch.Generator | int | None
+"""A generator, or the number that one is seeded with; None is torch's global generator."""
+Generators = Seed | Sequence[Seed]
+"""One generator for all images or one each."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -26,12 +30,22 @@ def one_per_image(generators: Generators, num_images: int) -> list[torch.Generat
     """The generator of each image.
 
     Raises:
-        ValueError: the list has another number of generators than there are images.
+        ValueError: the list has another number of generators than there are images, or holds
+            something else.
     """
-    if generators is None or isinstance(generators, torch.Generator):
-        return [generators] * num_images
+    if not isinstance(generators, list | tuple):
+        return [_as_generator(generators)] * num_images
     if len(generators) != num_images:
         raise ValueError(
             f"{num_images} images need one generator, or one each, not {len(generators)}"
         )
-    return list(generators)
+    return [_as_generator(each) for each in generators]
+
+
+def _as_generator(seed: Any) -> torch.Generator | None:
+    if seed is None or isinstance(seed, torch.Generator):
+        return seed
+    is_seed = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if is_seed and -(2**63) <= int(seed) < 2**64:
+        return torch.Generator().manual_seed(int(seed))
+    raise ValueError(f"a generator must be a torch.Generator or a seed of 64 bits, not {seed!r}")
