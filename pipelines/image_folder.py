@@ -1,12 +1,14 @@
 """Folders of generated images: numbered files, labels, a grid, settings and cost.
 
 Each image has random numbers of its own, so it depends only on seed, number, label and settings.
-Repeating a command generates what is missing, and several processes share the work.
+Repeating a command generates what is missing or damaged, and several processes share the work.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,15 @@ from latent_prior.cli import command_line
 from latent_prior.data.image_files import FILE_LIMIT, read_image
 from latent_prior.data.images import grid, save_png, to_uint8
 from latent_prior.data.listing import GENERATION_FILE, GRID_FILE, LABELS_FILE
-from latent_prior.files import check_output_dir, read_regular, whole_file, write_json
+from latent_prior.files import (
+    check_output_dir,
+    clear_temporary,
+    read_json,
+    read_regular,
+    whole_file,
+    write_json,
+)
+from latent_prior.folders import MANIFEST, FileRecord, digest, read_manifest, write_manifest
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.pipeline import Pipeline, label_number
 from latent_prior.processes import share
@@ -29,6 +39,7 @@ from latent_prior.seeds import generator
 
 ABOUT_FILE = "about.json"
 GRID_IMAGES, GRID_COLUMNS = 100, 10
+_log = logging.getLogger("latent_prior")
 
 
 def fill_folder(
@@ -66,32 +77,103 @@ def fill_folder(
                 "choose another folder"
             )
         write_json(folder / GENERATION_FILE, settings)
-    accelerator.wait_for_everyone()
-    batches = share(len(labels), batch_size, accelerator)
-    seconds, count = 0.0, 0
-    for numbers in tqdm(batches, desc="generating", unit="batch", disable=not main_process):
-        if all(image_path(folder, number).exists() for number in numbers):
-            continue
-        started = time.perf_counter()
-        images = sample(numbers)
-        seconds, count = seconds + time.perf_counter() - started, count + len(numbers)
-        for number, image in zip(numbers, images, strict=True):
-            save_png(image, image_path(folder, number))
-    sums = accelerator.reduce(torch.tensor([seconds, count], device=accelerator.device), "sum")
-    accelerator.wait_for_everyone()
-
+    names = [image_path(folder, number).name for number in range(len(labels))]
+    seconds, count = make_missing(
+        folder, names, sample, kind="images", batch_size=batch_size, accelerator=accelerator
+    )
     if main_process:
-        seconds, count = sums.tolist()
-        names = [image_path(folder, number).name for number in range(len(labels))]
         write_labels(folder / LABELS_FILE, names, labels, class_names)
         first = read_images([folder / name for name in names[:GRID_IMAGES]])
         save_png(grid(first, GRID_COLUMNS), folder / GRID_FILE)
-        if count or not (folder / ABOUT_FILE).exists():
+        if count or not _is_record(folder / ABOUT_FILE):
             seconds_per_image = seconds / count if count == len(labels) else None
             about = cost(models, seconds_per_image) | {"command": command_line()}
             write_json(folder / ABOUT_FILE, about)
         print(f"images: {folder}, overview: {folder / GRID_FILE}")
     accelerator.wait_for_everyone()
+
+
+def make_missing(
+    folder: Path,
+    names: Sequence[str],
+    make: Callable[[range], Tensor],
+    *,
+    kind: str,
+    batch_size: int,
+    accelerator: Accelerator,
+) -> tuple[float, int]:
+    """Make the images of a folder that are missing or damaged, and record all of them.
+
+    All processes call it. An image of a finished call is damaged if its digest is not that of the
+    folder's manifest, one of a stopped call if it cannot be decoded.
+
+    Args:
+        folder: of the images.
+        names: of all images.
+        make: numbers of images -> these images, uint8 (B, C, H, W) on the CPU.
+        kind: of the folder, for its manifest.
+        batch_size: images made at a time.
+        accelerator: the processes.
+
+    Returns:
+        The seconds that `make` took, and how many images were made, in all processes together.
+    """
+    main_process = accelerator.is_main_process
+    if main_process:
+        clear_temporary(folder)
+    accelerator.wait_for_everyone()
+    records = _recorded_images(folder, kind)
+    seconds, count = 0.0, 0
+    batches = share(len(names), batch_size, accelerator)
+    for numbers in tqdm(batches, desc="images", unit="batch", disable=not main_process):
+        missing = [n for n in numbers if not _is_sound(folder / names[n], records.get(names[n]))]
+        if not missing:
+            continue
+        started = time.perf_counter()
+        images = make(numbers)
+        seconds, count = seconds + time.perf_counter() - started, count + len(missing)
+        for number in missing:
+            save_png(images[number - numbers.start], folder / names[number])
+    sums = accelerator.reduce(torch.tensor([seconds, count], device=accelerator.device), "sum")
+    accelerator.wait_for_everyone()
+    seconds, count = sums.tolist()
+    if main_process and (count or set(names) != set(records)):
+        write_manifest(folder, kind, names)
+    return seconds, int(count)
+
+
+def _recorded_images(folder: Path, kind: str) -> dict[str, FileRecord]:
+    """Sizes and digests of the images of a finished call; empty if they are not known."""
+    try:
+        manifest = read_manifest(folder, kind) if (folder / MANIFEST).exists() else None
+    except ValueError as error:
+        _log.warning("%s: images are checked without it, and it is written again", error)
+        return {}
+    return {} if manifest is None else manifest.files
+
+
+def _is_sound(path: Path, record: FileRecord | None) -> bool:
+    """Whether an image is there, and is what was recorded or can at least be decoded."""
+    if not os.path.lexists(path):
+        return False
+    try:
+        if record is not None:
+            if path.stat().st_size == record.size and digest(path) == record.xxh3:
+                return True
+        elif read_images([path]).numel():
+            return True
+    except (OSError, ValueError):
+        pass
+    _log.warning("%s is damaged or was exchanged; it is made again", path)
+    return False
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file of an earlier call can be read."""
+    try:
+        return bool(read_json(path))
+    except (OSError, ValueError):
+        return False
 
 
 def sample_images(

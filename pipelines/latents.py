@@ -23,18 +23,24 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_prior.data.codes import fit_images
-from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_uint8
+from latent_prior.data.images import (
+    ImageSet,
+    grid,
+    open_images,
+    save_png,
+    stream_fingerprint,
+    to_uint8,
+)
 from latent_prior.data.listing import GRID_FILE, LABELS_FILE, LATENTS_FILE
 from latent_prior.files import check_output_dir, write_json
-from latent_prior.folders import whole_folder
+from latent_prior.folders import check_finished, whole_folder
 from latent_prior.options import changeable
-from latent_prior.pipelines.image_folder import read_images, write_labels
+from latent_prior.pipelines.image_folder import make_missing, read_images, write_labels
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.pipelines.sheets import MAKERS, Sheet, read, row_names
-from latent_prior.processes import share, start_processes
+from latent_prior.processes import start_processes
 from latent_prior.stage1_autoencoders import load_autoencoder
 
 GRID_IMAGES, GRID_COLUMNS = 50, 10
@@ -53,13 +59,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.mask_box(pipe.code_spec.image_size)  # checks it for this size
     images = open_images(options, options.split)
     positions = choose_positions(images, options)
-    settings = resolved_settings(pipe, options)
+    settings = resolved_settings(pipe, images, options)
     folder = Path(options.output_dir)
     main_process = accelerator.is_main_process
     stored = check_output_dir(folder, LATENTS_FILE, settings, "images") if main_process else None
     if options.operation == "reconstruct":
         reconstruct(pipe, images, positions, options, settings, accelerator)
-    elif main_process and stored is None:
+    elif main_process and stored is not None:
+        check_finished(folder, "pictures")
+    elif main_process:
         sheet = MAKERS[options.operation](pipe, images, positions, options)
         write_sheet(folder, sheet, settings)
     accelerator.wait_for_everyone()
@@ -96,11 +104,15 @@ def choose_positions(images: ImageSet, options: LatentOptions) -> list[int]:
     return list(range(min(count, len(images))))
 
 
-def resolved_settings(pipe: Pipeline, options: LatentOptions) -> dict[str, Any]:
-    """What the images depend on, for latents.json; fingerprints stand for the models' folders."""
+def resolved_settings(pipe: Pipeline, images: ImageSet, options: LatentOptions) -> dict[str, Any]:
+    """What the images depend on, for latents.json; fingerprints stand for models and images."""
     unused = changeable(options)
     settings = {k: v for k, v in dump_config(options).items() if k not in unused}
     settings["autoencoder_fingerprint"] = pipe.autoencoder.fingerprint
+    settings["images_fingerprint"] = images.fingerprint
+    of_classes = options.operation == "arithmetic" and options.labels
+    if options.operation in ("attribute", "traverse") or of_classes:
+        settings["fit_fingerprint"] = stream_fingerprint(options, options.fit_split)
     if options.operation == "complete":
         sampler = pipe.resolve_completion(options.labels or None, options.settings(), "--")
         if sampler is not None and pipe.prior is not None:
@@ -116,22 +128,25 @@ def reconstruct(
     settings: dict[str, Any],
     accelerator: Accelerator,
 ) -> None:
-    """Write one file per image, named by its row; files that exist are kept."""
+    """Write one file per image, named by its row; undamaged ones of an earlier call are kept."""
     folder, main_process = Path(options.output_dir), accelerator.is_main_process
     if main_process:
         write_json(folder / LATENTS_FILE, settings)
-    accelerator.wait_for_everyone()
-    batches = share(len(positions), options.batch_size, accelerator)
-    for part in tqdm(batches, desc="reconstructing", unit="batch", disable=not main_process):
-        batch = positions[part.start : part.stop]
-        paths = [folder / f"{name}.png" for name in row_names(images, batch)]
-        if not all(path.exists() for path in paths):
-            pictures = to_uint8(pipe.reconstruct(read(images, batch))).cpu()
-            for path, picture in zip(paths, pictures, strict=True):
-                save_png(picture, path)
-    accelerator.wait_for_everyone()
+    names = [f"{name}.png" for name in row_names(images, positions)]
+
+    def make(numbers: range) -> Tensor:
+        pixels = read(images, positions[numbers.start : numbers.stop])
+        return to_uint8(pipe.reconstruct(pixels)).cpu()
+
+    make_missing(
+        folder,
+        names,
+        make,
+        kind="pictures",
+        batch_size=options.batch_size,
+        accelerator=accelerator,
+    )
     if main_process:
-        names = [f"{name}.png" for name in row_names(images, positions)]
         numbers = [-1] * len(names) if images.labels is None else images.labels[positions].tolist()
         write_labels(folder / LABELS_FILE, names, numbers, images.class_names)
         save_png(original_and_reconstruction(images, positions[:GRID_IMAGES], folder), folder / GRID_FILE)  # fmt: skip

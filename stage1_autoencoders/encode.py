@@ -34,7 +34,7 @@ from latent_prior.data.codes_dataset import (
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
 from latent_prior.files import check_output_dir, read_json, whole_file, write_json
-from latent_prior.folders import check_folder, clear_leftover, digest, remove, whole_folder
+from latent_prior.folders import check_finished, clear_leftover, digest, remove, whole_folder
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
 from latent_prior.seeds import generator
@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shard_folder = final.with_name(f".{final.name}.shards")
     if stored is not None:
         if accelerator.is_main_process:
-            check_finished(final)
+            if check_finished(final, "codes") is None:
+                for split in open_codes(final)[0].values():
+                    split.table.check()
             remove(shard_folder)
             clear_leftover(final)
             print(f"codes: {final} (already there)")
@@ -130,20 +132,6 @@ def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptio
             f"--posterior sample: {options.autoencoder} writes codes and has no posterior; leave the flag out"
         )
     return fit_images(options, autoencoder.code_spec)
-
-
-def check_finished(final: Path) -> None:
-    """Check the codes of an earlier call, every file of them.
-
-    Raises:
-        ValueError: they are damaged.
-    """
-    try:
-        if check_folder(final, "codes") is None:
-            for split in open_codes(final)[0].values():
-                split.table.check()
-    except ValueError as error:
-        raise ValueError(f"{error}; to encode again, delete --output_dir {final} first") from error
 
 
 def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ MARKERS = {
     "pipeline": ("pipeline.json",),
     "export": ("generation_config.json", "code_spec.json"),
     "pictures": ("latents.json",),
+    "images": ("generation.json",),
 }
 _EDITABLE = frozenset(("README.md", ".gitattributes"))  # model cards belong to their authors
 _MANIFEST_LIMIT = 64 * 2**20  # bytes
@@ -85,14 +86,18 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def write_manifest(folder: Path, kind: str) -> None:
-    """Record all files of a folder; it is the last file to be written.
+def write_manifest(folder: Path, kind: str, names: Collection[str] | None = None) -> None:
+    """Record the files of a folder; it is the last file to be written.
 
-    `README.md` is left out, for people edit it.
+    Args:
+        folder: holds the files.
+        kind: what it is, one of `MARKERS`.
+        names: files to record; None for all but `README.md`, which people edit.
     """
     assert kind in MARKERS, kind
     files = {}
-    for path in sorted(_recorded(folder)):
+    paths = _recorded(folder) if names is None else (folder / name for name in names)
+    for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
         files[name] = FileRecord(path.stat().st_size, digest(path))
     content = msgspec.json.format(msgspec.json.encode(Manifest(kind, files)))
@@ -154,6 +159,18 @@ def check_folder(folder: Path, kind: str, *, later: Collection[str] = ()) -> Man
             if name not in later:
                 manifest.check(folder, name)
     return manifest
+
+
+def check_finished(output: Path, kind: str) -> Manifest | None:
+    """Check a folder that an earlier call of a script wrote, see `check_folder`.
+
+    Raises:
+        ValueError: it is damaged; the way out is to delete it and to repeat the command.
+    """
+    try:
+        return check_folder(output, kind)
+    except ValueError as error:
+        raise ValueError(f"{error}; to make it anew, delete --output_dir {output} first") from error
 
 
 @contextmanager

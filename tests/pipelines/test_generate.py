@@ -48,6 +48,7 @@ def test_what_lies_in_the_folder(draw, pipeline_folder):
     folder = draw()
     assert {path.name for path in folder.iterdir()} == {
         *NUMBERS, "labels.csv", "generation.json", "about.json", "grid.png",
+        "manifest.json",
     }  # fmt: skip
     for name in NUMBERS:
         with Image.open(folder / name) as image:

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from latent_prior.data.images import save_png
+from latent_prior.folders import MANIFEST
 from latent_prior.pipelines.image_folder import (
     ABOUT_FILE,
     classes_in_turn,
@@ -30,7 +31,8 @@ def fill(parts, tmp_path):
 
         def draw(numbers):
             drawn.extend(numbers)
-            return torch.stack([torch.full((1, 4, 4), 10 * n, dtype=torch.uint8) for n in numbers])
+            images = [torch.full((1, 4, 4), 10 * n % 251, dtype=torch.uint8) for n in numbers]
+            return torch.stack(images)
 
         fill_folder(
             tmp_path / "images", {"seed": 0}, draw, labels, class_names=["bee", "owl"],
@@ -60,14 +62,89 @@ def test_only_what_is_missing_is_drawn_and_timed_only_as_a_whole(fill):
         fill([0, 1, 0])
 
 
-def test_a_damaged_image_of_an_earlier_call_is_told(fill):
+HOWS = ("empty", "half", "garbage", "exchanged", "other size", "dangling link", "foreign link")
+
+
+def harm(path, how, tmp_path):
+    """Damage an image of the folder."""
+    content = path.read_bytes()
+    path.unlink()
+    if how.endswith("link"):
+        path.symlink_to(tmp_path / ("nowhere" if how == "dangling link" else "precious.png"))
+    elif how == "exchanged":
+        path.write_bytes((path.parent / "000000.png").read_bytes())
+    elif how == "other size":
+        save_png(torch.zeros(1, 5, 4, dtype=torch.uint8), path)
+    else:
+        path.write_bytes({"empty": b"", "half": content[:40], "garbage": b"x" * 99}[how])
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("count", [4, 104], ids=["in the grid", "behind the grid"])
+def test_a_damaged_image_of_an_earlier_call_is_made_again(fill, tmp_path, caplog, how, count):
+    save_png(torch.zeros(1, 4, 4, dtype=torch.uint8), tmp_path / "precious.png")
+    precious = (tmp_path / "precious.png").read_bytes()
+    folder, _ = fill([0] * count)
+    right = {path.name: path.read_bytes() for path in folder.iterdir()}
+    harm(image_path(folder, count - 1), how, tmp_path)
+    _, drawn = fill([0] * count)
+    assert drawn[-1] == count - 1
+    assert len(drawn) < 4
+    assert "damaged or was exchanged" in caplog.text
+    assert not image_path(folder, count - 1).is_symlink()
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found | {ABOUT_FILE: b""} == right | {ABOUT_FILE: b""}
+    assert (tmp_path / "precious.png").read_bytes() == precious
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "garbage", "dangling link"])
+def test_a_damaged_image_of_a_stopped_call_is_made_again(fill, tmp_path, how):
+    folder, _ = fill([0] * 4)
+    right = image_path(folder, 1).read_bytes()
+    (folder / MANIFEST).unlink()
+    harm(image_path(folder, 1), how, tmp_path)
+    assert fill([0] * 4)[1] == [0, 1, 2]
+    assert image_path(folder, 1).read_bytes() == right
+
+
+def test_an_image_of_another_size_in_a_stopped_call_is_told(fill, tmp_path):
     folder, _ = fill([0, 1])
-    image_path(folder, 1).write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"000001\.png cannot be read .*delete it and repeat"):
-        fill([0, 1])
-    save_png(torch.zeros(1, 5, 4, dtype=torch.uint8), image_path(folder, 1))
+    (folder / MANIFEST).unlink()
+    harm(image_path(folder, 1), "other size", tmp_path)
     with pytest.raises(ValueError, match=r"000001\.png has shape \(1, 5, 4\).* and repeat"):
         fill([0, 1])
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "grid.png", ABOUT_FILE, MANIFEST])
+@pytest.mark.parametrize("how", ["missing", "empty", "garbage", "dangling link", "folder"])
+def test_a_damaged_file_beside_the_images_is_written_again_or_named(fill, tmp_path, name, how):
+    folder, _ = fill([0, 1])
+    right = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = folder / name
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+        with pytest.raises(ValueError, match=str(path)):
+            fill([0, 1])
+        return
+    if how == "dangling link":
+        path.symlink_to(tmp_path / "nowhere" / "x")
+    elif how != "missing":
+        path.write_bytes(b"" if how == "empty" else b"\xff\x00{")
+    assert fill([0, 1])[1] == []
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert about(folder)["parameters"] > 0
+    assert found | {ABOUT_FILE: b""} == right | {ABOUT_FILE: b""}
+
+
+def test_what_a_killed_process_left_is_cleared_away(fill, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / ".generation.json.partial.json").write_text("{")
+    folder, _ = fill([0, 1])
+    for name in (".about.json.partial.json", ".000001.png.partial.png"):
+        (folder / name).write_text("x")
+    fill([0, 1])
+    assert not list(folder.glob(".*"))
 
 
 def test_costs_are_summed_over_the_models(parts):

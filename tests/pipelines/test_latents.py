@@ -10,7 +10,14 @@ from PIL import Image
 from latent_prior.data.images import open_images, to_uint8
 from latent_prior.data.listing import files_below, images_among
 from latent_prior.options import ImageOptions
-from latent_prior.pipelines import Pipeline, directions, latents, operations, sheets
+from latent_prior.pipelines import (
+    Pipeline,
+    directions,
+    image_folder,
+    latents,
+    operations,
+    sheets,
+)
 from latent_prior.pipelines.options import LatentOptions
 
 # Each operation with the file names of its images for rows 4 and 9 (arithmetic: and 12).
@@ -204,7 +211,8 @@ def test_a_completion_takes_class_sampler_and_mask(make):
 def test_reconstructions_have_the_names_of_their_rows(make, source, pipeline_folder, images):
     folder = make("reconstruct", images=[8, 3, 30])
     names = ["000008.png", "000003.png", "000030.png"]
-    assert set(files(folder)) == {*names, "grid.png", "labels.csv", "latents.json"}
+    others = {"grid.png", "labels.csv", "latents.json", "manifest.json"}
+    assert set(files(folder)) == {*names} | others
     given_back = Pipeline.from_pretrained(pipeline_folder).reconstruct(source([8, 3, 30]))
     sheet = pixels(folder / "grid.png")
     for place, name in enumerate(names):
@@ -237,9 +245,9 @@ def test_a_stopped_reconstruction_goes_on(make, monkeypatch):
             raise KeyboardInterrupt
         save(image, path)
 
-    save = latents.save_png
+    save = image_folder.save_png
     with monkeypatch.context() as patched:
-        patched.setattr(latents, "save_png", dies)
+        patched.setattr(image_folder, "save_png", dies)
         with pytest.raises(KeyboardInterrupt):
             make("reconstruct", "stopped")
     folder = make("reconstruct", "stopped")
@@ -270,6 +278,48 @@ def test_repeating_the_command_changes_nothing_and_other_settings_are_not_mixed(
     said = refused(latents, **flags, images=[1, 3], output_dir=folder)
     assert "images = [1, 2]" in said
     assert files(folder) == before
+
+
+@pytest.mark.parametrize("operation", ["reconstruct", "interpolate"])
+def test_images_that_were_added_are_told(
+    make, refused, pipeline_folder, images, operation, tmp_path
+):
+    data = shutil.copytree(images, tmp_path / "data")
+    folder = make(operation, dataset=data)
+    shutil.copy(data / "bee" / "019.png", data / "apple" / "000a.png")
+    flags = {"pipeline": pipeline_folder, "dataset": data, "operation": operation}
+    said = refused(latents, **flags, output_dir=folder)
+    assert f"--output_dir {folder} holds images with images_fingerprint" in said
+
+
+def test_other_images_of_the_direction_are_told(make, refused, pipeline_folder, images, tmp_path):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        shutil.copytree(images, data / split)
+    flags = {"dataset": data, "attribute": "bee", "fit_split": "test"}
+    folder = make("attribute", **flags)
+    (data / "test" / "bee" / "019.png").unlink()
+    flags |= {"pipeline": pipeline_folder, "operation": "attribute"}
+    assert "with fit_fingerprint" in refused(latents, **flags, output_dir=folder)
+
+
+def test_damaged_reconstructions_are_made_again(make):
+    folder = make("reconstruct", num_images=12, batch_size=5)
+    before = files(folder)
+    (folder / "000003.png").write_bytes(before["000007.png"])
+    (folder / "000011.png").write_bytes(b"")
+    make("reconstruct", num_images=12, batch_size=5)
+    assert files(folder) == before
+
+
+def test_a_damaged_sheet_is_told(make, refused, pipeline_folder, images):
+    folder = make("interpolate", num_images=2)
+    path = next(folder.glob("0*.png"))
+    path.write_bytes(path.read_bytes()[:-9])
+    flags = {"pipeline": pipeline_folder, "dataset": images, "operation": "interpolate"}
+    said = refused(latents, **flags, num_images=2, output_dir=folder)
+    assert f"{path} is damaged or was exchanged" in said
+    assert f"delete --output_dir {folder} first" in said
 
 
 def test_a_folder_of_something_else_is_left_alone(refused, pipeline_folder, images, tmp_path):

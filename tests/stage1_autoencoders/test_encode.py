@@ -305,7 +305,7 @@ def test_damaged_codes_are_not_already_there(write, images, autoencoder_folder, 
     flags = {"autoencoder": autoencoder_folder, "dataset": images, "output_dir": folder}
     said = refused(encode, **flags)
     assert str(path) in said
-    assert f"to encode again, delete --output_dir {folder} first" in said
+    assert f"to make it anew, delete --output_dir {folder} first" in said
 
 
 def test_leftovers_beside_finished_codes_are_cleared_away(write, tmp_path):

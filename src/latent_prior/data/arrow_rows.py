@@ -32,9 +32,8 @@ class MappedTable:
         columns: name -> numpy type of one row, with its shape: `np.dtype((np.uint8, (2, 3)))`.
 
     Raises:
-        OSError: a file is truncated.
-        ValueError: a file is missing or no Arrow stream, or a column is missing or has another type
-            or shape.
+        ValueError: a file is missing, truncated or no Arrow stream, or a column is missing or has
+            another type or shape.
     """
 
     def __init__(self, paths: Sequence[Path], columns: Mapping[str, np.dtype[Any]]) -> None:
@@ -42,11 +41,16 @@ class MappedTable:
         self._maps: list[mmap.mmap] = []
         self._touched = 0
         self._chunks: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
+        import pyarrow
+
         counts: list[int] = []
         self._unchecked: dict[Path, range] = {}  # the record batches of a file
         for path in paths:
             before = len(counts)
-            counts += self._open(path)
+            try:
+                counts += self._open(path)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise ValueError(f"{path} is damaged or no Arrow stream ({error})") from error
             self._unchecked[path] = range(before, len(counts))
         self._firsts = np.cumsum([0, *counts])
 
@@ -123,6 +127,7 @@ class MappedTable:
         if missing := set(self.columns) - set(reader.schema.names):
             raise ValueError(f"{path.name} has no column {', '.join(sorted(missing))}")
         for batch in filter(len, reader):
+            batch.validate()  # of damaged offsets, pyarrow makes arrays of negative length
             for name, kind in self.columns.items():
                 values = _flat(batch.column(name), name, kind)
                 if not 0 <= values.ctypes.data - buffer.address <= len(mapped) - values.nbytes:

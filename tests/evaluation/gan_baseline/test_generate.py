@@ -49,6 +49,7 @@ def test_what_lies_in_the_folder(draw, make_gan):
     folder = draw()
     assert {path.name for path in folder.iterdir()} == {
         *(f"{n:06d}.png" for n in range(10)), "labels.csv", "generation.json", "about.json", "grid.png",
+        "manifest.json",
     }  # fmt: skip
     assert classes(folder) == ["apple", "bee", "car"] * 3 + ["apple"]
     settings = json.loads((folder / "generation.json").read_text())
