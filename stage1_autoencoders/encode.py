@@ -232,14 +232,27 @@ def encode_view(
     rows: NDArray[np.int64],
     options: EncodeOptions,
 ) -> dict[str, NDArray[Any]]:
-    """Codes or latents by level of one view, uint8 (B, C, H, W), of the images with these rows."""
+    """Codes or latents by level of one view, uint8 (B, C, H, W), of the images with these rows.
+
+    Raises:
+        ValueError: latents that are not finite in float16.
+    """
     pixels = to_float(images.to(autoencoder.device)).contiguous(memory_format=torch.channels_last)
     if options.posterior == "sample":
         maps = sample_latents(autoencoder, pixels, view, rows, options.seed)
     else:
         maps = autoencoder.encode(pixels)
-    kind = np.float16 if autoencoder.levels[0].vocabulary is None else np.int64
-    return {name: values.cpu().numpy().astype(kind) for name, values in maps.items()}
+    if autoencoder.levels[0].vocabulary is not None:
+        return {name: values.cpu().numpy() for name, values in maps.items()}
+    latents = {name: values.half().cpu().numpy() for name, values in maps.items()}
+    for name, values in latents.items():
+        finite = np.isfinite(values).reshape(len(values), -1).all(1)
+        if not finite.all():
+            raise ValueError(
+                f"--autoencoder {options.autoencoder}: {name} of image {rows[finite.argmin()]} are not finite in "
+                f"float16 (at most {np.finfo(np.float16).max:,.0f}): the model has diverged; train it again"
+            )
+    return latents
 
 
 def sample_latents(

@@ -529,6 +529,16 @@ def write_latents(call, images, vae_folders, tmp_path):
     return into
 
 
+def test_latents_beyond_half_precision_are_refused(call, images, vae_folders, tmp_path):
+    model = load_autoencoder(vae_folders / "grid")
+    with torch.no_grad():
+        model.encoder.head[-1].bias[0] = 1e5
+    model.save_pretrained(tmp_path / "loud")
+    with pytest.raises(ValueError, match=r"loud: latents of image 0 are not finite in float16 "):
+        call(encode, autoencoder=tmp_path / "loud", dataset=images, output_dir=tmp_path / "codes")
+    assert not (tmp_path / "codes").exists()
+
+
 @pytest.mark.parametrize(("kind", "shape"), [("flat", (6, 1, 1)), ("grid", (4, 8, 8))])
 def test_latents_are_the_means_in_half_precision(write_latents, vae_folders, images, kind, shape):
     splits, spec, folder = write_latents(kind=kind)

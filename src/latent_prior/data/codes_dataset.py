@@ -58,8 +58,13 @@ class CodesTable(MappedTable):
         if self.manifest is not None:
             self.manifest.check(self.folder, path.relative_to(self.folder).as_posix())
         for level in self.spec.levels:
-            if level.vocabulary is not None:
-                pieces = self.pieces(level.name, rows)
+            pieces = self.pieces(level.name, rows)
+            if level.vocabulary is None:
+                if not all(np.isfinite(piece).all() for _, piece in pieces):
+                    raise ValueError(
+                        f"{path}: column {level.name} holds numbers that are not finite; encode again"
+                    )
+            else:
                 highest = max((int(piece.max()) for _, piece in pieces), default=0)
                 if highest >= level.vocabulary:
                     raise ValueError(

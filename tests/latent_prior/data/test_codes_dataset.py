@@ -97,6 +97,15 @@ def test_a_split_in_several_files(tmp_path):
     np.testing.assert_array_equal(split.batch(order)["top"], columns(50)["top"][order])
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_latents_that_are_not_finite_are_refused(tmp_path, value):
+    rows = latent_columns(3, 0)
+    rows["latents"][2, 0, 1, 1] = value
+    split = open_codes(write_codes(tmp_path / "codes", rows, spec=LATENTS))[0]["train"]
+    with pytest.raises(ValueError, match=r"arrow: column latents holds numbers that are not fini"):
+        split.batch(torch.tensor([0]))
+
+
 def test_latents_keep_their_type(tmp_path):
     latents = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float16)
     rows = {"latents": latents, "view": np.zeros(3, np.uint16), "source_index": np.arange(3)}
