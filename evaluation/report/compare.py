@@ -6,14 +6,13 @@ Only numbers of one protocol are compared.
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from latent_prior.data.image_files import FILE_LIMIT, decode_image
+from latent_prior.data.listing import GRID_FILE
 from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.files import (
     JSON_FILE,
@@ -25,8 +24,9 @@ from latent_prior.evaluation.report.files import (
 )
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.report.scores import Scores, read_scores, short
+from latent_prior.files import read_regular
 
-GRID_FILE = "grid.png"  # written by generate.py beside the images
+PNG = b"\x89PNG"  # what such files begin with
 
 
 def compare(paths: Sequence[Path], output_dir: Path) -> None:
@@ -159,10 +159,10 @@ def _pictures(rows: Sequence[Row], candidates: dict[str, Any]) -> list[Grid]:
         if not isinstance(source, str) or candidates[row.name].get("split") is not None:
             continue
         try:
-            content = (Path(source) / GRID_FILE).read_bytes()
-            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-                image.verify()
-                grids.append(Grid(row.name, source, content, image.width))
-        except (OSError, SyntaxError, ValueError):  # missing or damaged; the numbers do not need it
+            content = read_regular(Path(source) / GRID_FILE, FILE_LIMIT)
+            width = decode_image(content, None).shape[1]
+        except ValueError:  # missing or damaged; the numbers do not need it
             continue
+        if content.startswith(PNG):
+            grids.append(Grid(row.name, source, content, width))
     return grids

@@ -213,6 +213,8 @@ class _DatasetsSource(ImageSource):
 
     def _split(self, splits: dict[str, Any], split: str) -> Any:
         """The rows of a split that has the columns of the options."""
+        import datasets
+
         if split not in splits:
             raise ValueError(
                 f"--dataset {self.options.dataset} has no split {split!r}; "
@@ -225,6 +227,11 @@ class _DatasetsSource(ImageSource):
                 raise ValueError(
                     f"--{flag} {column}: there is no such column; there are: {', '.join(names)}"
                 )
+        feature = (splits[split].features or {}).get(self.options.image_column)
+        if isinstance(getattr(feature, "feature", None), datasets.Value):  # a list of plain numbers
+            raise ValueError(
+                f"--image_column {self.options.image_column}: the column does not hold images"
+            )
         return splits[split]
 
 
@@ -246,7 +253,7 @@ def _open_folder(path: Path, streaming: bool) -> Any:
             return datasets.load_dataset(
                 kind, data_dir=glob.escape(str(path.absolute())), streaming=streaming
             )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # damaged files raise KeyError, TypeError and many more
         raise ValueError(
             f"--dataset {path}: its {kind or 'arrow'} files cannot be read ({_first_line(error)})"
         ) from error

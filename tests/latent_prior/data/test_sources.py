@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import shutil
@@ -238,3 +239,22 @@ def test_cells_that_name_anything_else_are_unreadable_images(tmp_path, options, 
     assert len(str(error.value)) < 600
     assert cell[:5] in str(error.value) or "\0" in cell
     assert len(open_images(options(path, image_size=8, on_corrupt="skip"), "train")) == 1
+
+
+@pytest.mark.parametrize(
+    "file", ["dataset_dict.json", "train/state.json", "train/dataset_info.json"]
+)
+@pytest.mark.parametrize("content", [b"null", b"[1]", b"5", b"{}", b"", b"[" * 10_000])
+def test_the_records_of_a_saved_data_set_may_be_damaged(tmp_path, options, file, content):
+    datasets.DatasetDict({"train": with_names(rows())}).save_to_disk(tmp_path / "d")
+    write(tmp_path / "d" / file, content)
+    with contextlib.suppress(ValueError):  # some are not needed
+        assert len(open_source(options(tmp_path / "d")).table("train")) == 12
+
+
+def test_lists_of_numbers_are_no_images(tmp_path, options):
+    """`datasets` makes pictures of them."""
+    (tmp_path / "d").mkdir()
+    datasets.Dataset.from_dict({"image": [[1, 2]] * 3}).to_parquet(tmp_path / "d" / "train.parquet")
+    with pytest.raises(ValueError, match="--image_column image: the column does not hold images"):
+        open_source(options(tmp_path / "d")).table("train")
