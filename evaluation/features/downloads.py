@@ -6,12 +6,13 @@ import hashlib
 import http.client
 import os
 import shutil
+import sys
 import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
 
-from latent_prior.files import whole_file
+from latent_prior.files import open_regular, whole_file
 
 # Not OSError, which would also take those of the disk.
 NETWORK_ERRORS = urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError
@@ -25,8 +26,12 @@ def cache_folder() -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
+    """sha256 of a regular file.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    with open_regular(path, sys.maxsize) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
@@ -31,9 +31,11 @@ from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.options import ReferenceOptions
 from latent_prior.evaluation.sets import ScoredSet
-from latent_prior.files import whole_file, write_json
+from latent_prior.files import whole_file
+from latent_prior.folders import remove
 from latent_prior.machine import in_threads, versions
 from latent_prior.processes import share
+from latent_prior.records import read_record, write_record
 
 LAYOUT = 1  # of an entry; entries of another layout are ignored
 PART = 256  # images, at least
@@ -75,10 +77,13 @@ def reference_statistics(
     key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     final = cache_folder() / "references" / key
     partial = final.with_name(f".{key}.partial")
-    with _alone(final, accelerator):
-        if accelerator.is_main_process and not _is_sound(final):
-            shutil.rmtree(final, ignore_errors=True)
-            _begin(partial, len(scored), network.dimension)
+    with ExitStack() as alone:
+        # An entry that is there needs no lock, so the cache may be read-only.
+        if accelerator.is_main_process and not _is_sound(final, depends_on):
+            alone.enter_context(_lock(final))
+            if not _is_sound(final, depends_on):  # another run may have computed it meanwhile
+                remove(final)
+                _begin(partial, len(scored), network.dimension)
         accelerator.wait_for_everyone()
         if not final.exists():
             # Of whole batches, so that the features do not depend on the parts.
@@ -132,18 +137,21 @@ def content_digest(scored: ScoredSet) -> str:
 
 
 @contextmanager
-def _alone(final: Path, accelerator: Accelerator) -> Iterator[None]:
+def _lock(final: Path) -> Iterator[None]:
     """Lock an entry: of two runs that need it, one computes it and the other waits."""
-    if not accelerator.is_main_process:
-        yield
-        return
-    final.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{final}.lock")
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("another run is computing the statistics of this reference; waiting for it")
-        lock.acquire()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print("another run is computing the statistics of this reference; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {final.parent} cannot be written ({error.strerror}: "
+            f"{error.filename or lock.lock_file}); set $LATENT_PRIOR_CACHE to another folder"
+        ) from error
     try:
         yield
     finally:
@@ -152,13 +160,14 @@ def _alone(final: Path, accelerator: Accelerator) -> Iterator[None]:
 
 def _begin(partial: Path, count: int, dimension: int) -> None:
     """Create the file of features at its full size, unless an earlier run did."""
+    begun = not partial.is_symlink() and (partial / FEATURES).is_file()
     try:
-        features = np.load(partial / FEATURES, mmap_mode="r")
+        features = np.load(partial / FEATURES, mmap_mode="r") if begun else np.zeros(0)
         begun = features.shape == (count, dimension) and features.dtype == np.float32
     except (OSError, ValueError, EOFError):
         begun = False
-    if not begun:
-        shutil.rmtree(partial, ignore_errors=True)
+    if not begun or not (partial / PARTS).is_dir():
+        remove(partial)
         (partial / PARTS).mkdir(parents=True)
         np.lib.format.open_memmap(
             partial / FEATURES, mode="w+", dtype=np.float32, shape=(count, dimension)
@@ -191,8 +200,9 @@ def _extract_parts(
         def finished(part: range) -> bool:
             mark = _mark(partial, part)
             file.seek(offset + part.start * bytes_each)
-            written = file.read(len(part) * bytes_each) if mark.exists() else b""
-            return bool(written) and hashlib.sha256(written).hexdigest() == mark.read_text()
+            written = file.read(len(part) * bytes_each) if mark.is_file() else b""
+            recorded = mark.read_text(errors="replace") if written else ""
+            return bool(written) and hashlib.sha256(written).hexdigest() == recorded
 
         mine = [part for part in mine if not finished(part)]
         batches = [
@@ -216,17 +226,26 @@ def _finish(partial: Path, final: Path, depends_on: dict[str, Any], parts: list[
     np.savez(partial / STATISTICS, mean=mean, covariance=covariance)
     digests = {name: file_digest(partial / name) for name in (FEATURES, STATISTICS)}
     record = {"depends_on": depends_on, "sha256": digests}
-    write_json(partial / RECORD, record)
+    write_record(partial / RECORD, record)
+    remove(partial / PARTS)
     partial.rename(final)
-    shutil.rmtree(final / PARTS, ignore_errors=True)
 
 
-def _is_sound(final: Path) -> bool:
-    """Whether the entry exists and its files match their digests."""
+class _Record(msgspec.Struct):
+    """`reference.json`."""
+
+    depends_on: dict[str, Any]
+    sha256: dict[str, str]
+
+
+def _is_sound(entry: Path, depends_on: dict[str, Any]) -> bool:
+    """Whether an entry is there, is this one, and its files match their digests."""
     try:
-        digests = json.loads((final / RECORD).read_text())["sha256"]
-        return all(digests[name] == file_digest(final / name) for name in (FEATURES, STATISTICS))
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_record(entry / RECORD, _Record, "it is computed anew")
+        return record.depends_on == json.loads(json.dumps(depends_on)) and all(
+            record.sha256.get(name) == file_digest(entry / name) for name in (FEATURES, STATISTICS)
+        )
+    except (OSError, ValueError):
         return False
 
 

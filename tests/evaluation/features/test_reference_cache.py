@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -251,17 +252,101 @@ def test_a_second_run_waits_for_the_first(scored, accelerator, capsys):
     found = reference_statistics(network(Counting()), scored, BATCH, accelerator)
     held = threading.Event()
 
+    entry = reference_cache.cache_folder() / "references" / found.key
+    entry.rename(entry.with_suffix(".aside"))
+
     def other_run():
-        with FileLock(reference_cache.cache_folder() / "references" / f"{found.key}.lock"):
+        with FileLock(f"{entry}.lock"):
             held.set()
             time.sleep(0.3)
+            entry.with_suffix(".aside").rename(entry)
 
     thread = threading.Thread(target=other_run)
     thread.start()
     held.wait()
-    same(reference_statistics(network(Counting()), scored, BATCH, accelerator), found)
+    forward = Counting()
+    same(reference_statistics(network(forward), scored, BATCH, accelerator), found)
     thread.join()
+    assert forward.seen == 0
     assert "waiting for it" in capsys.readouterr().out
+
+
+def test_a_read_only_cache_is_read(scored, accelerator, cache):
+    found = reference_statistics(network(Counting()), scored, BATCH, accelerator)
+    (cache / "references" / f"{found.key}.lock").unlink(missing_ok=True)
+    (cache / "references" / f"{found.key}.lock").mkdir()  # even root cannot lock it
+    forward = Counting()
+    same(reference_statistics(network(forward), scored, BATCH, accelerator), found)
+    assert forward.seen == 0
+    (cache / "references" / found.key / "features.npy").unlink()
+    with pytest.raises(ValueError, match=f"{cache}.*cannot be written.*LATENT_PRIOR_CACHE"):
+        reference_statistics(network(Counting()), scored, BATCH, accelerator)
+
+
+@pytest.mark.parametrize("name", [".", "references"])
+def test_a_file_in_place_of_the_cache_is_named(scored, accelerator, cache, name):
+    path = cache / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        path.rmdir()
+    path.write_text("mine")
+    with pytest.raises(ValueError, match=f"{cache}.*cannot be written"):
+        reference_statistics(network(Counting()), scored, BATCH, accelerator)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["entry", "partial"])
+@pytest.mark.parametrize(
+    "how", ["file", "dangling link", "link", "damaged behind a link", "fifo", "other entry"]
+)
+def test_whatever_lies_in_place_of_an_entry_the_scores_are_right(
+    scored, accelerator, cache, tmp_path, place, how
+):
+    first = reference_statistics(network(Counting()), scored, BATCH, accelerator)
+    expected = np.array(first.features)
+    entry, moved = entries(cache)[0], tmp_path / "moved"
+    if how == "other entry":
+        other = opened(save(tmp_path / "others", seed=5))
+        reference_statistics(network(Counting()), other, BATCH, accelerator)
+        (entries(cache)[0] if entries(cache)[1] == entry else entries(cache)[1]).rename(moved)
+        shutil.rmtree(entry)
+    else:
+        entry.rename(moved)
+    left = entry if place == "entry" else entry.with_name(f".{entry.name}.partial")
+    if how == "file":
+        left.write_text("x")
+    elif how == "fifo":
+        left.mkdir()
+        for name in ("features.npy", "reference.json"):
+            os.mkfifo(left / name)
+    elif how == "other entry":
+        moved.rename(left)
+    else:
+        left.symlink_to(tmp_path / "nowhere" if how == "dangling link" else moved)
+    if how.startswith("damaged"):
+        flip(moved / "features.npy", -1)
+    content = {path.name: path.read_bytes() for path in moved.glob("*")}
+    again = reference_statistics(network(Counting()), scored, BATCH, accelerator)
+    np.testing.assert_array_equal(again.features, expected)
+    np.testing.assert_array_equal(again.statistics.covariance, first.statistics.covariance)
+    assert {path.name: path.read_bytes() for path in moved.glob("*")} == content
+    assert [path.name for path in entries(cache)] == [entry.name]
+
+
+def test_marks_of_other_features_are_not_believed(scored, accelerator, cache):
+    stop_after(scored, accelerator, 24)
+    partial = entries(cache)[0]
+    features = np.load(partial / "features.npy", mmap_mode="r+")
+    features[:] = 0
+    features.flush()
+    for mark, content in zip(
+        sorted((partial / "parts").iterdir()), (b"0" * 64, b"\xff"), strict=False
+    ):
+        mark.write_bytes(content)
+    found = reference_statistics(network(Counting()), scored, BATCH, accelerator)
+    np.testing.assert_array_equal(
+        found.features, extract(network(Counting()), scored, BATCH, accelerator)
+    )
 
 
 def test_processes_that_do_not_share_the_cache_are_told(scored):
