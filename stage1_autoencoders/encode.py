@@ -12,6 +12,7 @@ from latent_prior.stage1_autoencoders.options import EncodeOptions
 answer_early(__name__, EncodeOptions)
 
 import dataclasses
+import glob
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from latent_prior.data.codes_dataset import (
 )
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
-from latent_prior.files import check_output_dir, read_json, whole_file, write_json
+from latent_prior.files import check_output_dir, read_json, write_json
 from latent_prior.folders import check_finished, clear_leftover, digest, remove, whole_folder
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
@@ -85,35 +86,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         start_or_continue(shard_folder, settings)
     accelerator.wait_for_everyone()
 
-    shards = {
-        name: plan_shards(shard_folder, name, len(images), options) for name, images in sets.items()
-    }
-    work = [(name, first, path) for name, parts in shards.items() for first, path in parts]
+    shards = {name: plan_shards(name, len(images), options) for name, images in sets.items()}
+    work = [(name, first, shard) for name, parts in shards.items() for first, shard in parts]
     mine = share(len(work), 1, accelerator)
     for (number,) in tqdm(
         mine, desc="encoding", unit="shard", disable=not accelerator.is_main_process
     ):
-        name, first, path = work[number]
-        if not is_finished(path):
+        name, first, shard = work[number]
+        if find_shard(shard_folder, shard) is None:
             rows = encode_images(autoencoder, sets[name], name, first, options)
-            with whole_file(path) as temporary:
-                write_shard(temporary, spec, rows)
-            with whole_file(digest_file(path)) as temporary:
-                temporary.write_text(digest(path))
+            temporary = shard_folder / f".{shard}.partial.arrow"
+            remove(temporary)
+            write_shard(temporary, spec, rows)
+            temporary.rename(shard_folder / f"{shard}.{digest(temporary)}.arrow")
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
+        files = {
+            name: [next(shard_folder.glob(f"{glob.escape(shard)}.*.arrow")) for _, shard in parts]
+            for name, parts in shards.items()
+        }
         if spec.kind == "latents":  # of the prior's training images
             measured = options.augmented_split if options.augmented_split in shards else names[0]
-            spec = measure_latents([path for _, path in shards[measured]], spec)
+            spec = measure_latents(files[measured], spec)
         recorded = settings | {"command": command_line()}
         with whole_folder(final, "codes") as folder:
-            join_shards(
-                folder,
-                {name: [path for _, path in parts] for name, parts in shards.items()},
-                spec,
-                recorded,
-            )
+            join_shards(folder, files, spec, recorded)
             write_json(folder / SETTINGS_FILE, recorded)
         remove(shard_folder)
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
@@ -146,31 +144,23 @@ def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
-def digest_file(shard: Path) -> Path:
-    """The file that holds the digest of a finished shard."""
-    return shard.with_suffix(".xxh3")
+def plan_shards(split: str, count: int, options: EncodeOptions) -> list[tuple[int, str]]:
+    """(first image, name) of every shard of a split, for any number of processes."""
+    firsts = range(0, count, options.shard_images)
+    return [(first, f"{split}-{number:06d}") for number, first in enumerate(firsts)]
 
 
-def is_finished(shard: Path) -> bool:
-    """Whether a stopped run finished a shard; a damaged one is deleted."""
-    if digest_file(shard).is_file():
+def find_shard(folder: Path, shard: str) -> Path | None:
+    """The file of a finished shard, which has its digest in its name; a damaged one is deleted."""
+    for path in sorted(folder.glob(f"{glob.escape(shard)}.*.arrow")):
         try:
-            if digest(shard) == digest_file(shard).read_text(errors="replace"):
-                return True
+            if path.name == f"{shard}.{digest(path)}.arrow":
+                return path
         except ValueError:
             pass
-        _log.warning("%s is damaged; its images are encoded again", shard)
-    remove(digest_file(shard))
-    remove(shard)
-    return False
-
-
-def plan_shards(
-    folder: Path, split: str, count: int, options: EncodeOptions
-) -> list[tuple[int, Path]]:
-    """(first image, file) of every shard of a split, for any number of processes."""
-    firsts = range(0, count, options.shard_images)
-    return [(first, folder / f"{split}-{number:06d}.arrow") for number, first in enumerate(firsts)]
+        _log.warning("%s is damaged; its images are encoded again", path)
+        remove(path)
+    return None
 
 
 def encode_images(
