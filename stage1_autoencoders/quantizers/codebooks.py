@@ -239,7 +239,7 @@ def take_moved_codes(model: nn.Module) -> dict[str, Tensor]:
     to start anew. Codebooks that are moving averages themselves are buffers and not among them.
     """
     moved = {
-        f"{name}.codebook": module.take_moved()
+        f"{name}.codebook".lstrip("."): module.take_moved()
         for name, module in model.named_modules()
         if isinstance(module, GradientCodebook)
     }

@@ -75,6 +75,17 @@ def test_a_stopped_run_gives_the_same_bits(fit):
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
+def test_a_resumed_run_may_have_lower_learning_rates(fit):
+    fit(max_steps=2, log_every=1)
+    run = fit(max_steps=4, log_every=1, **{"learning_rate": 1e-5, "critic.learning_rate": 2e-5})
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = next(line for line in lines if line["step"] == 4)
+    assert last["learning_rate"] == pytest.approx(1e-5)
+    assert last["critic_learning_rate"] == pytest.approx(2e-5)
+    with pytest.raises(ValueError, match=r"with critic\.steps = "):
+        fit(max_steps=4, **{"critic.steps": 3})
+
+
 def test_each_half_of_a_step_moves_its_own_network_only(fit):
     start = fit("start", max_steps=1, learning_rate=1e-12)
     generator_only = fit("generator", **{"critic.learning_rate": 1e-12})

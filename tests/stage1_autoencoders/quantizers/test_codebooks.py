@@ -295,6 +295,9 @@ def test_moved_codes_are_named_once():
     codebook = model["a"]
     codebook(maps())
     assert take_moved_codes(model)["a.codebook"].all()  # filled from the first batch
+    alone = make(GradientCodebook)
+    alone(maps())
+    assert set(take_moved_codes(alone)) == {name for name, _ in alone.named_parameters()}
     for code in (7, 9):  # two micro-batches of a step
         codebook.counts.fill_(1.0)
         codebook.counts[code] = 0.0
