@@ -35,10 +35,35 @@ LONGEST_SIDE = 65_535
 FILE_LIMIT = 2**29
 """Bytes of an image file: more than 8 per pixel of the default `max_pixels`."""
 LARGE = 2**24
-"""Images with more pixels are decoded one at a time, so that threads do not multiply the memory."""
-_large_image = threading.Lock()
+"""JPEG files with more pixels are decoded at a reduced scale where a small image is wanted."""
+_SMALL = 2**18  # pixels of images that need not wait for others
 _STRIP = 2**22  # pixels that are converted at a time
 
+
+class PixelBudget:
+    """Limits how many pixels threads decode at a time, so that they do not multiply the memory."""
+
+    def __init__(self, pixels: int) -> None:
+        """Allow `pixels` at a time, or one larger image alone."""
+        self.pixels = pixels
+        self.used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for `pixels`, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.used or self.used + pixels <= self.pixels)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.used -= pixels
+                self._changed.notify_all()
+
+
+_budget = PixelBudget(MAX_PIXELS)
 # PIL warns of fewer pixels than `max_pixels` may allow.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -58,11 +83,11 @@ def read_image(
         ValueError: the data is damaged or no image, or has too many pixels.
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
-        large = image.width * image.height > LARGE
-        with _large_image if large else nullcontext():
-            if large and size is not None:
-                scale = 2 * size / min(image.size)
-                image.draft(None, (round(image.width * scale), round(image.height * scale)))
+        if size is not None and image.width * image.height > LARGE:
+            scale = 2 * size / min(image.size)
+            image.draft(None, (round(image.width * scale), round(image.height * scale)))
+        pixels = image.width * image.height
+        with _budget.take(pixels) if pixels > _SMALL else nullcontext():
             ImageOps.exif_transpose(image, in_place=True)
             array = to_array(image, channels)
             image.close()  # frees its pixels

@@ -8,8 +8,10 @@ import resource
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 from latent_prior.data.image_files import (
     FORMATS,
     UNREADABLE,
+    PixelBudget,
     decode_image,
     read_image,
     shown_size,
@@ -106,6 +109,21 @@ def test_a_large_photograph_is_decoded_at_a_reduced_scale():
     assert array.shape == (3600, 5120, 1)
     expected = Image.fromarray(array[..., 0]).resize((91, 64), Image.Resampling.BICUBIC)
     assert np.abs(small[..., 0] - np.asarray(expected, dtype=int)[:, 13:77]).max() <= 2
+
+
+def test_threads_do_not_multiply_the_memory():
+    budget, held = PixelBudget(10), []
+
+    def decode(pixels):
+        with budget.take(pixels):
+            held.append(budget.used)
+            time.sleep(0.001)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(decode, [3, 4, 6, 10, 25, 1, 9] * 8))
+    assert max(used for used in held if used != 25) <= 10
+    assert budget.used == 0
+    assert {25, 10} <= set(held)
 
 
 MEASURE = """
