@@ -153,12 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: options, the pipeline, the reference or the output folder are at fault.
     """
     options = parse_config(SweepOptions, argv)
+    folder = Path(options.output_dir)
+    check_output_dir(folder, JSON_FILE, {}, "sweep results")
     if not (Path(options.pipeline) / INDEX_FILE).is_file():
         raise ValueError(
             f"--pipeline {options.pipeline} is no pipeline folder, so its default settings cannot be written"
         )
-    folder = Path(options.output_dir)
-    check_output_dir(folder, JSON_FILE, {}, "sweep results")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     combinations = combine(pipe, options)

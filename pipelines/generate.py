@@ -18,6 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from latent_prior.data.images import to_uint8
+from latent_prior.data.listing import GENERATION_FILE
+from latent_prior.files import check_output_dir
 from latent_prior.pipelines.image_folder import (
     classes_in_turn,
     fill_folder,
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: the options, the pipeline or the output folder are wrong.
     """
     options = parse_config(GenerateOptions, argv)
+    folder = Path(options.output_dir)
+    check_output_dir(folder, GENERATION_FILE, {}, "images")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     # Random codes belong to no class.
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return sample_images(pipe, numbers, labels, sampler, options.seed)
 
     fill_folder(
-        Path(options.output_dir),
+        folder,
         settings,
         sample,
         labels,

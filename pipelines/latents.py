@@ -35,7 +35,7 @@ from latent_prior.data.images import (
 )
 from latent_prior.data.listing import GRID_FILE, LABELS_FILE, LATENTS_FILE
 from latent_prior.files import check_output_dir, write_json
-from latent_prior.folders import check_finished, whole_folder
+from latent_prior.folders import check_finished, check_replaceable, whole_folder
 from latent_prior.options import changeable
 from latent_prior.pipelines.image_folder import make_missing, read_images, write_labels
 from latent_prior.pipelines.pipeline import Pipeline
@@ -53,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: the options, images, the pipeline or the output folder are wrong.
     """
     options = parse_config(LatentOptions, argv)
+    folder = Path(options.output_dir)
+    if options.operation != "reconstruct":
+        check_replaceable(folder, "pictures", "--output_dir ")
+    check_output_dir(folder, LATENTS_FILE, {}, "images")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = open_pipeline(options).to(accelerator.device)
     options = fit_images(options, pipe.code_spec)
@@ -60,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = open_images(options, options.split)
     positions = choose_positions(images, options)
     settings = resolved_settings(pipe, images, options)
-    folder = Path(options.output_dir)
     main_process = accelerator.is_main_process
     stored = check_output_dir(folder, LATENTS_FILE, settings, "images") if main_process else None
     if options.operation == "reconstruct":

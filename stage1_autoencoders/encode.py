@@ -35,7 +35,14 @@ from latent_prior.data.codes_dataset import (
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
 from latent_prior.files import check_output_dir, read_json, write_json
-from latent_prior.folders import check_finished, clear_leftover, digest, remove, whole_folder
+from latent_prior.folders import (
+    check_finished,
+    check_replaceable,
+    clear_leftover,
+    digest,
+    remove,
+    whole_folder,
+)
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
 from latent_prior.seeds import generator
@@ -54,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse_config(EncodeOptions, argv)
     final = Path(options.output_dir)
+    check_replaceable(final, "codes", "--output_dir ")
     check_output_dir(final, SETTINGS_FILE, {}, "codes")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     autoencoder = load_autoencoder(options.autoencoder).to(

@@ -16,7 +16,9 @@ from pathlib import Path
 from torch import Tensor
 
 from latent_prior.data.images import to_uint8
+from latent_prior.data.listing import GENERATION_FILE
 from latent_prior.evaluation.gan_baseline.gan import Generator
+from latent_prior.files import check_output_dir
 from latent_prior.pipelines.image_folder import classes_in_turn, fill_folder
 from latent_prior.processes import start_processes
 from latent_prior.seeds import generator
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: the options, the generator or the output folder are wrong.
     """
     options = parse_config(GenerateOptions, argv)
+    folder = Path(options.output_dir)
+    check_output_dir(folder, GENERATION_FILE, {}, "images")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     gan = Generator.from_pretrained(options.gan).to(accelerator.device)
     names = gan.config.class_names
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return to_uint8(images).cpu()
 
     fill_folder(
-        Path(options.output_dir),
+        folder,
         settings,
         sample,
         labels,

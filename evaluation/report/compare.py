@@ -24,7 +24,7 @@ from latent_prior.evaluation.report.files import (
 )
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.report.scores import Scores, read_scores, short
-from latent_prior.files import read_regular
+from latent_prior.files import check_folder_path, read_regular
 
 PNG = b"\x89PNG"  # what such files begin with
 
@@ -42,8 +42,7 @@ def compare(paths: Sequence[Path], output_dir: Path) -> None:
     """
     if len(paths) < 2:
         raise ValueError("--compare needs at least two scores.json files")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
+    check_folder_path(output_dir, "--output_dir ")
     resolved = [path.resolve() for path in paths]
     for path in resolved:
         if resolved.count(path) > 1:
