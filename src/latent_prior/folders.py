@@ -111,7 +111,7 @@ def _recorded(folder: Path) -> Iterator[Path]:
         if path.is_dir():
             inner = path / MANIFEST
             yield from [inner] if inner.is_file() else _recorded(path)
-        elif path.name not in _EDITABLE and path.name != MANIFEST:
+        elif path.is_file() and path.name not in _EDITABLE and path.name != MANIFEST:
             yield path
 
 
@@ -198,7 +198,10 @@ def whole_folder(final: Path, kind: str, *, keep: bool = False) -> Iterator[Path
     temporary.mkdir(parents=True)
     try:
         if keep and final.exists():
-            shutil.copytree(final, temporary, copy_function=_link_or_copy, dirs_exist_ok=True)
+            # Links stay links: they lead to the same place from the name beside.
+            shutil.copytree(
+                final, temporary, symlinks=True, copy_function=_link_or_copy, dirs_exist_ok=True
+            )
             (temporary / MANIFEST).unlink(missing_ok=True)
         yield temporary
         if not (temporary / MANIFEST).exists():

@@ -157,6 +157,32 @@ def test_keep_starts_from_the_files_that_are_there(tmp_path):
     check_folder(tmp_path / "model", "model")
 
 
+def test_keep_leaves_what_people_put_there(tmp_path):
+    """Notes, links, broken links and FIFOs; what is no file is not recorded."""
+    write(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    (tmp_path / "model" / "data").symlink_to("../data")
+    (tmp_path / "model" / "broken").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "model" / "fifo")
+    write(tmp_path / "model", name="new", keep=True)
+    check_folder(tmp_path / "model", "model")
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "model" / "data").resolve() == tmp_path / "data"
+    assert (tmp_path / "model" / "data").is_symlink()
+    assert os.readlink(tmp_path / "model" / "broken") == "nowhere"
+    assert (tmp_path / "model" / "fifo").is_fifo()
+
+
+def test_a_damaged_folder_is_not_kept(tmp_path):
+    """The new manifest would vouch for the damage."""
+    write(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("2")
+    with pytest.raises(ValueError, match="is damaged or was exchanged"):
+        write(tmp_path / "model", name="new", keep=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_folder_is_removed_under_another_name(tmp_path):
     write(tmp_path / "model")
     remove_folder(tmp_path / "model")
