@@ -24,6 +24,7 @@ from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_float, to_uint8
 from latent_prior.data.training_images import (
     first_images,
+    input_fingerprints,
     open_training_images,
     training_batches,
 )
@@ -58,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, options))
     ema = EMA(model, options.ema_decay)
     meter = Meter(model.code_spec).to(accelerator.device)
-    state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema, "meter": meter})
+    state = loop.TrainState(
+        {"model": model, "optimizer": optimizer, "ema": ema, "meter": meter},
+        inputs=input_fingerprints(images, options, validation),
+    )
     adversary = Adversary(options, accelerator) if options.model.adversarial else None
     networks = [wrapped] if adversary is None else [wrapped, adversary.wrapped]
     state.parts |= {} if adversary is None else adversary.parts

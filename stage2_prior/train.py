@@ -51,7 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema, best = EMA(model, options.ema_decay), Best()
-    state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema, "best": best})
+    state = loop.TrainState(
+        {"model": model, "optimizer": optimizer, "ema": ema, "best": best},
+        inputs={
+            "training codes": train_codes.table.fingerprint,
+            "validation codes": validation.table.fingerprint,
+        },
+    )
     unit = model.unit
 
     def step(batch: Batch) -> loop.Metrics:

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
-from latent_prior.data.training_images import first_images, open_training_images, training_batches
+from latent_prior.data.training_images import (
+    first_images,
+    input_fingerprints,
+    open_training_images,
+    training_batches,
+)
 from latent_prior.evaluation.gan_baseline.gan import Critic, Generator, GeneratorConfig, make_critic
 from latent_prior.losses.adversarial import (
     AdversarialLoss,
@@ -63,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, make_optimizer(model, options), critic, make_optimizer(critic, critic_options)
     )
     ema = EMA(model, options.ema_decay)
-    state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema})
+    inputs = input_fingerprints(images, options)
+    state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema}, inputs)
     state.parts |= {"critic": critic, "critic_optimizer": critic_optimizer}
 
     def step(batch: Batch) -> loop.Metrics:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import yaml
 
+from latent_prior import stopping
 from latent_prior.cli_values import convert, fits, is_list, read_value
 from latent_prior.options import default_of
 from latent_prior.records import read_yaml
@@ -92,6 +93,7 @@ def answer_early(name: str, options_class: type) -> None:
     `name` is the script's `__name__`; nothing happens if the script is imported as a module.
     """
     if name == "__main__":
+        stopping.end_at_once(_program())
         run(lambda: parse_config(options_class))
 
 
@@ -234,10 +236,13 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a script's `main`; errors that a user can fix become one line and exit code 2."""
+    """Call a script's `main`; errors that a user can fix become one line and exit code 2.
+
+    So do SIGINT and SIGTERM, with exit code 130 or 143.
+    """
     try:
         try:
-            main()
+            stopping.exit_when_stopped(main, _program())
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout is gone, as in `--help | head`

@@ -61,7 +61,8 @@ def check_folder_path(folder: Path, prefix: str = "") -> None:
         prefix: of the message, such as `--output_dir `.
 
     Raises:
-        ValueError: it, or what it lies in, is a file, a device or a link to nothing.
+        ValueError: it, or what it lies in, is a file, a device or a link to nothing, or cannot be
+            written to.
     """
     for path in (folder, *folder.parents):
         if os.path.lexists(path):
@@ -69,6 +70,8 @@ def check_folder_path(folder: Path, prefix: str = "") -> None:
                 kind = "a file" if path.exists() else "a link to nothing"
                 below = "" if path == folder else f" lies in {path}, which"
                 raise ValueError(f"{prefix}{folder}{below} is {kind}; name a folder")
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise ValueError(f"{prefix}{folder}: {path} is write-protected; name another")
             return
 
 

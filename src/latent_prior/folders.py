@@ -15,9 +15,12 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
 
 import msgspec
 import xxhash
@@ -40,6 +43,10 @@ _MANIFEST_LIMIT = 64 * 2**20  # bytes
 _log = logging.getLogger("latent_prior")
 
 
+class DamagedError(ValueError):
+    """A file is missing, or is not what was written."""
+
+
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Size in bytes and digest (XXH3, 128 bits) of a file."""
 
@@ -60,17 +67,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Compare one file with its record.
 
         Raises:
-            ValueError: the file is missing or not recorded, or differs from what was written.
+            DamagedError: the file is missing or not recorded, or differs from what was written.
         """
         path, expected = folder / name, self.files.get(name)
         if expected is None:
-            raise ValueError(f"{path} is not recorded in {MANIFEST}; restore {folder}")
+            raise DamagedError(f"{path} is not recorded in {MANIFEST}; restore {folder}")
         if not path.is_file():
-            raise ValueError(
+            raise DamagedError(
                 f"{path} is missing: {folder} is incomplete; restore it or write it again"
             )
         if path.stat().st_size != expected.size or digest(path) != expected.xxh3:
-            raise ValueError(
+            raise DamagedError(
                 f"{path} is damaged or was exchanged ({MANIFEST} records another content); "
                 f"restore {folder} or write it again"
             )
@@ -86,20 +93,70 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
-def write_manifest(folder: Path, kind: str, names: Collection[str] | None = None) -> None:
+class DigestedFile:
+    """A binary file that is digested while it is written, in a thread: that costs no time."""
+
+    def __init__(self, path: Path) -> None:
+        self._hash, self._size = xxhash.xxh3_128(), 0
+        self._thread = ThreadPoolExecutor(1)
+        # With a path instead of a file, torch hides system errors such as a full disk.
+        self._file: IO[bytes] = path.open("wb")
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write and digest at the same time; small pieces are not worth a second thread."""
+        self._size += len(data)
+        if len(data) < 2**16:
+            self._hash.update(data)
+            return self._file.write(data)
+        digested = self._thread.submit(self._hash.update, data)
+        try:
+            return self._file.write(data)
+        finally:
+            digested.result()  # the writer may use its memory again
+
+    def flush(self) -> None:
+        """As that of the file."""
+        self._file.flush()
+
+    @property
+    def record(self) -> FileRecord:
+        """The record of what was written."""
+        return FileRecord(self._size, self._hash.hexdigest())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+
+def write_manifest(
+    folder: Path,
+    kind: str,
+    names: Collection[str] | None = None,
+    known: Mapping[str, FileRecord] | None = None,
+) -> None:
     """Record the files of a folder; it is the last file to be written.
 
     Args:
         folder: holds the files.
         kind: what it is, one of `MARKERS`.
         names: files to record; None for all but `README.md`, which people edit.
+        known: records of some of the files, which are not computed again.
     """
     assert kind in MARKERS, kind
-    files = {}
+    files = dict(known or {})
     paths = _recorded(folder) if names is None else (folder / name for name in names)
     for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
-        files[name] = FileRecord(path.stat().st_size, digest(path))
+        if name not in files:
+            files[name] = FileRecord(path.stat().st_size, digest(path))
     content = msgspec.json.format(msgspec.json.encode(Manifest(kind, files)))
     with whole_file(folder / MANIFEST) as temporary:
         temporary.write_bytes(content + b"\n")
@@ -139,7 +196,7 @@ def _parse_manifest(folder: Path) -> Manifest:
     try:
         return msgspec.json.decode(read_regular(path, _MANIFEST_LIMIT), type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise DamagedError(
             f"{path} is damaged ({error}); restore {folder} or write it again"
         ) from error
 
@@ -171,6 +228,30 @@ def check_finished(output: Path, kind: str) -> Manifest | None:
         return check_folder(output, kind)
     except ValueError as error:
         raise ValueError(f"{error}; to make it anew, delete --output_dir {output} first") from error
+
+
+@contextmanager
+def checked_meanwhile(folder: Path, kind: str) -> Iterator[Manifest | None]:
+    """`check_folder` in a thread while the block reads the files, which saves most of its time.
+
+    What the block has read counts only when it ends without an error. If the folder is damaged,
+    an error of the block gives way to the one that names the damage.
+    """
+    manifest = read_manifest(folder, kind)
+    with ThreadPoolExecutor(1) as pool:
+        checks = (
+            []
+            if manifest is None
+            else [pool.submit(manifest.check, folder, name) for name in manifest.files]
+        )
+        try:
+            yield manifest
+        except Exception:
+            for check in checks:
+                check.result()
+            raise
+        for check in checks:
+            check.result()
 
 
 @contextmanager

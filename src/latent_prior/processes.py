@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.utils import logging as transformers_logging
 
+from latent_prior.files import check_folder_path
 from latent_prior.machine import available_cores
 from latent_prior.options import RunOptions
+
+T = TypeVar("T")
 
 
 def start_processes(
@@ -72,8 +78,10 @@ def start_training_processes(options: RunOptions, *, sharding: bool = False) -> 
     """`start_processes` for a training run, which may support sharded weights (FSDP).
 
     Raises:
-        ValueError: as `start_processes`, or for unsupported sharding in the Accelerate config.
+        ValueError: as `start_processes`, for unsupported sharding in the Accelerate config, or for
+            a run folder that cannot be one.
     """
+    check_folder_path(Path(options.output_dir), "--output_dir ")
     accelerator = start_processes(
         mixed_precision=options.mixed_precision,
         accumulation_steps=options.accumulation_steps,
@@ -107,6 +115,24 @@ def _check_sharding(accelerator: Accelerator, sharding: bool) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     # Accelerate would cast weights and outputs, losses included; autocast is more selective.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def from_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """What a function returns on the main process, for all processes, which must all call it.
+
+    Raises:
+        ValueError: as the function; in all processes.
+    """
+    outcome: list[T | ValueError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [function()]
+        except ValueError as error:
+            outcome = [error]
+    found: T | ValueError = broadcast_object_list(outcome)[0]
+    if isinstance(found, ValueError):
+        raise found
+    return found
 
 
 def share(count: int, size: int, accelerator: Accelerator) -> list[range]:

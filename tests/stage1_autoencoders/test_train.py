@@ -79,7 +79,7 @@ def test_what_lies_in_the_folder(fit):
         "step-000000008", "step-000000012",
     ]  # fmt: skip
     assert {path.name for path in (run / "model").iterdir()} == {
-        "config.json", "model.safetensors", "code_spec.json",
+        "config.json", "model.safetensors", "code_spec.json", "manifest.json",
     }  # fmt: skip
     resolved = yaml.safe_load((run / "config.yaml").read_text())
     assert (resolved["image_size"], resolved["channels"], resolved["batch_size"]) == (16, 3, 8)
@@ -164,6 +164,20 @@ def test_the_validation_split_is_measured_with_the_averaged_weights(call, flags,
     assert np.array_equal(picture[1:17, 1:17], held_out[0])
 
 
+@pytest.mark.parametrize("steps", [4, 8])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_that_have_changed_are_refused(fit, refused, flags, parts, tmp_path, steps, split):
+    for name, count in (("train", 16), ("test", 5)):
+        parts["images"](tmp_path / "data" / name, count, seed=count)
+    own = {"dataset": tmp_path / "data", "validation_split": "test", "max_steps": 4}
+    run = fit(**own)
+    sorted((tmp_path / "data" / split).rglob("*.png"))[0].unlink()
+    again = {**flags, **own, "max_steps": steps}
+    said = refused(train, output_dir=run, **again)
+    assert {"train": "training images", "test": "validation images"}[split] in said
+    assert str(run) in said
+
+
 def test_other_seeds_other_weights(fit):
     assert weights(fit("a")) == weights(fit("b"))
     assert weights(fit("c", seed=1)) != weights(fit("a"))
@@ -213,12 +227,14 @@ def test_another_run_in_the_folder_is_refused(fit, refused, flags):
     assert weights(run) == before
 
 
-def test_a_damaged_checkpoint_is_named(fit, refused, flags):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(fit, caplog):
     run = fit()
+    before = weights(run)
     part = run / "checkpoints/step-000000012/model.pt"
     part.write_bytes(part.read_bytes()[:100])
-    said = refused(train, output_dir=run, **flags)
-    assert str(part) in said
+    fit()
+    assert str(part) in caplog.text
+    assert weights(run) == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(call, flags, tmp_path):

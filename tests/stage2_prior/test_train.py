@@ -203,6 +203,34 @@ def test_codes_of_another_autoencoder_are_refused_with_both_fingerprints(
     assert open_codes(codes)[1].autoencoder_fingerprint[:12] in said
 
 
+@pytest.mark.parametrize("steps", [4, 8])
+def test_codes_of_another_autoencoder_in_the_same_folder_are_refused(
+    call, refused, flags, parts, images, tmp_path, steps
+):
+    """A complete run would otherwise be exported again, under the other one's fingerprint."""
+    own = {**flags, "codes": tmp_path / "codes", "max_steps": 4}
+    for seed in (1, 2):
+        parts["vqvae"](seed=seed).save_pretrained(tmp_path / f"{seed}")
+        encoding = {"autoencoder": tmp_path / f"{seed}", "dataset": images}
+        shutil.rmtree(tmp_path / "codes", ignore_errors=True)
+        call(encode, output_dir=tmp_path / "codes", **encoding)
+        if seed == 1:
+            call(train, output_dir=tmp_path / "run", **own)
+    said = refused(train, output_dir=tmp_path / "run", **{**own, "max_steps": steps})
+    assert "training codes" in said
+
+
+def test_the_same_codes_written_again_are_the_same(
+    call, flags, images, autoencoder_folder, tmp_path
+):
+    own = {**flags, "codes": tmp_path / "codes", "max_steps": 4}
+    for threads in (1, 2):
+        encoding = {"autoencoder": autoencoder_folder, "dataset": images, "cpu_threads": threads}
+        shutil.rmtree(tmp_path / "codes", ignore_errors=True)
+        call(encode, output_dir=tmp_path / "codes", **encoding)
+        call(train, output_dir=tmp_path / "run", **own)
+
+
 def test_another_run_in_the_folder_is_refused(fit, refused, flags):
     run = fit()
     for other in ({"learning_rate": 1e-3}, {"model.width": 32}):

@@ -14,6 +14,7 @@ import xxhash
 
 from latent_prior.data.arrow_rows import MappedTable
 from latent_prior.data.codes import SPEC_FILE, CodeSpec, write_spec
+from latent_prior.data.fingerprints import fingerprint_of
 from latent_prior.folders import Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -43,11 +44,21 @@ class CodesTable(MappedTable):
             columns["label"] = np.dtype(np.int64)
         columns |= {"view": np.dtype(np.uint16), "source_index": np.dtype(np.int64)}
         super().__init__(paths, columns)
-        self.spec, self.folder, self.manifest = spec, folder, manifest
+        self.paths, self.spec, self.folder, self.manifest = paths, spec, folder, manifest
         self.labels: NDArray[np.integer] | None = None
         if spec.class_names:
             kind = np.min_scalar_type(-len(spec.class_names))
             self.labels = np.full(len(self), -1, kind)
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over the spec and the files' recorded digests; before manifests, their sizes."""
+        recorded = {} if self.manifest is None else self.manifest.files
+        files = []
+        for path in self.paths:
+            record = recorded.get(path.relative_to(self.folder).as_posix())
+            files.append(f"{path.name} {path.stat().st_size if record is None else record.xxh3}")
+        return fingerprint_of(json.dumps(self.spec.to_dict(), sort_keys=True), *files)
 
     def check_rows(self, path: Path, rows: range) -> None:
         """Compare a file's digest, codes and labels with what they must be.

@@ -24,6 +24,7 @@ from latent_prior.data.images import (
     open_images,
     random_offsets,
     square_size,
+    stream_fingerprint,
     stream_images,
 )
 from latent_prior.options import TrainingImageOptions
@@ -67,6 +68,15 @@ def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
         images = open_images(options, options.split)
     every = options.evaluate_every or math.ceil(len(images) / options.batch_size)
     return images, dataclasses.replace(options, evaluate_every=every)
+
+
+def input_fingerprints(
+    images: ImageSet | None, options: TrainingImageOptions, validation: ImageSet | None = None
+) -> dict[str, str]:
+    """Fingerprints of what a run learns from and is validated on; without `images`, of a stream."""
+    learnt = stream_fingerprint(options, options.split) if images is None else images.fingerprint
+    found = {"training images": learnt}
+    return found if validation is None else {**found, "validation images": validation.fingerprint}
 
 
 def _streamed_batches(

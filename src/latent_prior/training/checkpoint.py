@@ -5,7 +5,11 @@ Shards (FSDP) are gathered first, so that a run can resume with any number of pr
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
+import os
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,11 +17,26 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from latent_prior.folders import check_folder, remove_folder, whole_folder
+from latent_prior.files import check_folder_path
+from latent_prior.folders import (
+    DamagedError,
+    DigestedFile,
+    checked_meanwhile,
+    clear_leftover,
+    remove_folder,
+    whole_folder,
+    write_manifest,
+)
 from latent_prior.models import Budget, StrictModel
+from latent_prior.processes import from_main
 from latent_prior.training.ema import EMA
+
+_NAME = re.compile(r"step-\d{9}")
+_LEFTOVER = re.compile(r"\.(step-\d{9})\.(?:partial|replaced)")
+_log = logging.getLogger("latent_prior")
 
 
 class Stateful(Protocol):
@@ -31,44 +50,129 @@ class Stateful(Protocol):
 
 
 def save_checkpoint(
-    run: Path, step: int, parts: Mapping[str, Stateful], *, keep: int, writes: bool = True
+    run: Path, step: int, parts: Mapping[str, Stateful], *, writes: bool = True
 ) -> None:
-    """Write `checkpoints/step-*/NAME.pt` for every part and delete all but the newest `keep`.
+    """Write `checkpoints/step-*/NAME.pt` for every part.
 
     With sharded parts all processes must call it, and one of them `writes`; otherwise one call in
     that process is enough.
     """
     final = run / "checkpoints" / f"step-{step:09d}"
     with whole_folder(final, "checkpoint") if writes else nullcontext() as folder:
+        records = {}
         for name, part in parts.items():
             state = whole(part.state_dict(), keep=writes)
             if folder is not None:
-                # With a path instead of a file, torch hides system errors such as a full disk.
-                with (folder / f"{name}.pt").open("wb") as file:
-                    torch.save(state, file)
-    if writes:
-        for old in checkpoints(run)[:-keep]:
-            remove_folder(old)
+                with DigestedFile(folder / f"{name}.pt") as file:
+                    torch.save(state, file)  # type: ignore[arg-type]  # it only writes
+                records[f"{name}.pt"] = file.record
+        if folder is not None:
+            write_manifest(folder, "checkpoint", known=records)
 
 
-def load_checkpoint(folder: Path, parts: Mapping[str, Stateful]) -> None:
-    """Restore every part from a checkpoint.
+def prune_checkpoints(run: Path, *, keep: int, every: int) -> None:
+    """Delete all checkpoints but the newest and, up to `keep`, those of every `every` steps.
+
+    So a run that was stopped between two of them ends with the files of one that was not.
+    """
+    *older, newest = checkpoints(run)
+    on_time = [folder for folder in older if step_of(folder) % every == 0]
+    kept = [*on_time[max(0, len(on_time) - keep + 1) :], newest]
+    for folder in older:
+        if folder not in kept:
+            remove_folder(folder)
+
+
+def restore_newest(
+    accelerator: Accelerator, run: Path, parts: Mapping[str, Stateful]
+) -> Path | None:
+    """Restore the newest intact checkpoint; newer ones are damaged, and are set aside.
+
+    All processes must call it. None of a damaged checkpoint's state is left in the parts.
+
+    Returns:
+        The checkpoint; None if the run has none.
 
     Raises:
-        ValueError: a part is missing, damaged, or of another shape.
+        ValueError: no checkpoint is intact, or the newest intact one does not fit the parts.
     """
-    check_folder(folder, "checkpoint")
-    for name, part in parts.items():
-        path = folder / f"{name}.pt"
+    found = from_main(accelerator, lambda: checkpoints(run))
+    damages: dict[Path, str] = {}
+    for folder in reversed(found):
+        verdict: tuple[bool, str] | None = None  # whether it is damaged, and the message
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            _share_out(state, _layout(part))
-            part.load_state_dict(state)
-        except Exception as error:  # whatever a damaged file raises
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            load_checkpoint(folder, parts, check=accelerator.is_main_process)
+        except ValueError as error:
+            verdict = isinstance(error, DamagedError), str(error)
+        verdicts = [each for each in gather_object([verdict]) if each is not None]
+        for damaged, message in verdicts:
+            if not damaged:
+                raise ValueError(message)
+            damages[folder] = message.partition(";")[0]
+        if not verdicts:
+            from_main(accelerator, functools.partial(_set_aside, damages, folder))
+            return folder
+    if found:
+        raise ValueError(
+            f"no checkpoint in {run / 'checkpoints'} is intact ({damages[found[-1]]}); restore "
+            "one of them, or choose another folder to start anew"
+        )
+    return None
+
+
+def _set_aside(damages: Mapping[Path, str], intact: Path) -> None:
+    """Rename damaged checkpoints, so that they no longer count, and say so."""
+    for folder, damage in damages.items():
+        names = (f"{folder.name}.damaged{suffix}" for suffix in ("", *range(2, 1000)))
+        aside = next(path for path in map(folder.with_name, names) if not os.path.lexists(path))
+        try:
+            folder.rename(aside)
+        except OSError as error:
             raise ValueError(
-                f"{path} cannot be resumed from ({reason}); delete {folder} to resume earlier"
+                f"{damage}, and {folder} cannot be set aside ({error.strerror}); delete it"
             ) from error
+        _log.warning("%s; set aside as %s, going on from %s", damage, aside.name, intact.name)
+
+
+def load_checkpoint(folder: Path, parts: Mapping[str, Stateful], *, check: bool = True) -> None:
+    """Restore every part from a checkpoint and, at the same time, check it against its manifest.
+
+    Raises:
+        DamagedError: a file is missing, damaged or of another step; parts may have been restored.
+        ValueError: the checkpoint does not fit the parts.
+    """
+    with checked_meanwhile(folder, "checkpoint") if check else nullcontext() as manifest:
+        expected = {f"{name}.pt" for name in parts}
+        if manifest is not None and (others := expected.symmetric_difference(manifest.files)):
+            raise ValueError(
+                f"{folder} belongs to a run with other parts ({', '.join(sorted(others))}); "
+                "choose another folder"
+            )
+        for name, part in parts.items():
+            state = _read(folder / f"{name}.pt")
+            if name == "state" and state["step"] != step_of(folder):
+                raise DamagedError(f"{folder} holds the state of step {state['step']}")
+            try:
+                _share_out(state, _layout(part))
+                part.load_state_dict(state)
+            except Exception as error:  # whatever a part makes of another's state
+                raise ValueError(
+                    f"{folder / name}.pt does not fit this run ({_first_line(error)}); choose "
+                    f"another folder, or delete {folder} to resume earlier"
+                ) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    except Exception as error:  # whatever a damaged file raises
+        raise DamagedError(f"{path} cannot be resumed from ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def export_model(
@@ -125,5 +229,41 @@ def _layout(part: Stateful) -> Mapping[str, Any]:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    """The checkpoints of a run folder, oldest first; entries with other names are not ours.
+
+    Raises:
+        ValueError: they cannot be listed.
+    """
+    return [folder for folder in _entries(run) if _NAME.fullmatch(folder.name)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def clear_leftovers(run: Path) -> None:
+    """Delete what killed processes left of checkpoints that they wrote or deleted.
+
+    Raises:
+        ValueError: it cannot be deleted.
+    """
+    for leftover in _entries(run):
+        if found := _LEFTOVER.fullmatch(leftover.name):
+            clear_leftover(leftover.with_name(found[1]))
+
+
+def _entries(run: Path) -> list[Path]:
+    folder = run / "checkpoints"
+    if not os.path.lexists(folder):
+        return []
+    try:
+        entries = sorted(folder.iterdir())
+        os.stat(folder / ".")  # searchable
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be read as the folder of the checkpoints ({error.strerror}); make it "
+            "readable, or choose another folder"
+        ) from error
+    check_folder_path(folder)
+    return entries

@@ -7,26 +7,40 @@ command resumes the run from its newest checkpoint; on a CPU the result is the s
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 from latent_prior.cli import command_line, dotted, dump_config
 from latent_prior.data.batch_order import Batch, prefetch
 from latent_prior.files import check_same_settings, whole_file
+from latent_prior.folders import check_replaceable
 from latent_prior.models import Budget
 from latent_prior.options import RunOptions, changeable
+from latent_prior.processes import from_main
+from latent_prior.records import read_yaml
 from latent_prior.seeds import derive_seed
-from latent_prior.training.checkpoint import Stateful, checkpoints, load_checkpoint, save_checkpoint
+from latent_prior.stopping import Request, Stopped, postponed
+from latent_prior.training.checkpoint import (
+    Stateful,
+    checkpoints,
+    clear_leftovers,
+    prune_checkpoints,
+    restore_newest,
+    save_checkpoint,
+)
 from latent_prior.training.metrics import Figures, Metrics, MetricsLog, Window, check_finite
+
+_TIME_IS_UP = 1  # beside the numbers of SIGINT (2) and SIGTERM (15)
 
 
 @dataclass
@@ -35,24 +49,36 @@ class TrainState:
 
     Attributes:
         parts: objects with a `state_dict`, by name.
+        inputs: fingerprints of what the run learns from, by name, such as `training images`.
         step: completed optimizer steps.
         seconds: wall-clock time of the steps, without evaluations and checkpoints.
         cpu_seconds: processor time of the steps, summed over the threads of this process.
+        window: metrics since the last line of the log.
     """
 
     parts: dict[str, Stateful]
+    inputs: dict[str, str] = field(default_factory=dict)
     step: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    window: Window = field(default_factory=Window)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters; the parts are stored in files of their own."""
-        return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        """All but the parts, which are stored in files of their own."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "window": self.window.state_dict(),
+            "inputs": self.inputs,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`; older checkpoints have neither window nor inputs."""
         self.step, self.seconds = state["step"], state["seconds"]
         self.cpu_seconds = state["cpu_seconds"]
+        self.window.load_state_dict(state.get("window", {"sums": {}, "counts": {}}))
+        self.inputs = self.inputs | state.get("inputs", {})
 
     def budget(self, options: RunOptions, accelerator: Accelerator) -> Budget:
         """The cost of the training so far, for the config of the exported model."""
@@ -86,57 +112,68 @@ def train(
         batches: micro-batches from a given step on, `options.accumulation_steps` per step.
         state: the parts to save and restore.
         options: options of the run; `evaluate_every` must be set.
-        evaluate: called every `evaluate_every` steps and at the end, by all processes; returns
+        evaluate: called every `evaluate_every` steps and at `max_steps`, by all processes; returns
             metrics.
         export: called after every checkpoint, by all processes.
+
+    A signal or a time limit ends the run after a step with a checkpoint, from which it goes on to
+    the same results. Several processes agree on it where they wait for each other anyway: on a
+    CPU after every step, on accelerators when metrics are logged.
 
     Raises:
         ValueError: the folder holds a run with other options, or a metric is not finite; the
             weights are then those before the bad step.
+        Stopped: a signal ended the run.
     """
     assert options.evaluate_every is not None
     run = Path(options.output_dir)
     resume(accelerator, run, state, options)
     log = MetricsLog(accelerator, run, options, start=state.step)
-    start, finished = state.step, _out_of_time(state, options)
-    window = Window()
+    start, alone = state.step, accelerator.num_processes == 1
+    on_cpu = accelerator.device.type == "cpu"
     # On a CPU the step uses all cores, so a second thread of tensor work would only compete.
-    stream = prefetch(batches(start), depth=0 if accelerator.device.type == "cpu" else 2)
+    stream = prefetch(batches(start), depth=0 if on_cpu else 2)
     hidden = not accelerator.is_main_process
     with (
+        postponed() as request,
         contextlib.closing(stream),
         tqdm(total=options.max_steps, initial=start, unit="step", disable=hidden) as bar,
     ):
-        while state.step < options.max_steps and not finished:
+        stop = _stop(accelerator, state, options, request)
+        while state.step < options.max_steps and not stop:
             started, cpu_started = time.monotonic(), time.process_time()
             for micro in range(options.accumulation_steps):
                 torch.manual_seed(
                     derive_seed(options.seed, state.step, micro, accelerator.process_index)
                 )
-                window.add(step(next(stream)))
+                state.window.add(step(next(stream)))
             state.step += 1
             bar.update()
+            complete = state.step == options.max_steps
+            logging = complete or state.step % options.log_every == 0
+            evaluating = complete or state.step % options.evaluate_every == 0
             # Reading metrics on a GPU synchronises, so they are checked when they are logged.
-            logging = state.step % options.log_every == 0 or state.step == options.max_steps
-            if logging or accelerator.device.type == "cpu":
-                check_finite(window.sums, state.step)
+            if logging or on_cpu:
+                check_finite(state.window.sums, state.step)
             state.seconds += time.monotonic() - started
             state.cpu_seconds += time.process_time() - cpu_started
             if logging:
-                log.write(state.step, state.seconds, window.means(accelerator))
-                window = Window()
-            if logging or accelerator.num_processes == 1:
-                finished = _out_of_time(state, options)
-            finished = finished or state.step == options.max_steps
-            if evaluate is not None and (finished or state.step % options.evaluate_every == 0):
+                log.write(state.step, state.seconds, state.window.means(accelerator))
+                state.window.clear()
+            if evaluating and evaluate is not None:
                 log.write(state.step, state.seconds, evaluate())
-            if finished or state.step % options.checkpoint_every == 0:
-                check_finite(window.sums, state.step)
+            if logging or evaluating or on_cpu or alone:
+                stop = _stop(accelerator, state, options, request)
+            if stop or complete or state.step % options.checkpoint_every == 0:
+                check_finite(state.window.sums, state.step)
                 save(accelerator, run, state, options, export)
-    if state.step == start and export is not None:
-        export()  # the run may have been stopped between its last checkpoint and the export
-        accelerator.wait_for_everyone()
+                stop = stop or _stop(accelerator, state, options, request)
+        if state.step == start and stop in (0, _TIME_IS_UP) and export is not None:
+            export()  # the run may have been stopped between its last checkpoint and the export
+            accelerator.wait_for_everyone()
     log.close()
+    if (number := stop or request.number) > _TIME_IS_UP:
+        raise Stopped(number, f"after step {state.step} of {options.max_steps}")
 
 
 def save(
@@ -148,45 +185,75 @@ def save(
 ) -> None:
     """Write a checkpoint and export; every process waits for both."""
     main = accelerator.is_main_process
+    state.window.share(accelerator)
     if main or accelerator.distributed_type == DistributedType.FSDP:
         parts = {"state": state, **state.parts}
-        save_checkpoint(run, state.step, parts, keep=options.checkpoints_to_keep, writes=main)
+        save_checkpoint(run, state.step, parts, writes=main)
+    if main:
+        _prune(run, options)
     if export is not None:
         export()
     accelerator.wait_for_everyone()
 
 
 def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunOptions) -> None:
-    """Restore the newest checkpoint of the same run, if any, and write `config.yaml`.
+    """Restore the newest intact checkpoint of the same run, if any, and write `config.yaml`.
 
     Raises:
-        ValueError: the folder holds a run with other options, or its checkpoint is damaged.
+        ValueError: the folder holds a run with other options, that learnt from something else, or
+            without an intact checkpoint; or it cannot be written to.
     """
-    config = run / "config.yaml"
-    resolved = dump_config(options)
-    found = checkpoints(run)
-    if found:
-        stored = dict(dotted(yaml.safe_load(config.read_text()))) if config.is_file() else {}
-        check_same_settings(
-            stored,
-            dict(dotted(resolved)),
-            f"--output_dir {run} holds a run",
-            "choose another folder, or repeat the command with the same options to resume",
-            may_change=changeable(options),
-        )
-        load_checkpoint(found[-1], {"state": state, **state.parts})
-        if accelerator.is_main_process:
-            print(f"resuming {run} at step {state.step}")
+    resolved, inputs = dump_config(options), state.inputs
+    from_main(accelerator, lambda: _check_run(run, resolved, changeable(options)))
+    restored = restore_newest(accelerator, run, {"state": state, **state.parts})
+    for name, fingerprint in inputs.items():
+        if state.inputs[name] != fingerprint:
+            raise ValueError(
+                f"the {name} are not those that the run in {run} has learnt from; restore them, or "
+                "choose another --output_dir"
+            )
     if accelerator.is_main_process:
-        with whole_file(config) as path:
+        if restored is not None:
+            print(f"resuming {run} at step {state.step}")
+            _prune(run, options)
+        with whole_file(run / "config.yaml") as path:
             path.write_text(yaml.safe_dump(resolved, sort_keys=False))
     accelerator.wait_for_everyone()
 
 
-def _out_of_time(state: TrainState, options: RunOptions) -> bool:
-    """Whether a time limit is reached; the main process's clocks decide for all processes."""
+def _check_run(run: Path, resolved: dict[str, Any], may_change: set[str]) -> None:
+    """Check that a folder is a run with these options, or can become one; clear leftovers away."""
+    check_replaceable(run / "model", "model")
+    clear_leftovers(run)
+    if not checkpoints(run):
+        return
+    config, way_out = run / "config.yaml", "restore it, or choose another folder"
+    if not os.path.lexists(config):
+        raise ValueError(f"{config} of the checkpoints in {run} is missing; {way_out}")
+    check_same_settings(
+        dict(dotted(read_yaml(config, way_out))),
+        dict(dotted(resolved)),
+        f"--output_dir {run} holds a run",
+        "choose another folder, or repeat the command with the options in its config.yaml to resume",
+        may_change=may_change,
+    )
+
+
+def _prune(run: Path, options: RunOptions) -> None:
+    prune_checkpoints(run, keep=options.checkpoints_to_keep, every=options.checkpoint_every)
+
+
+def _stop(
+    accelerator: Accelerator, state: TrainState, options: RunOptions, request: Request
+) -> int:
+    """Why to stop: the number of a signal to any process, a time limit, or 0.
+
+    The main process's clocks decide for all processes.
+    """
     limits = ((state.seconds, options.max_seconds), (state.cpu_seconds, options.max_cpu_seconds))
-    if all(limit is None for _, limit in limits):
-        return False
-    decision = [any(limit is not None and spent >= limit for spent, limit in limits)]
-    return bool(broadcast_object_list(decision)[0])
+    is_up = any(limit is not None and spent >= limit for spent, limit in limits)
+    reason = request.number or (_TIME_IS_UP if is_up and accelerator.is_main_process else 0)
+    if accelerator.num_processes == 1:
+        return reason
+    reasons = accelerator.gather(torch.tensor([reason], device=accelerator.device))
+    return int(reasons.max())

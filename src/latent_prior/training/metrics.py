@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.cli import dotted, dump_config
-from latent_prior.files import whole_file
+from latent_prior.files import read_regular, whole_file
 from latent_prior.options import RunOptions
+from latent_prior.records import LINES_LIMIT
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_log = logging.getLogger("latent_prior")
 
 Metrics = dict[str, Tensor]
 """Scalars of one step, still on their device."""
@@ -41,6 +46,26 @@ class Window:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def clear(self) -> None:
+        """Begin a new line."""
+        self.sums, self.counts = {}, {}
+
+    def share(self, accelerator: Accelerator) -> None:
+        """Replace the sums by their means over all processes; this synchronises the device."""
+        if self.sums and accelerator.num_processes > 1:
+            sums = torch.stack([value.to(accelerator.device) for value in self.sums.values()])
+            shared = accelerator.reduce(sums, "mean")
+            self.sums = dict(zip(self.sums, shared.unbind(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, which hold float32 exactly."""
+        return {"sums": {n: float(v) for n, v in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+        self.counts = dict(state["counts"])
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the window and all processes; this synchronises the device."""
@@ -64,11 +89,24 @@ class MetricsLog:
             accelerator.init_trackers("latent-prior", config=config)
         self._accelerator, self._batch_size = accelerator, options.batch_size
         self._path = run / "metrics.jsonl"
-        if accelerator.is_main_process and self._path.exists():
+        if accelerator.is_main_process and os.path.lexists(self._path):
             # Lines later than the checkpoint will be written again.
-            lines = self._path.read_text().splitlines()
+            lines = read_regular(self._path, LINES_LIMIT).split(b"\n")
+            steps = [_step_of(line) for line in lines]
+            if damaged := [n for n, step in enumerate(steps[:-1], start=1) if step is None]:
+                _log.warning(
+                    "%s: %d lines that are no metrics are left out, the first is line %d",
+                    self._path,
+                    len(damaged),
+                    damaged[0],
+                )
+            kept = zip(lines, steps, strict=True)
             with whole_file(self._path) as path:
-                path.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= start))
+                path.write_bytes(
+                    b"".join(
+                        line + b"\n" for line, step in kept if step is not None and step <= start
+                    )
+                )
 
     def write(self, step: int, seconds: float, metrics: Mapping[str, Figure]) -> None:
         """Append a line after `step` steps and `seconds` of training; text is also printed."""
@@ -102,9 +140,10 @@ def check_finite(sums: Metrics, step: int) -> None:
             )
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; infinity for a truncated line."""
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None for one that is cut off or no such line."""
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return math.inf
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+    return step if type(step) is int else None

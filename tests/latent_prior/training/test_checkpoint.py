@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from latent_prior.cli import run
+from latent_prior.folders import DamagedError
 from latent_prior.models import Budget, ModelConfig, StrictModel
 from latent_prior.training.checkpoint import (
     checkpoints,
     export_model,
     load_checkpoint,
+    prune_checkpoints,
     save_checkpoint,
 )
 from latent_prior.training.ema import EMA
@@ -31,7 +33,7 @@ class Part:
 
 
 def test_a_checkpoint_restores_every_part(tmp_path):
-    save_checkpoint(tmp_path, 7, {"a": Part(1.0), "b": Part(2.0)}, keep=1)
+    save_checkpoint(tmp_path, 7, {"a": Part(1.0), "b": Part(2.0)})
     parts = {"a": Part(), "b": Part()}
     load_checkpoint(checkpoints(tmp_path)[-1], parts)
     assert parts["a"].value.tolist() == [1.0] * 3
@@ -41,23 +43,24 @@ def test_a_checkpoint_restores_every_part(tmp_path):
 def test_the_newest_checkpoints_are_kept(tmp_path):
     assert checkpoints(tmp_path) == []
     for step in (1, 20, 100, 3000):
-        save_checkpoint(tmp_path, step, {"a": Part(step)}, keep=2)
+        save_checkpoint(tmp_path, step, {"a": Part(step)})
+        prune_checkpoints(tmp_path, keep=2, every=1)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000100", "step-000003000"]
 
 
 def test_a_half_written_checkpoint_is_not_seen(tmp_path):
-    save_checkpoint(tmp_path, 1, {"a": Part(1.0)}, keep=2)
+    save_checkpoint(tmp_path, 1, {"a": Part(1.0)})
     partial = tmp_path / "checkpoints" / ".step-000000002.partial"
     partial.mkdir()
     (partial / "a.pt").write_bytes(b"half")
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000000001"]
-    save_checkpoint(tmp_path, 2, {"a": Part(2.0)}, keep=2)
+    save_checkpoint(tmp_path, 2, {"a": Part(2.0)})
     assert not partial.exists()
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "garbage", "half"])
 def test_a_damaged_checkpoint_is_told(tmp_path, damage):
-    save_checkpoint(tmp_path, 1, {"a": Part(1.0)}, keep=1)
+    save_checkpoint(tmp_path, 1, {"a": Part(1.0)})
     path = checkpoints(tmp_path)[0] / "a.pt"
     whole = path.read_bytes()
     path.unlink()
@@ -65,16 +68,15 @@ def test_a_damaged_checkpoint_is_told(tmp_path, damage):
         path.write_bytes(
             {"empty": b"", "garbage": b"x" * 500, "half": whole[: len(whole) // 2]}[damage]
         )
-    with pytest.raises(
-        ValueError, match=r"a\.pt cannot be resumed from .*; delete .*step-000000001"
-    ):
+    with pytest.raises(DamagedError, match=r"a\.pt is (missing|damaged)"):
         load_checkpoint(checkpoints(tmp_path)[0], {"a": Part()})
 
 
 def test_a_checkpoint_of_another_model_is_told(tmp_path):
-    save_checkpoint(tmp_path, 1, {"model": torch.nn.Linear(2, 2)}, keep=1)
-    with pytest.raises(ValueError, match="cannot be resumed from"):
+    save_checkpoint(tmp_path, 1, {"model": torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="does not fit this run") as refused:
         load_checkpoint(checkpoints(tmp_path)[0], {"model": torch.nn.Linear(3, 2)})
+    assert not isinstance(refused.value, DamagedError)  # it must not be set aside
 
 
 class Attack:
@@ -114,7 +116,7 @@ class FullDisk:
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-    save_checkpoint(tmp_path, 1, {"a": Part(1.0)}, keep=1)
+    save_checkpoint(tmp_path, 1, {"a": Part(1.0)})
     opened = type(tmp_path).open
 
     def full(path, mode="r", *args, **kwargs):
@@ -123,12 +125,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, c
 
     monkeypatch.setattr(type(tmp_path), "open", full)
     with pytest.raises(SystemExit) as stopped:
-        run(lambda: save_checkpoint(tmp_path, 2, {"a": Part(2.0)}, keep=1))
+        run(lambda: save_checkpoint(tmp_path, 2, {"a": Part(2.0)}))
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert "No space left on device" in said
     assert said.count("\n") == 1
-    assert names(tmp_path) == ["checkpoints/step-000000001/a.pt"]
+    assert names(tmp_path) == [
+        "checkpoints/step-000000001/a.pt", "checkpoints/step-000000001/manifest.json",
+    ]  # fmt: skip
 
 
 class TinyConfig(ModelConfig):

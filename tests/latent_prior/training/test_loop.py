@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import os
+import shutil
+import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import torch
 import yaml
 from torch import nn
 
+from latent_prior import cli
 from latent_prior.data.batch_order import index_batches, prefetch
 from latent_prior.options import RunOptions, TrainingImageOptions, changeable
 from latent_prior.processes import start_training_processes
@@ -240,18 +244,270 @@ def test_a_run_can_be_prolonged_but_not_changed(start):
     assert changed.state.step == 4
 
 
-def test_a_checkpoint_whose_config_is_gone_is_refused(start):
+@pytest.mark.parametrize(
+    ("harm", "culprit"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_text("a: [1"), "is not YAML"),
+        (lambda path: path.write_text("[1, 2]"), "is not a mapping"),
+        (lambda path: path.write_text("model: 5"), "holds a run with"),
+        (lambda path: (path.unlink(), path.mkdir()), "is no regular file"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "is no regular file"),
+    ],
+)
+def test_a_checkpoint_whose_config_is_gone_is_refused(start, harm, culprit):
     run = start(max_steps=3).train()
-    (run.folder / "config.yaml").unlink()
-    with pytest.raises(ValueError, match="holds a run with"):
+    harm(run.folder / "config.yaml")
+    with pytest.raises(ValueError, match=culprit) as refused:
         start().train()
+    assert "config.yaml" in str(refused.value)
 
 
-def test_a_damaged_checkpoint_is_told(start):
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def harmed(run, harm, part):
+    """The newest checkpoint of a run, after something has happened to it."""
+    older, newest = checkpoints(run.folder)
+    path = newest / f"{part}.pt"
+    if harm == "flipped":
+        flip(path)
+    elif harm == "older":
+        shutil.copy(older / path.name, path)
+    elif harm == "other run":
+        shutil.copy(run.folder.with_name("other") / "checkpoints" / newest.name / path.name, path)
+    elif harm == "missing":
+        path.unlink()
+    elif harm == "half":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif harm == "no manifest":
+        (newest / "manifest.json").unlink()
+        path.write_bytes(b"half")
+    elif harm == "manifest":
+        (newest / "manifest.json").write_text("{}")
+    else:
+        shutil.rmtree(newest)
+        if harm == "file":
+            newest.write_text("x")
+        elif harm == "link to the older":
+            newest.symlink_to(older.name)
+        elif harm == "copy of the older":
+            shutil.copytree(older, newest)
+        else:
+            newest.mkdir()
+    return newest
+
+
+PARTS = ("model", "optimizer", "ema", "state")
+LONGER = {"max_steps": 9, "schedule": "constant"}
+HARMS = [
+    *((harm, part) for part in PARTS for harm in ("older", "other run")),
+    *((harm, "ema") for harm in ("flipped", "missing", "half", "no manifest", "manifest")),
+    *((harm, "") for harm in ("file", "link to the older", "copy of the older", "empty folder")),
+]
+
+
+def test_a_damaged_or_mixed_checkpoint_is_set_aside_and_the_one_before_it_used(start, caplog):
+    """A part of an older step or of another run would silently lead to other weights."""
+    whole = start("whole", **LONGER).train()
+    start("other", seed=6, schedule="constant").train()
+    start("begun", schedule="constant").train()
+    for harm, part in HARMS:
+        shutil.rmtree(whole.folder.with_name("run"), ignore_errors=True)
+        shutil.copytree(whole.folder.with_name("begun"), whole.folder.with_name("run"))
+        run = start(schedule="constant")
+        newest = harmed(run, harm, part)
+        caplog.clear()
+        resumed = start(**LONGER).train()
+        assert resumed.seen[0][0] == 3, (harm, part)
+        assert equal(whole.everything(), resumed.everything())
+        said = [r.getMessage() for r in caplog.records if "set aside" in r.getMessage()]
+        assert len(said) == 1
+        assert str(newest) in said[0]
+        assert os.path.lexists(newest.with_name(f"{newest.name}.damaged"))
+        assert [path.name for path in checkpoints(run.folder)] == [newest.name, "step-000000009"]
+
+
+def test_without_an_intact_checkpoint_nothing_starts_anew_and_nothing_is_renamed(start):
+    run = start(schedule="constant").train()
+    for folder in checkpoints(run.folder):
+        flip(folder / "ema.pt")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no checkpoint in .* is intact .*ema\.pt.*; restore"):
+            start(schedule="constant").train()
+    assert len(checkpoints(run.folder)) == 2
+
+
+def test_a_damaged_name_is_free_again_and_again(start):
+    run = start(schedule="constant").train()
+    for _ in range(2):
+        flip(checkpoints(run.folder)[-1] / "ema.pt")
+        start(schedule="constant").train()
+    names = {path.name for path in (run.folder / "checkpoints").iterdir()}
+    assert names == {
+        "step-000000003", "step-000000006", "step-000000006.damaged", "step-000000006.damaged2",
+    }  # fmt: skip
+
+
+def test_a_checkpoint_from_before_manifests_is_used(start, caplog):
+    whole = start("whole", **LONGER).train()
+    run = start(schedule="constant").train()
+    newest = checkpoints(run.folder)[-1]
+    (newest / "manifest.json").unlink()
+    state = torch.load(newest / "state.pt", weights_only=True)
+    older = {name: state[name] for name in ("step", "seconds", "cpu_seconds")}
+    torch.save(older, newest / "state.pt")
+    again = start(**LONGER)
+    again.state.inputs["codes"] = "a"
+    assert equal(whole.everything(), again.train().everything())
+    assert again.seen[0][0] == 6
+    assert "has no manifest.json" in caplog.text
+
+
+def test_other_names_are_left_alone_and_leftovers_are_cleared(start):
+    whole = start("whole", **LONGER).train()
+    run = start(schedule="constant").train()
+    folder = run.folder / "checkpoints"
+    theirs = ["step-notes.txt", ".step-1.partial", ".step-notes.partial"]
+    for name in theirs:
+        (folder / name).write_text("mine")
+    copies = ["step-000000012.bak", "step-000000003 (1)", "step-old", "step-0000000099"]
+    for name in copies:
+        shutil.copytree(folder / "step-000000003", folder / name)
+    (folder / ".step-000000009.partial").write_text("x")
+    (folder / ".step-000000007.replaced").symlink_to(run.folder)
+    (folder / ".step-000000003.partial").mkdir()
+    (folder / ".step-000000003.partial" / "model.pt").write_text("x")
+    (folder / ".step-000000003.partial").chmod(0o500)
+    resumed = start(**LONGER).train()
+    assert equal(whole.everything(), resumed.everything())
+    kept = ["step-000000006", "step-000000009"]
+    assert {path.name for path in folder.iterdir()} == {*theirs, *copies, *kept}
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo", "dangling link", "link to itself"])
+def test_a_folder_of_checkpoints_that_is_none_is_told_before_training(start, kind):
     run = start(max_steps=3).train()
-    (checkpoints(run.folder)[-1] / "optimizer.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"optimizer\.pt cannot be resumed from"):
-        start().train()
+    folder = run.folder / "checkpoints"
+    shutil.rmtree(folder)
+    if kind == "file":
+        folder.write_text("x")
+    elif kind == "fifo":
+        os.mkfifo(folder)
+    else:
+        folder.symlink_to("nowhere" if kind == "dangling link" else folder.name)
+    again = start()
+    with pytest.raises(ValueError, match=r"/checkpoints cannot be read as the folder"):
+        again.train()
+    assert not again.seen
+
+
+def test_a_checkpoint_in_place_of_a_deleted_one_goes_on(start):
+    """A kill between two operations while old checkpoints are deleted leaves only whole ones."""
+    whole = start("whole", checkpoint_every=1).train()
+    run = start(checkpoint_every=1)
+
+    class Killed(BaseException):
+        pass
+
+    rmtree, unlink = shutil.rmtree, os.unlink
+    for at in range(1, 8):
+        shutil.rmtree(run.folder, ignore_errors=True)
+        count = itertools.count(1)
+
+        def die(*arguments, count=count, at=at, **options):
+            if next(count) == at:
+                raise Killed
+            return unlink(*arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "unlink", die)
+            with pytest.raises(Killed):
+                start(checkpoint_every=1).train()
+        assert shutil.rmtree is rmtree
+        resumed = start(checkpoint_every=1).train()
+        assert equal(whole.everything(), resumed.everything())
+        assert names(resumed) == names(whole)
+
+
+def names(run):
+    return sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*"))
+
+
+def test_what_a_run_learns_from_may_not_change(start):
+    def with_inputs(**inputs):
+        run = start(max_steps=6)
+        run.state.inputs.update(inputs)
+        return run
+
+    with_inputs(codes="a", images="b").train()
+    with_inputs(codes="a", images="b").train()  # complete
+    before = names(with_inputs())
+    with pytest.raises(ValueError, match=r"the codes are not those that the run in .* learnt from"):
+        with_inputs(codes="c", images="b").train()
+    assert names(with_inputs()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["step", "batches", "evaluate", "export", "resume"])
+def test_a_signal_ends_a_run_that_then_goes_on_to_the_same_files(start, number, place, monkeypatch):
+    whole = start("whole", max_steps=9).train()
+    run = start(max_steps=9)
+    if place == "resume":
+        monkeypatch.setattr(loop, "resume", signalled(loop.resume, number))
+    elif place == "batches":
+        run.batches = signalled(run.batches, number)
+    else:
+        setattr(run, place, signalled(getattr(run, place), number, 5 if place == "step" else 1))
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(run.train)
+    monkeypatch.undo()
+    assert stopped.value.code == 128 + number
+    at = {"step": 5, "batches": None, "evaluate": 4, "export": 3, "resume": None}[place]
+    if at is None:
+        assert not run.seen
+    else:
+        assert checkpoints(run.folder)[-1].name == f"step-{at:09d}"
+        assert run.exported[-1] == at
+    resumed = start(max_steps=9).train()
+    assert equal(whole.everything(), resumed.everything())
+    assert timeless(whole) == timeless(resumed)
+    assert names(whole) == names(resumed)
+
+
+def signalled(function, number, call=1):
+    """The function, during whose n-th call this process gets a signal."""
+    calls = itertools.count(1)
+
+    def wrapped(*arguments, **options):
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
+        return function(*arguments, **options)
+
+    return wrapped
+
+
+def test_a_run_stopped_after_every_step_ends_with_the_files_of_one_that_was_not(start, monkeypatch):
+    """Neither a mean in the log nor the checkpoints tell where it was stopped."""
+    whole = start("whole", max_steps=9, log_every=4).train()
+    for _ in range(8):
+        time_is_up_after_a_step = itertools.chain([0], itertools.repeat(1))
+        monkeypatch.setattr(loop, "_stop", lambda *_, up=time_is_up_after_a_step: next(up))
+        run = start(max_steps=9, log_every=4).train()
+        assert checkpoints(run.folder)[-1].name == f"step-{run.state.step:09d}"
+    monkeypatch.undo()
+    resumed = start(max_steps=9, log_every=4).train()
+    assert resumed.seen[0][0] == 8
+    assert equal(whole.everything(), resumed.everything())
+    assert timeless(whole) == timeless(resumed)
+    assert names(whole) == names(resumed)
+
+
+def timeless(run):
+    return [{name: v for name, v in line.items() if name != "seconds"} for line in lines(run)]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(start):
