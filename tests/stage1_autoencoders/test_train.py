@@ -221,7 +221,7 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(
 def test_another_run_in_the_folder_is_refused(fit, refused, flags):
     run = fit()
     before = weights(run)
-    for other in ({"learning_rate": 1e-3}, {"seed": 1}, {"model.codebook_size": 8}):
+    for other in ({"weight_decay": 0.3}, {"seed": 1}, {"model.codebook_size": 8}):
         said = refused(train, output_dir=run, **{**flags, **other})
         assert str(run) in said
     assert weights(run) == before

@@ -233,7 +233,7 @@ def test_the_same_codes_written_again_are_the_same(
 
 def test_another_run_in_the_folder_is_refused(fit, refused, flags):
     run = fit()
-    for other in ({"learning_rate": 1e-3}, {"model.width": 32}):
+    for other in ({"weight_decay": 0.3}, {"model.width": 32}):
         assert str(run) in refused(train, output_dir=run, **{**flags, **other})
 
 
