@@ -60,12 +60,13 @@ from latent_prior.data.images import ImageSet, open_images, to_float
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.likelihood_bound import Bound, fit_logistic
 from latent_prior.evaluation.sets import choose
-from latent_prior.files import check_folder_path, whole_file, write_json
+from latent_prior.files import check_folder_path, whole_file
 from latent_prior.machine import versions
 from latent_prior.markdown import markdown_table
 from latent_prior.pipelines import Pipeline
 from latent_prior.pipelines.pipeline import label_number
 from latent_prior.processes import share, start_processes
+from latent_prior.records import write_record
 from latent_prior.seeds import derive_seed, generator
 
 JSON_FILE, MARKDOWN_FILE = "likelihood.json", "likelihood.md"
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         protocol = describe_protocol(bound, images, labels, draws, fitted_to, options)
         protocol |= {"num_images": len(chosen)}
         table = markdown(protocol, rows)
-        write_json(output_dir / JSON_FILE, {"protocol": protocol, "rows": rows})
+        write_record(output_dir / JSON_FILE, {"protocol": protocol, "rows": rows})
         with whole_file(output_dir / MARKDOWN_FILE) as path:
             path.write_text(table, encoding="utf-8")
         print(table)

@@ -6,12 +6,12 @@ Classes of different sets are matched by name; their numbers may differ.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,10 +24,32 @@ from latent_prior.evaluation.options import REFERENCE, Candidate, ScoreOptions
 from latent_prior.files import open_regular, read_regular
 from latent_prior.machine import in_threads
 from latent_prior.options import ImageOptions
+from latent_prior.records import read_record
 
+T = TypeVar("T")
 ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
 ABOUT_FILE = "about.json"  # a generator's costs
 NAMES_SHOWN = 10  # of the classes, in a message
+
+
+_Amount = Annotated[float, msgspec.Meta(ge=0)] | None
+
+
+class Training(msgspec.Struct):
+    """The cost of a training, in an `about.json`."""
+
+    images_seen: _Amount = None
+    seconds: _Amount = None
+    cpu_seconds: _Amount = None
+    device: str | None = None
+
+
+class About(msgspec.Struct):
+    """`about.json`, the costs of a generator; other generators may add keys of their own."""
+
+    parameters: _Amount = None
+    seconds_per_image: _Amount = None
+    training: Training | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +74,7 @@ class ScoredSet:
     chosen: NDArray[np.int64]
     classes: list[str] | None = None
     generation: dict[str, Any] | None = None
-    about: dict[str, Any] | None = None
+    about: About | None = None
 
     def __len__(self) -> int:
         """Number of images that take part."""
@@ -100,18 +122,17 @@ class ScoredSet:
 
     def costs(self) -> dict[str, float | tuple[float, float]]:
         """Size, speed and training costs from `about.json`, by the keys of `MEASURES`."""
-        about = self.about or {}
-        training = about.get("training") or {}
-        clock = "cpu_seconds" if training.get("device") == "cpu" else "seconds"
+        about = self.about or About()
+        training = about.training or Training()
         values = {
-            "seconds_per_image": about.get("seconds_per_image"),
-            "parameters": about.get("parameters"),
-            "training_images": training.get("images_seen"),
-            "training_seconds": training.get(clock),
+            "seconds_per_image": about.seconds_per_image,
+            "parameters": about.parameters,
+            "training_images": training.images_seen,
+            "training_seconds": (
+                training.cpu_seconds if training.device == "cpu" else training.seconds
+            ),
         }
-        return {
-            key: float(value) for key, value in values.items() if isinstance(value, int | float)
-        }
+        return {key: value for key, value in values.items() if value is not None}
 
     def protocol(self) -> dict[str, Any]:
         """Where the images came from, JSON-ready."""
@@ -167,7 +188,8 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
     chosen = choose(len(images), options.num_images, options.seed, f"{flag}: {folder}")
     if options.image_size is None:
         _check_sizes(images, chosen, flag, f"write {candidate.name}={folder}[train] for a data set")
-    generation, about = (_read_json(folder / name, flag) for name in (GENERATION_FILE, ABOUT_FILE))
+    generation = _optional(folder / GENERATION_FILE, dict[str, Any], flag)
+    about = _optional(folder / ABOUT_FILE, About, flag)
     classes = _classes_in_table(folder, images, chosen, flag)
     return ScoredSet(
         candidate.name, candidate.source, None, images, chosen, classes, generation, about
@@ -286,14 +308,14 @@ def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwi
         )
 
 
-def _read_json(path: Path, flag: str) -> dict[str, Any] | None:
-    if not path.is_file():
+def _optional(path: Path, schema: type[T], flag: str) -> T | None:
+    """A record of the generator of a folder's images; None without one."""
+    if not path.exists() and not path.is_symlink():
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        return read_record(path, schema, "mend it, or remove it from the folder")
     except ValueError as error:
-        raise ValueError(f"{flag}: {path} is not JSON: {error}") from error
-    return settings if isinstance(settings, dict) else {"settings": settings}
+        raise ValueError(f"{flag}: {error}") from error
 
 
 def _classes_in_table(

@@ -73,6 +73,7 @@ class SweepOptions(ReferenceOptions):
 
 answer_early(__name__, SweepOptions)
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -93,13 +94,15 @@ from latent_prior.evaluation.measures.kid import kernel_distance
 from latent_prior.evaluation.measures.sliced_wasserstein import SlicedReference
 from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown
 from latent_prior.evaluation.sets import open_candidate, open_reference
-from latent_prior.files import check_output_dir, read_json, whole_file, write_json
+from latent_prior.files import whole_file
 from latent_prior.folders import whole_folder
 from latent_prior.machine import versions
 from latent_prior.pipelines import Pipeline, Sampler
-from latent_prior.pipelines.card import INDEX_FILE, write_card
+from latent_prior.pipelines.card import write_card
 from latent_prior.pipelines.image_folder import fill_folder, generation_settings, sample_images
+from latent_prior.pipelines.index import INDEX_FILE, read_index
 from latent_prior.processes import share, start_processes
+from latent_prior.records import check_output_dir, convert_record, write_record
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "sweep.json", "sweep.md", "heatmap.png"
 
@@ -165,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     objective = open_objective(options, accelerator)
     protocol = describe_protocol(pipe, objective)
     stored = check_output_dir(folder, JSON_FILE, protocol, "sweep results", section="protocol")
-    rows = [] if stored is None else stored["rows"]
+    rows = [] if stored is None else stored_rows(folder / JSON_FILE, stored, objective.column)
     measured = [row["settings"] for row in rows]
     missing = [settings for settings in combinations if settings not in measured]
     for settings in tqdm(missing, desc="settings", disable=not accelerator.is_main_process):
@@ -180,6 +183,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_default(Path(options.pipeline), best["settings"])
         print((folder / MARKDOWN_FILE).read_text(encoding="utf-8"))
     accelerator.end_training()
+
+
+def stored_rows(path: Path, stored: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    """The rows of a sweep.json, each with settings and a figure in the column.
+
+    Raises:
+        ValueError: naming the file, the row and the way out.
+    """
+    way_out = "choose another folder"
+    rows = convert_record(stored.get("rows"), list[dict[str, Any]], f"{path}: rows", way_out)
+    for number, row in enumerate(rows):
+        where = f"{path}: rows[{number}]"
+        convert_record(row.get("settings"), dict[str, Any], f"{where}: settings", way_out)
+        Sampler.from_dict(row["settings"], f"{where}: settings", way_out)
+        for name, figure in row.items():
+            if name != "settings":
+                convert_record(figure, float, f"{where}: {name}", way_out)
+        convert_record(row.get(column), float, f"{where}: {column}", way_out)
+    return rows
 
 
 def combine(pipe: Pipeline, options: SweepOptions) -> list[dict[str, Any]]:
@@ -294,15 +316,15 @@ def write_sweep(
             path.write_text(markdown(protocol, rows, full, column, title), encoding="utf-8")
         with whole_file(folder / PICTURE_FILE) as path:
             draw_heatmap(rows, column, title, path)
-    write_json(folder / JSON_FILE, {"protocol": protocol, "rows": rows, "best": full})
+    write_record(folder / JSON_FILE, {"protocol": protocol, "rows": rows, "best": full})
 
 
 def set_default(folder: Path, settings: Mapping[str, Any]) -> None:
     """Make settings the default of a pipeline folder and rewrite its card."""
     with whole_folder(folder, "pipeline", keep=True) as changed:
-        index = read_json(changed / INDEX_FILE)
-        index["sampler"] = Sampler(**{**index["sampler"], **settings}).to_dict()
-        write_json(changed / INDEX_FILE, index)
+        index = read_index(changed)
+        index.sampler = dataclasses.replace(index.sampler, **settings)
+        write_record(changed / INDEX_FILE, index)
         write_card(changed)
 
 

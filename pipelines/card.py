@@ -14,21 +14,61 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from latent_prior.files import read_json, whole_file
+from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.files import read_regular, whole_file
 from latent_prior.markdown import markdown_table
-from latent_prior.models import CONFIG_FILE
-from latent_prior.records import parse_yaml
+from latent_prior.pipelines.index import (
+    COMPONENTS,
+    INDEX_FILE,
+    RESTORE,
+    Index,
+    ModelRecord,
+    read_index,
+    read_model_record,
+)
+from latent_prior.records import convert_record, read_record, read_yaml, record_text
 from latent_prior.stage2_prior.sampler import Sampler
 
-README, INDEX_FILE, CARD = "README.md", "pipeline.json", "card"
+README, CARD = "README.md", "card"
 GRID_FILE, GENERATION_FILE = "grid.png", "generation.json"
 LABELS_FILE, ABOUT_FILE = "labels.csv", "about.json"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
-COMPONENTS = ("autoencoder", "prior")
+TEXT_LIMIT = 16 << 20
+"""Most bytes of a README.md or a table."""
 MARK = "<!-- Written by latent-prior, which writes it anew; without this line it is yours and stays as it is. -->"
+
+
+SCORE_AGAIN = "score again"
+
+
+class _Command(msgspec.Struct):
+    """The command of an `about.json`."""
+
+    command: str | None = None
+
+
+class _Candidate(msgspec.Struct):
+    """What was scored: the settings of its generator."""
+
+    sampler: dict[str, Any] | None = None
+
+
+class _Protocol(msgspec.Struct):
+    """The part of a protocol that says whose scores they are."""
+
+    candidates: dict[str, _Candidate]
+    autoencoder_fingerprint: str | None = None
+    command: str | None = None
+
+
+class _Scores(msgspec.Struct):
+    """The part of `scores.json` that is read."""
+
+    protocol: _Protocol
 
 
 def write_card(
@@ -49,13 +89,13 @@ def write_card(
     Raises:
         ValueError: the folder holds no pipeline, or samples or scores are from another one.
     """
-    index = read_json(folder / INDEX_FILE)
+    index = read_index(folder)
     if grid is not None:
         _copy_grid(folder, grid)
     if scores is not None:
         _copy_scores(folder, scores)
     path = folder / README
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = read_text(path) if path.exists() else ""
     if is_handwritten(text):
         return False
     with whole_file(path) as temporary:
@@ -83,15 +123,31 @@ def carry_card(
         for name, source in _training_options(component, home).items():
             card.mkdir(exist_ok=True)
             if not (card / name).exists():
-                text = source.read_text(encoding="utf-8")
-                text = without_places(text, parse_yaml(text))  # JSON is YAML
+                way_out = f"restore it, or delete {source.parent}"
+                if source.suffix == ".yaml":
+                    values = read_yaml(source, way_out)
+                else:
+                    values = read_record(source, dict[str, Any], way_out)
+                text = without_places(read_text(source), values)
                 (card / name).write_text(text, encoding="utf-8")
     for origin in (before, *same):  # a README.md in the folder itself is never lost
         path = origin / README
         if path.is_file() and not (folder / README).exists():
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             if origin in same or is_handwritten(text):
                 (folder / README).write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        ValueError: it is no regular file, too large or not UTF-8.
+    """
+    try:
+        return read_regular(path, TEXT_LIMIT).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); replace it") from error
 
 
 def is_handwritten(text: str) -> bool:
@@ -101,8 +157,8 @@ def is_handwritten(text: str) -> bool:
 
 def license_of(text: str) -> str | None:
     """The license in the front matter of a README.md."""
-    name: str | None = _parse(text).data.get("license")
-    return name
+    name = _parse(text).data.get("license")
+    return name if isinstance(name, str) else None
 
 
 def _parse(text: str) -> ModelCard:
@@ -121,21 +177,22 @@ def without_places(text: str, values: Any) -> str:
     On the hub, these paths would disclose the folders of the user's machine.
     """
     for path in sorted(set(_absolute_paths(values)), key=len, reverse=True):
-        for written in (path, json.dumps(path)[1:-1]):
+        for written in (path, json.dumps(path)[1:-1], json.dumps(path, ensure_ascii=False)[1:-1]):
             text = text.replace(written, Path(path).name)
     return text
 
 
 def write_json_without_places(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object whose absolute paths are cut to their last part."""
+    text = without_places(record_text(values, str(path)), values)
     with whole_file(path) as temporary:
-        text = json.dumps(values, indent=2) + "\n"
-        temporary.write_text(without_places(text, values), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _absolute_paths(values: Any) -> Iterator[str]:
     if isinstance(values, Mapping):
-        words = shlex.split(values.get("command") or "")
+        command = values.get("command")
+        words = _words(command) if isinstance(command, str) else []
         values = [*values.values(), *(part for word in words for part in word.split("="))]
     if isinstance(values, list):
         for value in values:
@@ -144,13 +201,22 @@ def _absolute_paths(values: Any) -> Iterator[str]:
         yield values
 
 
+def _words(command: str) -> list[str]:
+    """The words of a command line; those between spaces if its quotes do not match."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
 def fingerprints(folder: Path) -> dict[str, str]:
     """sha256 of the weights of each component; empty if the folder holds no pipeline."""
     if not (folder / INDEX_FILE).is_file():
         return {}
-    paths = {name: folder / name / CONFIG_FILE for name in COMPONENTS}
     return {
-        name: read_json(path)["weights_sha256"] for name, path in paths.items() if path.is_file()
+        name: read_model_record(folder / name).weights_sha256
+        for name in COMPONENTS
+        if (folder / name).is_dir()
     }
 
 
@@ -163,21 +229,26 @@ def _training_options(component: str, home: Path) -> dict[str, Path]:
     if not (home.parent / INDEX_FILE).is_file() and run.is_file():
         sources = {f"{component}.yaml": run}
         if component == "prior":
-            codes = parse_yaml(run.read_text(encoding="utf-8"))["codes"]
-            sources["encode.json"] = Path(codes) / "encode.json"
+            codes = read_yaml(run, "restore it, or move the model out of its run folder").get(
+                "codes"
+            )
+            if isinstance(codes, str):
+                sources["encode.json"] = Path(codes) / "encode.json"
     return {name: path for name, path in sources.items() if path.is_file()}
 
 
 def _copy_grid(folder: Path, grid: Path) -> None:
     """Copy a grid of samples from this pipeline, with its settings, image count and command."""
-    settings = read_json(grid.parent / GENERATION_FILE)
+    way_out = "run generate.py again into a new folder"
+    settings = read_record(grid.parent / GENERATION_FILE, dict[str, Any], way_out)
     if not grid.is_file():
         raise ValueError(f"{grid} is missing: run generate.py again until it finishes")
     if not _generated_by(fingerprints(folder), settings):
         raise ValueError(f"{grid.parent} holds images of another pipeline")
     with (grid.parent / LABELS_FILE).open(newline="", encoding="utf-8") as file:
         settings["num_images"] = sum(1 for _ in csv.DictReader(file))
-    settings["command"] = _optional(grid.parent / ABOUT_FILE).get("command")
+    about = grid.parent / ABOUT_FILE
+    settings["command"] = read_record(about, _Command, way_out).command if about.exists() else None
     with whole_file(folder / CARD / GRID_FILE) as path:
         shutil.copyfile(grid, path)
     write_json_without_places(folder / CARD / GENERATION_FILE, settings)
@@ -185,16 +256,17 @@ def _copy_grid(folder: Path, grid: Path) -> None:
 
 def _copy_scores(folder: Path, scores: Path) -> None:
     """Copy scores of this pipeline's images or reconstructions, and their table."""
-    protocol = read_json(scores).get("protocol")
-    if protocol is None or not scores.with_name(TABLE_FILE).is_file():
-        raise ValueError(f"{scores.parent} holds no scores written by score.py")
+    protocol = read_record(scores, _Scores, SCORE_AGAIN).protocol
+    values = read_record(scores, dict[str, Any], SCORE_AGAIN)
+    if not scores.with_name(TABLE_FILE).is_file():
+        raise ValueError(f"{scores.with_name(TABLE_FILE)} is missing; {SCORE_AGAIN}")
     weights = fingerprints(folder)
-    samplers = [candidate.get("sampler") or {} for candidate in protocol["candidates"].values()]
-    reconstructed = protocol["autoencoder_fingerprint"] == weights["autoencoder"]
+    samplers = [candidate.sampler or {} for candidate in protocol.candidates.values()]
+    reconstructed = protocol.autoencoder_fingerprint == weights["autoencoder"]
     if not reconstructed and not any(_generated_by(weights, sampler) for sampler in samplers):
         raise ValueError(f"{scores} scores no images of this pipeline")
     for source in (scores, scores.with_name(TABLE_FILE)):
-        text = without_places(source.read_text(encoding="utf-8"), protocol)
+        text = without_places(read_text(source), values["protocol"])
         with whole_file(folder / CARD / source.name) as path:
             path.write_text(text, encoding="utf-8")
 
@@ -206,11 +278,13 @@ def _generated_by(weights: Mapping[str, str], settings: Mapping[str, Any]) -> bo
     )
 
 
-def _card_text(folder: Path, index: Mapping[str, Any], license_name: str | None) -> str:
+def _card_text(folder: Path, index: Index, license_name: str | None) -> str:
     """The whole README.md."""
-    card, classes = folder / CARD, list(index["components"].values())
-    configs = {name: read_json(folder / name / CONFIG_FILE) for name in index["components"]}
+    card, classes = folder / CARD, list(index.components.values())
+    configs = {name: read_model_record(folder / name) for name in index.components}
     generation, scores = _optional(card / GENERATION_FILE), _optional(card / SCORES_FILE)
+    if scores:  # a table without its protocol is no result
+        read_record(card / SCORES_FILE, _Scores, SCORE_AGAIN)
     front = ModelCardData(
         library_name="latent-prior",
         pipeline_tag="unconditional-image-generation",
@@ -220,65 +294,71 @@ def _card_text(folder: Path, index: Mapping[str, Any], license_name: str | None)
     sections = [f"---\n{front.to_yaml()}\n---\n{MARK}", f"# {' + '.join(classes)}"]
     sections += [_summary(index, configs, card), _costs(index, configs), "## Use", _use(index)]
     if generation:
-        sections += ["## Samples", f"![samples]({CARD}/{GRID_FILE})", _samples(generation)]
+        sections += ["## Samples", f"![samples]({CARD}/{GRID_FILE})", _samples(generation, card)]
     if scores:
-        sections += ["## Scores", (card / TABLE_FILE).read_text(encoding="utf-8").strip()]
+        sections += ["## Scores", read_text(card / TABLE_FILE).strip()]
         sections += [
             f"<details><summary>The protocol, as in {CARD}/{SCORES_FILE}</summary>\n\n"
             f"```json\n{json.dumps(scores['protocol'], indent=2)}\n```\n\n</details>"
         ]
-    records = [
-        configs["autoencoder"].get("training"),
-        _optional(card / "encode.json"),
-        configs.get("prior", {}).get("training"),
-        index,
-        generation,
-        scores.get("protocol"),
+    trainings = [config.training for config in configs.values()]
+    trained = [None if training is None else training.get("command") for training in trainings]
+    found = [
+        trained[0],
+        _optional(card / "encode.json").get("command"),
+        *trained[1:],
+        index.command,
+        generation.get("command"),
+        scores.get("protocol", {}).get("command"),
     ]
-    commands = [record["command"] for record in records if record and record.get("command")]
+    commands = [command for command in found if isinstance(command, str) and command]
     sections += ["## How it was made", _origin(commands, card)]
     return "\n\n".join(sections) + "\n"
 
 
-def _summary(index: Mapping[str, Any], configs: Mapping[str, Any], card: Path) -> str:
-    spec, prior = index["code_spec"], configs.get("prior")
-    size, colour = spec["image_size"], "grey" if spec["image_channels"] == 1 else "RGB"
+def _summary(index: Index, configs: Mapping[str, ModelRecord], card: Path) -> str:
+    spec, prior = index.code_spec, configs.get("prior")
+    size, colour = spec.image_size, "grey" if spec.image_channels == 1 else "RGB"
     text = (
         f"Generates {colour} images of {size} x {size} pixels. An autoencoder "
-        f"(`{index['components']['autoencoder']}`) maps an image to {spec['kind']} and back: "
-        f"{', '.join(_level(level) for level in spec['levels'])}."
+        f"(`{index.components['autoencoder']}`) maps an image to {spec.kind} and back: "
+        f"{', '.join(_level(level) for level in spec.levels)}."
     )
     if prior is not None:
-        order = "one by one" if prior["order"] == "raster" else "in a few rounds of masked decoding"
-        text += f" A Transformer prior samples new {spec['kind']} {order}."
-    elif spec["kind"] == "latents":
+        order = "one by one" if prior.order == "raster" else "in a few rounds of masked decoding"
+        text += f" A Transformer prior samples new {spec.kind} {order}."
+    elif spec.kind == "latents":
         text += " New latents are drawn from N(0, I)."
     else:
         text += " There is no prior: it encodes and decodes only."
     options = card / "autoencoder.yaml"
     if options.is_file():
-        text += f" Trained on `{parse_yaml(options.read_text(encoding='utf-8'))['dataset']}`."
-    if prior is not None and prior["class_conditional"] and prior["code_spec"]["class_names"]:
-        classes = prior["code_spec"]["class_names"]
+        text += f" Trained on `{read_yaml(options, RESTORE).get('dataset')}`."
+    if prior is not None and prior.class_conditional and prior.code_spec is not None:
+        where = f"{card.parent / 'prior'}: code_spec"
+        classes = CodeSpec.from_dict(prior.code_spec, where, RESTORE).class_names
+    else:
+        classes = ()
+    if classes:
         names = ", ".join(f"`{name}`" for name in classes[:20])
         text += f" Classes ({len(classes)}): {names}{', ...' * (len(classes) > 20)}."
     return text
 
 
-def _level(level: Mapping[str, Any]) -> str:
-    name, shape = level["name"], f"{level['height']} x {level['width']}"
-    if level["vocabulary"] is None:
-        return f"`{name}`, {level['channels']} x {shape} numbers"
-    return f"`{name}`, {shape} of {level['vocabulary']} codes"
+def _level(level: Level) -> str:
+    name, shape = level.name, f"{level.height} x {level.width}"
+    if level.vocabulary is None:
+        return f"`{name}`, {level.channels} x {shape} numbers"
+    return f"`{name}`, {shape} of {level.vocabulary} codes"
 
 
-def _costs(index: Mapping[str, Any], configs: Mapping[str, Any]) -> str:
+def _costs(index: Index, configs: Mapping[str, ModelRecord]) -> str:
     """A table of the components: class, size and training cost."""
     rows = []
-    for component, name in index["components"].items():
-        parameters = index.get("parameters", {}).get(component)
+    for component, name in index.components.items():
+        parameters = index.parameters.get(component)
         row = [component, f"`{name}`", "" if parameters is None else f"{parameters:,}"]
-        training = configs[component].get("training")
+        training = configs[component].training
         if training is None:
             rows.append([*row, "", "", "not recorded"])
             continue
@@ -289,12 +369,12 @@ def _costs(index: Mapping[str, Any], configs: Mapping[str, Any]) -> str:
     return "\n".join(markdown_table(headings, rows, left=2))
 
 
-def _use(index: Mapping[str, Any]) -> str:
+def _use(index: Index) -> str:
     call, note = "pipe(num_images=16).images  # PIL images", ""
-    if "prior" not in index["components"] and index["code_spec"]["kind"] == "codes":
+    if "prior" not in index.components and index.code_spec.kind == "codes":
         call = "pipe.reconstruct(batch)  # float (B, C, H, W) in [-1, 1]"
     default = Sampler().to_dict()
-    if changed := {k: v for k, v in index["sampler"].items() if v != default.get(k)}:
+    if changed := {k: v for k, v in index.sampler.to_dict().items() if v != default.get(k)}:
         note = f"\n\nBy default it samples with {_listed(changed)}."
     return (
         "```python\nfrom latent_prior import Pipeline\n"
@@ -303,14 +383,13 @@ def _use(index: Mapping[str, Any]) -> str:
     )
 
 
-def _samples(generation: Mapping[str, Any]) -> str:
+def _samples(generation: Mapping[str, Any], card: Path) -> str:
     hidden = ("autoencoder_fingerprint", "prior_fingerprint", "num_images", "random_codes", "command")  # fmt: skip
     settings = {k: v for k, v in generation.items() if k not in hidden and v not in (None, [])}
-    count = min(generation["num_images"], 100)
-    return (
-        f"The first {count} of {generation['num_images']:,} images, not cherry-picked: "
-        f"{_listed(settings)}."
-    )
+    where, way_out = f"{card / GENERATION_FILE}: num_images", "describe the samples again"
+    total = convert_record(generation.get("num_images"), int, where, way_out)
+    count = min(total, 100)
+    return f"The first {count} of {total:,} images, not cherry-picked: {_listed(settings)}."
 
 
 def _origin(commands: Sequence[str], card: Path) -> str:
@@ -330,4 +409,4 @@ def _listed(settings: Mapping[str, Any]) -> str:
 
 def _optional(path: Path) -> dict[str, Any]:
     """A JSON object; empty if the file is missing."""
-    return read_json(path) if path.is_file() else {}
+    return read_record(path, dict[str, Any], RESTORE) if path.exists() else {}

@@ -14,16 +14,15 @@ answer_early(__name__, DescribeOptions)
 from collections.abc import Sequence
 from pathlib import Path
 
-from latent_prior.files import read_json
 from latent_prior.folders import whole_folder
 from latent_prior.pipelines.card import (
     CARD,
     GRID_FILE,
-    INDEX_FILE,
     README,
     SCORES_FILE,
     write_card,
 )
+from latent_prior.pipelines.index import read_index
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = parse_config(DescribeOptions, argv)
     folder = Path(options.pipeline)
-    read_json(folder / INDEX_FILE)
+    read_index(folder)
     grid = None if options.samples is None else Path(options.samples) / GRID_FILE
     scores = None if options.scores is None else Path(options.scores) / SCORES_FILE
     with whole_folder(folder, "pipeline", keep=True) as changed:

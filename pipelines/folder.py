@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 from huggingface_hub import HfApi
 
 from latent_prior.data.codes import CodeSpec, check_same_codes
-from latent_prior.files import read_json
 from latent_prior.folders import check_folder, whole_folder, write_manifest
 from latent_prior.machine import versions
-from latent_prior.models import CONFIG_FILE, StrictModel
+from latent_prior.models import CONFIG_FILE, StrictModel, read_config
 from latent_prior.pipelines.card import (
-    INDEX_FILE,
     README,
     carry_card,
     fingerprints,
@@ -25,6 +24,7 @@ from latent_prior.pipelines.card import (
     write_card,
     write_json_without_places,
 )
+from latent_prior.pipelines.index import INDEX_FILE, Index, read_index
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.prior import TransformerPrior
@@ -40,21 +40,13 @@ def read_folder(folder: Path) -> tuple[Autoencoder, TransformerPrior | None, Sam
         ValueError: the folder is missing, damaged or no pipeline, or components do not match.
     """
     path = folder / INDEX_FILE
-    index = read_json(path)
+    index = read_index(folder)
     check_folder(folder, "pipeline")
-    missing = sorted({"components", "code_spec", "sampler"} - set(index))
-    if missing:
-        raise ValueError(f"{path} is not a pipeline's index: {', '.join(missing)} missing")
-    try:
-        sampler = Sampler(**index["sampler"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: sampler: {error}") from error
     autoencoder, prior = load_autoencoder(folder / "autoencoder"), None
-    if "prior" in index["components"]:
+    if "prior" in index.components:
         prior = TransformerPrior.from_pretrained(folder / "prior")
-    spec = CodeSpec.from_dict(index["code_spec"])
-    check_same_codes(spec, autoencoder.code_spec, str(path), str(folder / "autoencoder"))
-    return autoencoder, prior, sampler
+    check_same_codes(index.code_spec, autoencoder.code_spec, str(path), str(folder / "autoencoder"))
+    return autoencoder, prior, index.sampler
 
 
 def write_folder(
@@ -79,21 +71,21 @@ def write_folder(
         for name, model in components.items():
             model.save_pretrained(folder / name, max_shard_size=max_shard_size)
             config = folder / name / CONFIG_FILE
-            write_json_without_places(config, read_json(config))
+            write_json_without_places(config, read_config(folder / name))
             write_manifest(folder / name, "model")
         weights = {name: model.fingerprint for name, model in components.items()}
         origins = [final, *(home.parent for home in homes.values())]
         same = [origin for origin in origins if fingerprints(origin) == weights]
-        commands = (read_json(origin / INDEX_FILE).get("command") for origin in same)
-        index = {
-            "components": {name: type(model).__name__ for name, model in components.items()},
-            "parameters": {name: model.num_parameters() for name, model in components.items()},
-            "sampler": sampler.to_dict(),
-            "versions": versions(PACKAGES),
-            "command": command or next(filter(None, commands), None),
-            "code_spec": code_spec.to_dict(),
-        }
-        write_json_without_places(folder / INDEX_FILE, index)
+        commands = (read_index(origin).command for origin in same)
+        index = Index(
+            components={name: type(model).__name__ for name, model in components.items()},
+            parameters={name: model.num_parameters() for name, model in components.items()},
+            sampler=sampler,
+            versions=versions(PACKAGES),
+            command=command or next(filter(None, commands), None),
+            code_spec=code_spec,
+        )
+        write_json_without_places(folder / INDEX_FILE, msgspec.to_builtins(index))
         carry_card(folder, homes, before=final, same=same)
         write_card(folder)
 

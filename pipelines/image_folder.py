@@ -23,18 +23,12 @@ from latent_prior.cli import command_line
 from latent_prior.data.image_files import FILE_LIMIT, read_image
 from latent_prior.data.images import grid, save_png, to_uint8
 from latent_prior.data.listing import GENERATION_FILE, GRID_FILE, LABELS_FILE
-from latent_prior.files import (
-    check_output_dir,
-    clear_temporary,
-    read_json,
-    read_regular,
-    whole_file,
-    write_json,
-)
+from latent_prior.files import clear_temporary, read_regular, whole_file
 from latent_prior.folders import MANIFEST, FileRecord, digest, read_manifest, write_manifest
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.pipeline import Pipeline, label_number
 from latent_prior.processes import share
+from latent_prior.records import check_output_dir, read_record, write_record
 from latent_prior.seeds import generator
 
 ABOUT_FILE = "about.json"
@@ -76,7 +70,7 @@ def fill_folder(
                 f"--output_dir {folder} holds more than --num_images {len(labels)} images: "
                 "choose another folder"
             )
-        write_json(folder / GENERATION_FILE, settings)
+        write_record(folder / GENERATION_FILE, settings)
     names = [image_path(folder, number).name for number in range(len(labels))]
     seconds, count = make_missing(
         folder, names, sample, kind="images", batch_size=batch_size, accelerator=accelerator
@@ -88,7 +82,7 @@ def fill_folder(
         if count or not _is_record(folder / ABOUT_FILE):
             seconds_per_image = seconds / count if count == len(labels) else None
             about = cost(models, seconds_per_image) | {"command": command_line()}
-            write_json(folder / ABOUT_FILE, about)
+            write_record(folder / ABOUT_FILE, about)
         print(f"images: {folder}, overview: {folder / GRID_FILE}")
     accelerator.wait_for_everyone()
 
@@ -171,7 +165,7 @@ def _is_sound(path: Path, record: FileRecord | None) -> bool:
 def _is_record(path: Path) -> bool:
     """Whether a file of an earlier call can be read."""
     try:
-        return bool(read_json(path))
+        return bool(read_record(path, dict[str, Any], "it is written anew"))
     except (OSError, ValueError):
         return False
 

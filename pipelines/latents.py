@@ -34,13 +34,13 @@ from latent_prior.data.images import (
     to_uint8,
 )
 from latent_prior.data.listing import GRID_FILE, LABELS_FILE, LATENTS_FILE
-from latent_prior.files import check_output_dir, write_json
 from latent_prior.folders import check_finished, check_replaceable, whole_folder
 from latent_prior.options import changeable
 from latent_prior.pipelines.image_folder import make_missing, read_images, write_labels
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.pipelines.sheets import MAKERS, Sheet, read, row_names
 from latent_prior.processes import start_processes
+from latent_prior.records import check_output_dir, write_record
 from latent_prior.stage1_autoencoders import load_autoencoder
 
 GRID_IMAGES, GRID_COLUMNS = 50, 10
@@ -134,7 +134,7 @@ def reconstruct(
     """Write one file per image, named by its row; undamaged ones of an earlier call are kept."""
     folder, main_process = Path(options.output_dir), accelerator.is_main_process
     if main_process:
-        write_json(folder / LATENTS_FILE, settings)
+        write_record(folder / LATENTS_FILE, settings)
     names = [f"{name}.png" for name in row_names(images, positions)]
 
     def make(numbers: range) -> Tensor:
@@ -174,7 +174,7 @@ def write_sheet(folder: Path, sheet: Sheet, settings: dict[str, Any]) -> None:
                 save_png(picture, temporary / f"{row}_{column}.png")
         save_png(grid(sheet.pictures.flatten(0, 1), len(sheet.columns)), temporary / GRID_FILE)
         content = settings | {"rows": sheet.rows, "columns": sheet.columns}
-        write_json(temporary / LATENTS_FILE, content)
+        write_record(temporary / LATENTS_FILE, content)
 
 
 if __name__ == "__main__":

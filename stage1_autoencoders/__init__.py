@@ -46,11 +46,10 @@ def load_autoencoder(
     Raises:
         ValueError: a missing or damaged folder or repository, or another kind of model.
     """
-    from latent_prior.files import read_json
-    from latent_prior.models import CONFIG_FILE, local_folder
+    from latent_prior.models import local_folder, read_config
 
     folder: Path = local_folder(path_or_hub_id, revision=revision)
-    model_type = read_json(folder / CONFIG_FILE).get("model_type")
+    model_type = read_config(folder)["model_type"]
     for name in MODELS:
         candidate = model_class(name)
         if candidate.config_class.model_type == model_type:

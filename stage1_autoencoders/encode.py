@@ -34,7 +34,6 @@ from latent_prior.data.codes_dataset import (
 )
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
-from latent_prior.files import check_output_dir, read_json, write_json
 from latent_prior.folders import (
     check_finished,
     check_replaceable,
@@ -45,6 +44,7 @@ from latent_prior.folders import (
 )
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
+from latent_prior.records import check_output_dir, read_record, write_record
 from latent_prior.seeds import generator
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         recorded = settings | {"command": command_line()}
         with whole_folder(final, "codes") as folder:
             join_shards(folder, files, spec, recorded)
-            write_json(folder / SETTINGS_FILE, recorded)
+            write_record(folder / SETTINGS_FILE, recorded)
         remove(shard_folder)
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
         print(f"codes: {final} ({counts} images, {list(codes_features(spec))} per row)")
@@ -144,12 +144,15 @@ def start_or_continue(folder: Path, settings: dict[str, Any]) -> None:
     """Keep the shards of a stopped run with the same settings; delete any others."""
     path = folder / SETTINGS_FILE
     try:
-        if not folder.is_symlink() and read_json(path) == settings:
+        if (
+            not folder.is_symlink()
+            and read_record(path, dict[str, Any], "encode again") == settings
+        ):
             return
     except ValueError:
         pass  # there are none, or they are of no use
     remove(folder)
-    write_json(path, settings)
+    write_record(path, settings)
 
 
 def plan_shards(split: str, count: int, options: EncodeOptions) -> list[tuple[int, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ from latent_prior.files import whole_file
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.training.metrics import read_metrics, step_of
 
 GRID_ROWS, GRID_COLUMNS = 6, 10
 
@@ -90,15 +90,21 @@ def plot_curves(run: Path, unit: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     names = {f"nats_per_{unit}": "training", f"validation_nats_per_{unit}": "validation"}
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = read_metrics(log)
     for name, label in names.items():
-        points = [(line["step"], line[name]) for line in lines if name in line]
+        points = []
+        for number, line in enumerate(lines, start=1):
+            nats = line.get(name)
+            if isinstance(nats, int | float):
+                points.append((step_of(line), nats))
+            elif nats is not None:
+                raise ValueError(f"{log}, line {number}: {name} is no number; delete the line")
         if not points:
             continue
         axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else "")
         if label == "validation":
             step, lowest = min(points, key=lambda point: point[1])
-            label = f"best: {lowest:.3f}, step {step}"
+            label = f"best: {lowest:.3f}, step {step:.0f}"
             axes.plot(step, lowest, "o", fillstyle="none", label=label)
     axes.set(xlabel="step", ylabel=f"nats per {unit}")
     axes.legend()

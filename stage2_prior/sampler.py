@@ -9,6 +9,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
+from latent_prior.records import convert_record
+
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 
 
@@ -97,6 +99,21 @@ class Sampler:
         if not isinstance(value, expected) or isinstance(value, bool):
             raise ValueError(f"{name} must be {words}, not {value!r}")
         object.__setattr__(self, name, kind(value))
+
+    @classmethod
+    def from_dict(cls, values: object, where: str, way_out: str) -> Sampler:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: an unknown setting, or one of another type or out of its range; names
+                `where`, the setting and the way out.
+        """
+        sampler = convert_record(values, cls, where, way_out)
+        assert isinstance(values, dict)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"{where}: unknown setting {unknown[0][:40]!r}; {way_out}")
+        return sampler
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in types that JSON gives back unchanged."""

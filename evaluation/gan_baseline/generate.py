@@ -18,9 +18,9 @@ from torch import Tensor
 from latent_prior.data.images import to_uint8
 from latent_prior.data.listing import GENERATION_FILE
 from latent_prior.evaluation.gan_baseline.gan import Generator
-from latent_prior.files import check_output_dir
 from latent_prior.pipelines.image_folder import classes_in_turn, fill_folder
 from latent_prior.processes import start_processes
+from latent_prior.records import check_output_dir
 from latent_prior.seeds import generator
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from latent_prior.evaluation.measures.table import MEASURES, Row, distance_measures
 from latent_prior.evaluation.sets import draws_random_codes
+from latent_prior.records import read_record
 
 LONGEST_VALUE = 80  # characters of a protocol entry in a message
 
@@ -31,11 +32,9 @@ def read_scores(path: Path) -> Scores:
         ValueError: naming the file and what is wrong with it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except OSError as error:
-        raise ValueError(f"--compare: {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"--compare: {path} is not JSON: {error}") from error
+        content = read_record(path, dict[str, Any], "score again")
+    except ValueError as error:
+        raise ValueError(f"--compare: {error}") from error
     try:
         protocol = _protocol(_get(content, "protocol", dict))
         distance = _get(content, "distance", dict)
@@ -134,10 +133,6 @@ def _number(value: Any, what: str) -> float:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**63
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"it holds {name}")
 
 
 def short(value: Any) -> str:

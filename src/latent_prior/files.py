@@ -1,4 +1,4 @@
-"""Files that are whole or absent, JSON, and whether an output folder holds the same settings.
+"""Files that are whole or absent, and regular files.
 
 A file is written under a temporary name and renamed at the end, so a process that is killed leaves
 the previous version behind.
@@ -6,14 +6,12 @@ the previous version behind.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 
 @contextmanager
@@ -108,100 +106,3 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     with open_regular(path, limit) as file:
         return file.read(os.fstat(file.fileno()).st_size)  # files of /proc claim 0 bytes
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: the file is missing or is not a JSON object.
-    """
-    if not path.is_file():
-        folder = path.parent
-        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-        holds = ", ".join(names[:8]) or "nothing"
-        raise ValueError(f"{path} is missing; the folder holds: {holds}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return values
-
-
-def check_output_dir(
-    folder: Path,
-    file: str,
-    settings: Mapping[str, Any],
-    contents: str,
-    *,
-    section: str | None = None,
-    may_change: Collection[str] = (),
-) -> dict[str, Any] | None:
-    """Check that an output folder is new, is empty, or was written with the same settings.
-
-    Args:
-        folder: value of `--output_dir`.
-        file: JSON file in it that records the settings.
-        settings: settings of this command.
-        contents: what the folder should hold, for the error message, such as `images`.
-        section: key of the settings in the file; None if they are its top level.
-        may_change: names of settings that may differ.
-
-    Returns:
-        The content of the file, or None for a folder that is new or empty.
-
-    Raises:
-        ValueError: the folder holds something else, or was written with other settings.
-    """
-    check_folder_path(folder, "--output_dir ")
-    # Of a process that was killed while it wrote its first file, the temporary file is left.
-    temporary = temporary_name(folder / file)
-    if not folder.exists() or all(path == temporary for path in folder.iterdir()):
-        return None
-    if not (folder / file).exists():
-        raise ValueError(
-            f"--output_dir {folder} is not empty and holds no {contents} (no {file}); "
-            "choose another folder"
-        )
-    stored = read_json(folder / file)
-    check_same_settings(
-        stored if section is None else stored.get(section, {}),
-        settings,
-        f"--output_dir {folder} holds {contents}",
-        "choose another folder or delete this one",
-        may_change=may_change,
-    )
-    return stored
-
-
-def check_same_settings(
-    stored: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    holder: str,
-    way_out: str,
-    *,
-    may_change: Collection[str] = (),
-) -> None:
-    """Compare the settings of this command with stored ones.
-
-    A fingerprint that an older version did not store cannot be compared.
-
-    Raises:
-        ValueError: naming `holder`, the first setting that differs, both values and `way_out`.
-    """
-    for name, value in settings.items():
-        if name.endswith("_fingerprint") and name not in stored:
-            continue
-        if name not in may_change and stored.get(name) != value:
-            raise ValueError(
-                f"{holder} with {name} = {stored.get(name)!r}, this command sets {value!r}: "
-                f"{way_out}"
-            )

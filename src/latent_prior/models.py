@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NotRequired, Self, TypedDict
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, NotRequired, Self, TypedDict, get_type_hints
 
+import msgspec
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -23,27 +27,38 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from latent_prior.files import read_json
 from latent_prior.folders import check_folder, write_manifest
+from latent_prior.options import default_of
+from latent_prior.records import convert_record, read_record
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# What transformers itself adds to a config.json.
 _ADAPTER_FILE = "adapter_config.json"
-_TRANSFORMERS_KEYS = {"architectures", "dtype", "model_type", "transformers_version"}
+RESTORE = "restore it, or save the model again"
+LARGEST_SIZE = 1 << 24
+"""Largest number among the sizes of a config; larger ones would only fill the memory."""
+LARGEST_WEIGHT = 1e15
+"""Weights beyond it, up or down, are damage; counters of codes stay far below."""
+# What transformers itself adds to a config.json, besides `architectures` and `model_type`.
+_TRANSFORMERS_KEYS = {
+    "dtype": Literal["float16", "bfloat16", "float32", "float64"] | None,
+    "transformers_version": str,
+}
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Budget(TypedDict):
     """The cost of a training; the times are those of the steps in one process."""
 
-    steps: int
-    images_seen: int
-    seconds: float
-    cpu_seconds: float
+    steps: _Count
+    images_seen: _Count
+    seconds: _Seconds
+    cpu_seconds: _Seconds
     device: str
-    num_processes: int
+    num_processes: _Count
     command: NotRequired[str | None]
     """Command line of the training (`latent_prior.cli.command_line`); absent in older folders."""
 
@@ -145,6 +160,7 @@ class StrictModel(PreTrainedModel):
                 raise ValueError(
                     f"{folder / name} was added to a model that has no such file; delete it"
                 )
+        cls._check_memory(folder, values)
         try:
             with quiet():
                 loaded: Any = super().from_pretrained(
@@ -165,28 +181,62 @@ class StrictModel(PreTrainedModel):
                     f"{folder}: the weights do not fit the config: {problem.replace('_', ' ')}: "
                     f"{', '.join(map(str, sorted(report[problem])[:3]))}"
                 )
+        for name, weight in model.state_dict().items():
+            if weight.is_floating_point() and not _in_range(weight):
+                raise ValueError(
+                    f"{folder}: weight {name} holds numbers that are not finite or beyond "
+                    f"{LARGEST_WEIGHT:g}; restore it or train again"
+                )
         strict: Self = model.eval()
         return strict
 
     @classmethod
+    def _check_memory(cls, folder: Path, values: dict[str, Any]) -> None:
+        """Refuse a config that describes far more weights than the folder holds.
+
+        The model is built without memory; `from_pretrained` would fill it before it compares.
+        """
+        stored = sum((folder / name).stat().st_size for name in _weight_files(folder))
+        try:
+            with quiet(), torch.device("meta"):
+                model = cls(cls.config_class.from_dict(dict(values)))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} does not describe a model: {error}"
+            ) from error
+        described = sum(weight.numel() for weight in model.state_dict().values())
+        if described > 100 * stored:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} describes a model of {described:.3g} numbers, "
+                f"the weights have {stored:,} bytes; {RESTORE}"
+            )
+
+    @classmethod
     def _read_config(cls, folder: Path) -> dict[str, Any]:
         """Check config.json against the class."""
-        values = read_json(folder / CONFIG_FILE)
+        values, path = read_config(folder), folder / CONFIG_FILE
         expected = cls.config_class.model_type
-        if values.get("model_type") != expected:
+        if values["model_type"] != expected:
             raise ValueError(
                 f"{folder} holds a model of type {values.get('model_type')!r}, expected {expected!r}"
             )
-        known = {field.name for field in dataclasses.fields(cls.config_class)}
-        if unknown := sorted(set(values) - known - _TRANSFORMERS_KEYS):
-            raise ValueError(
-                f"{folder / CONFIG_FILE}: unknown key {unknown[0]!r}; {expected} does not have it"
-            )
-        own = known - {field.name for field in dataclasses.fields(PretrainedConfig)} - {"training"}
-        if missing := sorted(own - set(values)):
-            raise ValueError(
-                f"{folder / CONFIG_FILE}: {missing[0]} is missing; save the model with save_pretrained"
-            )
+        inherited = {field.name: field for field in dataclasses.fields(PretrainedConfig)}
+        own = {field.name for field in dataclasses.fields(cls.config_class)} - set(inherited)
+        hints = _types_of(own, cls.config_class) | _TRANSFORMERS_KEYS
+        if missing := sorted(own - {"training"} - set(values)):
+            raise ValueError(f"{path}: {missing[0]} is missing; {RESTORE}")
+        for name, value in values.items():
+            if name in hints:
+                convert_record(value, hints[name], f"{path}: {name}", RESTORE)
+                if name in own - {"training", "code_spec"}:
+                    _check_sizes(value, f"{path}: {name}")
+            elif name == "architectures":
+                if value != [cls.__name__]:
+                    raise ValueError(f"{path}: architectures must be {cls.__name__}; {RESTORE}")
+            elif name != "model_type" and (
+                name not in inherited or value != default_of(inherited[name])
+            ):
+                raise ValueError(f"{path}: unknown key {name[:40]!r}; {expected} does not have it")
         return values
 
 
@@ -255,14 +305,68 @@ def _check_fingerprint(folder: Path, expected: str) -> None:
         )
 
 
-def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
-    """Every tensor of the folder's safetensors files."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a model folder's config.json, of which `model_type` is checked.
+
+    Raises:
+        ValueError: it is missing, damaged or of no model.
+    """
+    values = read_record(folder / CONFIG_FILE, dict[str, Any], RESTORE)
+    if not isinstance(values.get("model_type"), str):
+        raise ValueError(f"{folder / CONFIG_FILE}: model_type is no name; {RESTORE}")
+    return values
+
+
+def _types_of(names: Collection[str], config_class: type) -> dict[str, Any]:
+    """The types of a config's own fields; those of transformers cannot be resolved."""
+    hints: dict[str, Any] = {}
+    for base in reversed(config_class.__mro__):
+        if base not in PretrainedConfig.__mro__:
+            scope = vars(sys.modules[base.__module__])
+            declared = inspect.get_annotations(base)
+            chosen = {name: declared[name] for name in declared if name in names}
+            holder = SimpleNamespace(__annotations__=chosen)
+            hints |= get_type_hints(holder, globalns=scope, include_extras=True)
+    return hints
+
+
+def _check_sizes(value: object, where: str) -> None:
+    """Refuse numbers that no size or number of layers reaches."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, int | float) and abs(item) > LARGEST_SIZE:
+            raise ValueError(f"{where} = {item:.6g} is beyond {LARGEST_SIZE:,}; {RESTORE}")
+
+
+def _in_range(weight: Tensor) -> bool:
+    """Whether all numbers are finite and within `LARGEST_WEIGHT`."""
+    if not weight.numel():
+        return True
+    lowest, highest = torch.aminmax(weight.detach())  # NaN if any number is
+    return bool(lowest >= -LARGEST_WEIGHT) and bool(highest <= LARGEST_WEIGHT)
+
+
+class _WeightIndex(msgspec.Struct):
+    """`model.safetensors.index.json`, in the format of transformers."""
+
+    weight_map: dict[str, Annotated[str, msgspec.Meta(pattern=r"^\w[\w.\-]*\.safetensors$")]]
+    metadata: dict[str, Any] = {}
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the folder's safetensors files."""
     files = [WEIGHTS_FILE]  # which transformers prefers where it finds both
-    if (folder / INDEX_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
-        files = sorted(set(read_json(folder / INDEX_FILE)["weight_map"].values()))
+    if (folder / INDEX_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
+        index = read_record(folder / INDEX_FILE, _WeightIndex, "restore it or train again")
+        files = sorted(set(index.weight_map.values()))
     for name in files:
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing; the folder holds no weights")
+    return files
+
+
+def _stored_weights(folder: Path) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor of the folder's safetensors files."""
+    for name in _weight_files(folder):
         try:
             with safe_open(folder / name, framework="pt") as weights:
                 yield from [(key, weights.get_tensor(key)) for key in weights.keys()]  # noqa: SIM118

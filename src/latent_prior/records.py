@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
-from latent_prior.files import read_regular, whole_file
+from latent_prior.files import check_folder_path, read_regular, temporary_name, whole_file
 
 T = TypeVar("T")
 RECORD_LIMIT, LINES_LIMIT, YAML_LIMIT = 16 << 20, 1 << 30, 1 << 20
@@ -60,7 +60,7 @@ def parse_record(content: bytes | str, schema: type[T], where: str, way_out: str
     except RecursionError as error:
         raise ValueError(f"{where} is not valid: it is nested too deeply; {way_out}") from error
     except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON: {error}; {way_out}") from error
+        raise ValueError(f"{where} is not JSON: {error}; {way_out}") from error
     return value
 
 
@@ -112,6 +112,79 @@ def record_text(value: object, where: str) -> str:
         return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} cannot hold {error.object!r}: it is not Unicode text") from error
+
+
+def check_output_dir(
+    folder: Path,
+    file: str,
+    settings: Mapping[str, Any],
+    contents: str,
+    *,
+    section: str | None = None,
+    may_change: Collection[str] = (),
+) -> dict[str, Any] | None:
+    """Check that an output folder is new, is empty, or was written with the same settings.
+
+    Args:
+        folder: value of `--output_dir`.
+        file: JSON file in it that records the settings.
+        settings: settings of this command.
+        contents: what the folder should hold, for the error message, such as `images`.
+        section: key of the settings in the file; None if they are its top level.
+        may_change: names of settings that may differ.
+
+    Returns:
+        The content of the file, or None for a folder that is new or empty.
+
+    Raises:
+        ValueError: the folder holds something else, or was written with other settings.
+    """
+    check_folder_path(folder, "--output_dir ")
+    # Of a process that was killed while it wrote its first file, the temporary file is left.
+    temporary = temporary_name(folder / file)
+    if not folder.exists() or all(path == temporary for path in folder.iterdir()):
+        return None
+    if not (folder / file).exists():
+        raise ValueError(
+            f"--output_dir {folder} is not empty and holds no {contents} (no {file}); "
+            "choose another folder"
+        )
+    way_out = "choose another folder or delete this one"
+    stored = read_record(folder / file, dict[str, Any], way_out)
+    values = stored if section is None else stored.get(section)
+    check_same_settings(
+        convert_record(values, dict[str, Any], f"{folder / file}: {section}", way_out),
+        settings,
+        f"--output_dir {folder} holds {contents}",
+        way_out,
+        may_change=may_change,
+    )
+    return stored
+
+
+def check_same_settings(
+    stored: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    holder: str,
+    way_out: str,
+    *,
+    may_change: Collection[str] = (),
+) -> None:
+    """Compare the settings of this command with stored ones.
+
+    A fingerprint that an older version did not store cannot be compared.
+
+    Raises:
+        ValueError: naming `holder`, the first setting that differs, both values and `way_out`.
+    """
+    for name, value in settings.items():
+        if name.endswith("_fingerprint") and name not in stored:
+            continue
+        if name not in may_change and stored.get(name) != value:
+            raise ValueError(
+                f"{holder} with {name} = {stored.get(name)!r}, this command sets {value!r}: "
+                f"{way_out}"
+            )
 
 
 def read_yaml(path: Path, way_out: str) -> dict[str, Any]:
@@ -206,4 +279,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _sentence(where: str, error: msgspec.ValidationError, way_out: str) -> str:
     """The message of msgspec with the place first."""
     message, _, place = str(error).replace("`", "").partition(" - at ")
-    return f"{where}: {place or '$'}: {message}; {way_out}"
+    at = f"{place}: " if place else ""
+    return f"{where}: {at}{message}; {way_out}"

@@ -7,6 +7,7 @@ from PIL import Image
 from latent_prior.data.listing import files_below, images_among
 from latent_prior.evaluation.options import Candidate, ScoreOptions
 from latent_prior.evaluation.sets import (
+    About,
     choose,
     open_candidate,
     open_reference,
@@ -66,7 +67,7 @@ def test_sampler_settings_are_read(tmp_path):
     assert scored.about is None
     (tmp_path / "about.json").write_text(json.dumps({"parameters": 7, "training": None}))
     scored = open_candidate(Candidate("a", str(tmp_path), None), options())
-    assert scored.about == {"parameters": 7, "training": None}
+    assert scored.about == About(parameters=7)
     (tmp_path / "generation.json").write_text("{")
     with pytest.raises(ValueError, match=r"generation\.json is not JSON"):
         open_candidate(Candidate("a", str(tmp_path), None), options())

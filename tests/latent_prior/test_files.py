@@ -2,14 +2,8 @@ import os
 
 import pytest
 
-from latent_prior.files import (
-    check_output_dir,
-    clear_temporary,
-    read_json,
-    read_regular,
-    whole_file,
-    write_json,
-)
+from latent_prior.files import clear_temporary, read_regular, whole_file
+from latent_prior.records import check_output_dir
 
 
 def names(folder) -> list[str]:
@@ -32,57 +26,6 @@ def test_a_file_is_whole_or_absent(tmp_path):
         fail()
     assert names(tmp_path) == ["sub/a.txt"]
     assert final.read_text() == "1"
-
-
-def test_json_is_written_whole_and_read_back(tmp_path):
-    write_json(tmp_path / "sub" / "a.json", {"b": [1, 2], "ä": None})
-    assert read_json(tmp_path / "sub" / "a.json") == {"b": [1, 2], "ä": None}
-    assert (tmp_path / "sub" / "a.json").read_text().endswith("}\n")
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "sub" / "a.json", {"b": object()})
-    assert read_json(tmp_path / "sub" / "a.json") == {"b": [1, 2], "ä": None}
-    assert names(tmp_path) == ["sub/a.json"]
-
-
-@pytest.mark.parametrize("content", ["{", "[1]", "\udcff"])
-def test_json_that_is_none_is_told(tmp_path, content):
-    path = tmp_path / "a.json"
-    path.write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"a\.json is not"):
-        read_json(path)
-    with pytest.raises(ValueError, match=r"nowhere/a\.json is missing; the folder holds: nothing"):
-        read_json(tmp_path / "nowhere" / "a.json")
-
-
-def test_an_output_folder_is_new_or_holds_the_same_settings_or_is_refused(tmp_path):
-    folder, settings = tmp_path / "images", {"seed": 3, "labels": ["0"]}
-
-    def check(values=settings, file="made.json", **options):
-        return check_output_dir(folder, file, values, "images", **options)
-
-    assert check() is None
-    folder.mkdir()
-    assert check() is None
-    stored = settings | {"rows": [1, 2], "more": {"seed": 5}}
-    write_json(folder / "made.json", stored)
-    assert check() == stored
-    with pytest.raises(
-        ValueError,
-        match=r"--output_dir .*images holds images with seed = 3, this command sets 4: "
-        "choose another folder or delete this one",
-    ):
-        check({"seed": 4})
-    assert check({"seed": 4}, may_change=("seed",)) == stored
-    assert check({"seed": 5}, section="more") == stored
-    with pytest.raises(ValueError, match="seed = 5, this command sets 4"):
-        check({"seed": 4}, section="more")
-    with pytest.raises(ValueError, match="with new = None, this command sets 1"):
-        check(settings | {"new": 1})
-    with pytest.raises(ValueError, match=r"is not empty and holds no images \(no other\.json\)"):
-        check(file="other.json")
-    (folder / "made.json").write_text("{")
-    with pytest.raises(ValueError, match=r"made\.json"):
-        check()
 
 
 def test_a_file_in_place_of_an_output_folder_is_refused(tmp_path):

@@ -282,8 +282,8 @@ def test_a_foreign_model_is_told(saved):
         ({"spread": ...}, "spread is missing"),
         ({"weights_sha256": ...}, "weights_sha256 is missing"),
         ({"width": 0}, "--width must be at least 1, not 0"),
-        ({"width": "wide"}, "does not describe a model"),
-        ({"model_type": ...}, "type None, expected 'test_strict'"),
+        ({"width": "wide"}, r"config\.json: width: Expected int, got str"),
+        ({"model_type": ...}, r"config\.json: model_type is no name"),
     ],
 )
 def test_a_meddled_config_is_told(saved, values, message):

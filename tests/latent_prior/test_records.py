@@ -12,6 +12,7 @@ from latent_prior.records import (
     DEPTH,
     RECORD_LIMIT,
     YAML_LIMIT,
+    check_output_dir,
     convert_record,
     parse_yaml,
     read_lines,
@@ -50,7 +51,7 @@ def test_a_record_is_written_whole_and_read_back(tmp_path):
     [
         (b"", "truncated"), (WHOLE[:-1], "truncated"), (WHOLE[:9], "truncated"), (bytes(9), "invalid"),
         (b"[1]", "Expected object, got array"), (b"null", "got null"), (b"12", "got int"), (b"NaN", "invalid"),
-        (b"{}", "$: Object missing required field x"), (b'{"x": "1"}', "$.x: Expected int, got str"),
+        (b"{}", "a.json: Object missing required field x"), (b'{"x": "1"}', "$.x: Expected int, got str"),
         (b'{"x": true}', "$.x: Expected int, got bool"), (b'{"x": 1.5}', "$.x: Expected int"),
         (b'{"x": 1, "y": [1, "a"]}', "$.y[1]: Expected float, got str"), (b'{"x": 1, "z": 2}', "unknown field z"),
         (b'{"x": 1, "x": 2}', "'x' stands there twice"), (b'{"x": 1}\xff', "JSON"), (b'{"\xff": 1}', "utf-8"),
@@ -107,6 +108,37 @@ def test_lines_are_named_and_a_half_last_one_is_left_out(tmp_path):
     path.write_bytes(b'{"x": 1}\n{"x": "a"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: \$\.x: Expected int, got str"):
         read_lines(path, Point, "delete it")
+
+
+def test_an_output_folder_is_new_or_holds_the_same_settings_or_is_refused(tmp_path):
+    folder, settings = tmp_path / "images", {"seed": 3, "labels": ["0"]}
+
+    def check(values=settings, file="made.json", **options):
+        return check_output_dir(folder, file, values, "images", **options)
+
+    assert check() is None
+    folder.mkdir()
+    assert check() is None
+    stored = settings | {"rows": [1, 2], "more": {"seed": 5}}
+    write_record(folder / "made.json", stored)
+    assert check() == stored
+    with pytest.raises(
+        ValueError,
+        match=r"--output_dir .*images holds images with seed = 3, this command sets 4: "
+        "choose another folder or delete this one",
+    ):
+        check({"seed": 4})
+    assert check({"seed": 4}, may_change=("seed",)) == stored
+    assert check({"seed": 5}, section="more") == stored
+    with pytest.raises(ValueError, match="seed = 5, this command sets 4"):
+        check({"seed": 4}, section="more")
+    with pytest.raises(ValueError, match="with new = None, this command sets 1"):
+        check(settings | {"new": 1})
+    with pytest.raises(ValueError, match=r"is not empty and holds no images \(no other\.json\)"):
+        check(file="other.json")
+    (folder / "made.json").write_text("{")
+    with pytest.raises(ValueError, match=r"made\.json"):
+        check()
 
 
 def test_yaml_is_read_without_the_surprises_of_its_version_1_1():

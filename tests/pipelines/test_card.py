@@ -19,7 +19,7 @@ from latent_prior.stage1_autoencoders.options import EncodeOptions
 from latent_prior.stage1_autoencoders.options import TrainOptions as AutoencoderOptions
 from latent_prior.stage2_prior.options import TrainOptions as PriorTrainOptions
 
-TRAINING = {"steps": 1200, "images_seen": 76_800, "seconds": 61.5, "cpu_seconds": 118.2, "device": "cpu"}  # fmt: skip
+TRAINING = {"steps": 1200, "images_seen": 76_800, "seconds": 61.5, "cpu_seconds": 118.2, "device": "cpu", "num_processes": 1}  # fmt: skip
 ROOT = Path(__file__).parents[2]
 RECORDS = ("config.json", "encode.json", "pipeline.json", "generation.json", "scores.json")
 OPTIONS = {

@@ -299,10 +299,10 @@ def drop_key(path, key):
 
 DAMAGES = {
     "no index": (lambda f: (f / "pipeline.json").unlink(), r"pipeline\.json is missing"),
-    "index not JSON": (lambda f: cut(f / "pipeline.json"), r"pipeline\.json is not valid JSON"),
+    "index not JSON": (lambda f: cut(f / "pipeline.json"), r"pipeline\.json is not JSON"),
     "index without sampler": (
         lambda f: recorded(f, drop_key(f / "pipeline.json", "sampler")),
-        "sampler missing",
+        "missing required field sampler",
     ),
     "unknown sampler key": (
         lambda f: recorded(f, edit(f / "pipeline.json", sampler={"topk": 1})),
@@ -310,7 +310,7 @@ DAMAGES = {
     ),
     "foreign code spec": (
         lambda f: recorded(f, edit(f / "pipeline.json", code_spec={})),
-        "code spec",
+        "code_spec: Object missing required field kind",
     ),
     "index edited": (
         lambda f: edit(f / "pipeline.json", command="x"),

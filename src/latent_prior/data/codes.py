@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
-from latent_prior.files import write_json
 from latent_prior.options import ImageOptions
+from latent_prior.records import convert_record, write_record
 
 SPEC_FILE = "code_spec.json"
+LARGEST_SIDE, LARGEST_VOCABULARY = 1 << 16, 1 << 24
+LARGEST_FLOAT16 = 65504.0
+RESERVED = ("label", "view", "source_index")
+"""Columns of a codes dataset that are no levels."""
 
 CodeMaps = dict[str, torch.Tensor]
 """A batch by level, coarse first.
@@ -39,6 +44,26 @@ class Level:
     width: int
     vocabulary: int | None = None
     channels: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the name and the numbers.
+
+        Raises:
+            ValueError: naming the field and the value.
+        """
+        if not self.name.isidentifier() or self.name in RESERVED:
+            raise ValueError(f"name must be a column of its own, not {self.name[:40]!r}")
+        for field, largest in (
+            ("height", LARGEST_SIDE),
+            ("width", LARGEST_SIDE),
+            ("channels", LARGEST_SIDE),
+            ("vocabulary", LARGEST_VOCABULARY),
+        ):
+            value = getattr(self, field)
+            if value is not None and not 1 <= value <= largest:
+                raise ValueError(f"{field} must lie between 1 and {largest}, not {value:.6g}")
+        if (self.vocabulary is None) == (self.channels is None):
+            raise ValueError("a level has either a vocabulary or channels")
 
     @property
     def length(self) -> int:
@@ -84,6 +109,44 @@ class CodeSpec:
     latent_shift: tuple[float, ...] | None = None
     latent_scale: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+            ValueError: naming the field and what is wrong with it.
+        """
+        if not self.levels:
+            raise ValueError("levels must name at least one map")
+        if len({level.name for level in self.levels}) < len(self.levels):
+            raise ValueError("levels must have different names")
+        if any((level.vocabulary is None) != (self.kind == "latents") for level in self.levels):
+            raise ValueError(f"levels do not fit the kind {self.kind!r}")
+        if not 1 <= self.image_size <= LARGEST_SIDE:
+            raise ValueError(f"image_size must lie between 1 and {LARGEST_SIDE}")
+        if self.image_channels not in (1, 3):
+            raise ValueError("image_channels must be 1 or 3")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class_names must differ")
+        for name in self.class_names:
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise ValueError(f"class {name[:40]!a} is not Unicode text; rename it")
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        channels = sum(level.channels or 0 for level in self.levels)
+        for field in ("latent_shift", "latent_scale"):
+            values: tuple[float, ...] | None = getattr(self, field)
+            if values is None:
+                continue
+            if len(values) != channels:
+                raise ValueError(f"{field} must have {channels} numbers, not {len(values)}")
+            lowest = 0.0 if field == "latent_scale" else -LARGEST_FLOAT16
+            wrong = [value for value in values if not lowest <= value <= LARGEST_FLOAT16]
+            if wrong:
+                raise ValueError(
+                    f"{field} must lie between {lowest:g} and {LARGEST_FLOAT16:g}, not {wrong[0]:g}"
+                )
+
     @property
     def length(self) -> int:
         """Positions per image over all levels."""
@@ -94,21 +157,25 @@ class CodeSpec:
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CodeSpec:
+    def from_dict(
+        cls,
+        values: object,
+        where: str = "code spec",
+        way_out: str = "restore it, or write it again",
+    ) -> CodeSpec:
         """Rebuild a spec from `to_dict`.
 
         Raises:
-            ValueError: missing or unknown fields.
+            ValueError: missing, unknown or wrong fields; names `where`, the field and the way out.
         """
-        try:
-            restored: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-            }
-            restored["levels"] = tuple(Level(**level) for level in values["levels"])
-            return cls(**restored)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a code spec: {error}") from error
+        spec = convert_record(values, cls, where, way_out)
+        assert isinstance(values, dict)
+        known = {field.name for field in fields(cls)}
+        of_level = {field.name for field in fields(Level)}
+        unknown = sorted({*values} - known) + sorted({*chain(*values["levels"])} - of_level)
+        if unknown:
+            raise ValueError(f"{where}: unknown field {unknown[0][:40]!r}; {way_out}")
+        return spec
 
 
 def check_same_codes(first: CodeSpec, second: CodeSpec, first_name: str, second_name: str) -> None:
@@ -152,4 +219,4 @@ def fit_images(options: ImageFlags, spec: CodeSpec) -> ImageFlags:
 
 def write_spec(spec: CodeSpec, folder: Path) -> None:
     """Write `code_spec.json` into `folder`."""
-    write_json(folder / SPEC_FILE, spec.to_dict())
+    write_record(folder / SPEC_FILE, spec.to_dict())

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 import xxhash
@@ -16,10 +17,46 @@ from latent_prior.data.arrow_rows import MappedTable
 from latent_prior.data.codes import SPEC_FILE, CodeSpec, write_spec
 from latent_prior.data.fingerprints import fingerprint_of
 from latent_prior.folders import Manifest, read_manifest
+from latent_prior.records import parse_record, read_record
 
 if TYPE_CHECKING:
     from datasets import Features
     from numpy.typing import NDArray
+
+
+AGAIN = "encode again"
+_Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.\-]*$")]
+"""Name of a file or folder within another."""
+
+
+class _Splits(msgspec.Struct):
+    """`dataset_dict.json`, written by the library datasets."""
+
+    splits: Annotated[list[_Name], msgspec.Meta(min_length=1)]
+
+
+class _Info(msgspec.Struct):
+    """The part of `dataset_info.json` that is read."""
+
+    description: str
+
+
+class _Description(msgspec.Struct):
+    """The description of a codes dataset."""
+
+    code_spec: dict[str, Any]
+
+
+class _Part(msgspec.Struct):
+    """An Arrow file."""
+
+    filename: _Name
+
+
+class _State(msgspec.Struct):
+    """The part of `state.json` that is read."""
+
+    parts: list[_Part] = msgspec.field(name="_data_files")
 
 
 class CodesTable(MappedTable):
@@ -194,9 +231,8 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
                 manifest.check(path, name)
     try:
         # The files of `save_to_disk`; its own reader would map all of them a second time.
-        names = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        info = json.loads((path / names[0] / "dataset_info.json").read_text())
-        spec = CodeSpec.from_dict(json.loads(info["description"])["code_spec"])
+        names = read_record(path / "dataset_dict.json", _Splits, AGAIN).splits
+        spec = _read_spec(path, names[0])
         tables = {
             name: CodesTable(_arrow_files(path / name), spec, path, manifest) for name in names
         }
@@ -209,8 +245,21 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
 
 
 def _arrow_files(folder: Path) -> list[Path]:
-    state = json.loads((folder / "state.json").read_text())
-    return [folder / part["filename"] for part in state["_data_files"]]
+    state = read_record(folder / "state.json", _State, AGAIN)
+    return [folder / part.filename for part in state.parts]
+
+
+def _read_spec(folder: Path, split: str) -> CodeSpec:
+    """The spec of a codes dataset, which its two files must agree on."""
+    path = folder / split / "dataset_info.json"
+    info = read_record(path, _Info, AGAIN)
+    where = f"{path}: description"
+    described = parse_record(info.description, _Description, where, AGAIN)
+    spec = CodeSpec.from_dict(described.code_spec, f"{where}: code_spec", AGAIN)
+    repeated = read_record(folder / SPEC_FILE, dict[str, Any], AGAIN)
+    if CodeSpec.from_dict(repeated, str(folder / SPEC_FILE), AGAIN) != spec:
+        raise ValueError(f"{folder / SPEC_FILE} and {path} describe other codes; {AGAIN}")
+    return spec
 
 
 def codes_features(spec: CodeSpec) -> Features:

@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from latent_prior.cli import command_line, dotted, dump_config
 from latent_prior.data.batch_order import Batch, prefetch
-from latent_prior.files import check_same_settings, whole_file
+from latent_prior.files import whole_file
 from latent_prior.folders import check_replaceable
 from latent_prior.models import Budget
 from latent_prior.options import RunOptions, changeable
 from latent_prior.processes import from_main
-from latent_prior.records import read_yaml
+from latent_prior.records import check_same_settings, read_yaml
 from latent_prior.seeds import derive_seed
 from latent_prior.stopping import Request, Stopped, postponed
 from latent_prior.training.checkpoint import (

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from latent_prior.cli import dotted, dump_config
 from latent_prior.files import read_regular, whole_file
 from latent_prior.options import RunOptions
-from latent_prior.records import LINES_LIMIT
+from latent_prior.records import LINES_LIMIT, read_lines
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,7 +30,7 @@ _log = logging.getLogger("latent_prior")
 Metrics = dict[str, Tensor]
 """Scalars of one step, still on their device."""
 
-Figure = float | list[float] | str
+Figure = int | float | list[float | None] | str
 Figures = dict[str, Figure]
 """Entries of a line in `metrics.jsonl`; trackers get its single numbers only."""
 
@@ -116,8 +117,8 @@ class MetricsLog:
                     tqdm.write(f"step {step}: {entry}", file=sys.stderr)
             images = step * self._batch_size
             line = {"step": step, "images_seen": images, "seconds": round(seconds, 3), **metrics}
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.encode(line) + b"\n")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
         self._accelerator.log(numbers, step=step)
 
@@ -147,3 +148,24 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return step if type(step) is int else None
+
+
+def read_metrics(path: Path) -> list[dict[str, Figure | None]]:
+    """The lines of a `metrics.jsonl`; null stands for a figure that was not finite.
+
+    Raises:
+        ValueError: naming the file and the line that is none.
+    """
+    way_out = "delete the line"
+    lines = read_lines(path, dict[str, Figure | None], way_out)
+    for number, line in enumerate(lines, start=1):
+        if type(line.get("step")) not in (int, float) or not 0 <= step_of(line) < 1e15:
+            raise ValueError(f"{path}, line {number}: step is no number of steps; {way_out}")
+    return lines
+
+
+def step_of(line: dict[str, Figure | None]) -> float:
+    """The optimizer steps before a line was written."""
+    step = line["step"]
+    assert isinstance(step, int | float)
+    return step

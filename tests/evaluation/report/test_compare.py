@@ -208,8 +208,11 @@ def test_what_is_no_scores_json_is_told_in_one_sentence_and_nothing_is_written(t
 
 
 def test_a_file_that_is_not_there_is_told(two, tmp_path):
-    for path in (tmp_path / "nowhere.json", tmp_path):
-        with pytest.raises(ValueError, match=f"{path} cannot be read"):
+    for path, message in (
+        (tmp_path / "nowhere.json", "is missing"),
+        (tmp_path, "is no regular file"),
+    ):
+        with pytest.raises(ValueError, match=f"--compare: {path} {message}"):
             compare([two[0], path], tmp_path / "both")
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -30,15 +31,43 @@ def test_lengths_count_all_levels():
     assert [level.length for level in SPEC.levels] == [6, 24]
 
 
+LEVEL = SPEC.to_dict()["levels"][0]
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"levels": None}, {"levels": [{"name": "a"}]}, {"levels": [3]}, {"unknown": 1}],
+    [
+        {"levels": None},
+        {"levels": []},
+        {"levels": [{"name": "a"}]},
+        {"levels": [3]},
+        {"unknown": 1},
+        {"levels": [{**LEVEL, "height": 0}]},
+        {"levels": [{**LEVEL, "vocabulary": 10**9}]},
+        {"levels": [{**LEVEL, "vocabulary": 10**30}]},
+        {"levels": [{**LEVEL, "width": True}]},
+        {"levels": [{**LEVEL, "name": "../x"}]},
+        {"levels": [{**LEVEL, "name": "label"}]},
+        {"levels": [{**LEVEL, "unknown": 1}]},
+        {"levels": [LEVEL, LEVEL]},
+        {"levels": [{**LEVEL, "channels": 2}]},
+        {"kind": "latents"},
+        {"kind": "x"},
+        {"image_size": -1},
+        {"image_size": 10**9},
+        {"image_channels": 7},
+        {"class_names": ["a", "a"]},
+        {"class_names": "abc"},
+        {"class_names": [None]},
+        {"class_names": ["a\ud800"]},
+        {"autoencoder_fingerprint": 5},
+        {"latent_scale": [1.0]},
+        {"latent_shift": "x"},
+    ],
 )
 def test_a_spec_with_other_fields_is_refused(change):
-    with pytest.raises(ValueError, match="not a code spec"):
-        CodeSpec.from_dict({**SPEC.to_dict(), **change})
-    with pytest.raises(ValueError, match="not a code spec"):
-        CodeSpec.from_dict({"kind": "codes"})
+    with pytest.raises(ValueError, match=r"^here: .*; go there$"):
+        CodeSpec.from_dict({**SPEC.to_dict(), **change}, "here", "go there")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +80,14 @@ def test_the_smallest_integer_type(vocabulary, kind):
     assert np.iinfo(kind).max >= vocabulary - 1
 
 
+@pytest.mark.parametrize("name", ["latent_shift", "latent_scale"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30, -1e30])
+def test_statistics_that_no_latents_have_are_refused(name, value):
+    values = [value, *LATENTS.to_dict()[name][1:]]
+    with pytest.raises(ValueError, match=name):
+        CodeSpec.from_dict({**LATENTS.to_dict(), name: values})
+
+
 def test_the_same_codes_pass_whatever_the_class_names():
     check_same_codes(SPEC, dataclasses.replace(SPEC, class_names=()), "a", "b")
 
@@ -58,7 +95,7 @@ def test_the_same_codes_pass_whatever_the_class_names():
 @pytest.mark.parametrize(
     "change",
     [
-        {"autoencoder_fingerprint": "b" * 64}, {"image_size": 48}, {"image_channels": 1}, {"kind": "latents"},
+        {"autoencoder_fingerprint": "b" * 64}, {"image_size": 48}, {"image_channels": 1},
         {"levels": SPEC.levels[:1]}, {"autoencoder_type": "other"},
     ],
 )  # fmt: skip

@@ -373,3 +373,4 @@ def change_spec(folder, **changes):
     description = json.loads(info["description"])
     description["code_spec"] |= changes
     path.write_text(json.dumps({**info, "description": json.dumps(description)}))
+    (folder / SPEC_FILE).write_text(json.dumps(description["code_spec"]))
