@@ -159,7 +159,12 @@ def test_chunks_are_whole_places_of_a_grid_and_four_channels_of_a_flat_latent():
 def test_specs_that_cannot_be_modelled_are_refused(make_latent_spec):
     spec = make_latent_spec(4, 2, 2)
     assert latent_level(spec) == spec.levels[0]
-    several = dataclasses.replace(spec, levels=(*spec.levels, Level("more", 1, 1, channels=2)))
+    several = dataclasses.replace(
+        spec,
+        levels=(*spec.levels, Level("more", 1, 1, channels=2)),
+        latent_shift=(0.0,) * 6,
+        latent_scale=(1.0,) * 6,
+    )
     with pytest.raises(ValueError, match="needs one level, not latents, more"):
         latent_level(several)
     for missing in ("latent_shift", "latent_scale"):
