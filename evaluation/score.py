@@ -33,7 +33,12 @@ from latent_prior.evaluation.report.compare import compare
 from latent_prior.evaluation.report.files import check_sizes, terminal_table, write_report
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.report.pictures import pairs_grid, reconstruction_grid, set_grid
-from latent_prior.evaluation.sets import ScoredSet, open_candidate, open_reference
+from latent_prior.evaluation.sets import (
+    ScoredSet,
+    open_candidate,
+    open_reference,
+    print_data_sets,
+)
 from latent_prior.files import check_folder_path
 from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
 from latent_prior.machine import versions
@@ -98,6 +103,7 @@ def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
         ValueError: a set is missing or too small, its labels are wrong, the candidates differ in
             their numbers of images, or the pipeline or the weights of LPIPS are missing.
     """
+    print_data_sets(options)
     reference = None if options.published else open_reference(options)
     candidates = [open_candidate(candidate, options) for candidate in options.parsed_candidates()]
     for candidate in candidates:

@@ -6,7 +6,8 @@ Classes of different sets are matched by name; their numbers may differ.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latent_prior.data.fingerprints import files_fingerprint
-from latent_prior.data.image_files import FILE_LIMIT, shown_size
+from latent_prior.data.found import print_found
+from latent_prior.data.image_files import FILE_LIMIT, read_header
 from latent_prior.data.images import ImageSet, open_images
 from latent_prior.data.listing import GENERATION_FILE, LABELS_FILE, files_below, images_among
 from latent_prior.data.sources import ImageTable
@@ -218,8 +220,30 @@ def choose(available: int, wanted: int | None, seed: int, where: str) -> NDArray
 
 def open_split(options: ImageOptions, split: str, flag: str) -> ImageSet:
     """Open a split; errors name the user's flag instead of `--dataset`."""
-    try:
+    with _flag_named(flag):
         return open_images(options, split)
+
+
+def print_data_sets(options: ScoreOptions) -> None:
+    """Print what every data set holds that the options name, on the main process.
+
+    Raises:
+        ValueError: there is no such data set.
+    """
+    flags = {} if options.published else {options.reference: "--reference"}
+    for name, source, split in options.parsed_candidates():
+        if split is not None:
+            flags.setdefault(source, f"--candidates {name}")
+    for source, flag in flags.items():
+        with _flag_named(flag):
+            print_found(options.image_options(source), f"{source}: ")
+
+
+@contextmanager
+def _flag_named(flag: str) -> Iterator[None]:
+    """Errors name the user's flag instead of `--dataset`."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(str(error).replace("--dataset", flag)) from error
 
@@ -291,7 +315,7 @@ def _check_sizes(images: ImageSet, chosen: NDArray[np.int64], flag: str, otherwi
     def size(row: int) -> tuple[int, int]:
         try:
             with open_regular(Path(images.table.name_of(row)), FILE_LIMIT) as file:
-                return shown_size(file, images.options.max_pixels)
+                return read_header(file, images.options.max_pixels)[:2]
         except ValueError:
             height, width = images.decode_row(row).shape[:2]  # raises what is wrong with it
             return width, height

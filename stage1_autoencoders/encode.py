@@ -32,6 +32,7 @@ from latent_prior.data.codes_dataset import (
     open_codes,
     write_shard,
 )
+from latent_prior.data.found import print_found
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
 from latent_prior.folders import (
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         accelerator.device, memory_format=torch.channels_last
     )
     options = fit_options(options, autoencoder)
+    print_found(options)
     names = open_source(options).split_names() if options.split is None else [options.split]
     sets = {name: open_images(options, name) for name in names}
     settings = dump_config(options) | {

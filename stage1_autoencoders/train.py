@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_config(TrainOptions, argv)
     accelerator = start_training_processes(options)
     images, options = open_training_images(options)
-    split = options.validation_split
-    validation = None if split is None else open_images(options, split)
+    validation = open_validation(options)
     run_folder = Path(options.output_dir)
 
     model = make_model(options)
@@ -120,6 +119,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
     if accelerator.is_main_process:
         print(f"autoencoder: {run_folder / 'model'}")
+
+
+def open_validation(options: TrainOptions) -> ImageSet | None:
+    """The images of the validation split, if there is one.
+
+    Raises:
+        ValueError: there is no such split, or its images cannot be read.
+    """
+    if options.validation_split is None:
+        return None
+    try:
+        return open_images(options, options.validation_split)
+    except ValueError as error:
+        raise ValueError(
+            f"--validation_split {options.validation_split} (of the command or its --config): "
+            f"{error}; name another split, or null for none"
+        ) from error
 
 
 def make_model(options: TrainOptions) -> Autoencoder:

@@ -158,11 +158,11 @@ class ReadOptions(Options):
     image_column: str = "image"
     """Column with the images."""
     label_column: str | None = None
-    """Column with the class labels; null uses `label` if it exists."""
+    """Column with the class labels; null uses `label` if it exists, `none` means no classes."""
     image_size: int | None = option(None, at_least=1)
     """Height and width in pixels; null keeps the size of the images, which must all be equal."""
     channels: Literal[1, 3] | None = None
-    """1 (grey) or 3 (RGB); null uses those of the first image. Transparency is laid over white."""
+    """1 (grey) or 3 (RGB); null: RGB if any image is. Transparency is laid over white."""
     on_corrupt: Literal["error", "skip"] = "error"
     """Unreadable images: `error` ends the program with their name, `skip` leaves them out."""
     max_pixels: int = option(MAX_PIXELS, at_least=1, at_most=178_956_970, may_change=True)

@@ -178,6 +178,25 @@ def test_images_that_have_changed_are_refused(fit, refused, flags, parts, tmp_pa
     assert str(run) in said
 
 
+def test_of_a_folder_without_splits_a_part_is_validated(call, flags, parts, tmp_path, capfd):
+    """A preset asks for the split `test`, which the user has not made."""
+    folder = parts["images"](tmp_path / "data", 60)
+    given = {**flags, "dataset": folder, "validation_split": "test", "max_steps": 1}
+    call(train, **given, output_dir=tmp_path / "run")
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("train: "))
+    counts = [int(part.split()[1]) for part in line.split("; ")]
+    assert sum(counts) == 60
+    assert 1 <= counts[1] <= 15
+    assert "validation_psnr" in evaluations(tmp_path / "run")[-1]
+
+
+def test_a_folder_too_small_for_a_held_out_part_names_the_flag(refused, flags, images, tmp_path):
+    given = {**flags, "dataset": images, "validation_split": "test", "output_dir": tmp_path / "run"}
+    message = refused(train, **given)
+    assert "--validation_split test (of the command or its --config)" in message
+    assert "40 images are too few to hold some out); name another split, or null" in message
+
+
 def test_other_seeds_other_weights(fit):
     assert weights(fit("a")) == weights(fit("b"))
     assert weights(fit("c", seed=1)) != weights(fit("a"))

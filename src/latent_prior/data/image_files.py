@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -113,8 +113,17 @@ def decode_image(
     return read_image(data, channels, None, max_pixels)
 
 
-def shown_size(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of an image as a viewer would show it, usually from its header alone.
+class Header(NamedTuple):
+    """What is known of an image before its pixels are decoded."""
+
+    width: int
+    """As a viewer would show it."""
+    height: int
+    grey: bool
+
+
+def read_header(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Header:
+    """Size and kind of an image, usually from the first bytes alone.
 
     Raises:
         ValueError: the file is damaged or no image, or has too many pixels.
@@ -125,7 +134,7 @@ def shown_size(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> tuple[int, int]
         # size of a TIFF is the turned one.
         may_turn = width != height and image.format != "TIFF"
         turned = may_turn and image.getexif().get(Base.Orientation) in (5, 6, 7, 8)
-        return (height, width) if turned else (width, height)
+        return Header(*((height, width) if turned else (width, height)), _is_grey(image.mode))
 
 
 def to_array(image: Image.Image, channels: Literal[1, 3] | None) -> NDArray[np.uint8]:
@@ -137,7 +146,7 @@ def to_array(image: Image.Image, channels: Literal[1, 3] | None) -> NDArray[np.u
     Raises:
         ValueError: 32-bit integers beyond 16 bits, or floats in another range.
     """
-    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    grey = _is_grey(image.mode)
     scale = _scale(image)
     wanted = channels or (1 if grey else 3)
     array = np.empty((image.height, image.width, wanted), np.uint8)
@@ -169,6 +178,10 @@ def resize_and_crop(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     )
     image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     return np.atleast_3d(np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box)))
+
+
+def _is_grey(mode: str) -> bool:
+    return mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
 
 
 @contextmanager

@@ -2,48 +2,57 @@
 
 The `imagefolder` reader of `datasets` guesses splits from words anywhere in a path: for one
 `img_test_3.png`, or a class called `test`, it silently drops all other images. Here only whole
-folder names count.
+folder names count; see `splits`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_prior.data.labels import natural_order
 from latent_prior.data.listing import images_among
+from latent_prior.data.splits import FEWEST, SPLITS, held_out_names, split_places
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
-    "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
 
+def image_splits(folder: Path, files: list[Path]) -> tuple[dict[str, Dataset], str | None]:
+    """The splits of a folder of image files, and why there are no classes although it has folders.
 
-def image_splits(folder: Path, files: list[Path]) -> dict[str, Dataset]:
-    """The splits of a folder of image files.
+    Folders named like splits (train, validation, test; see `splits.split_named`) are splits;
+    otherwise all images are `train`, and of many images a part is held out as `test`. If all images
+    of a split lie in sub-folders of the same depth, these are their classes; images directly in a
+    split have none.
 
-    If every sub-folder is named like a split (train, validation, test), it is one; otherwise all
-    images are `train`. If all images lie in sub-folders of the same depth, these are the classes.
+    Raises:
+        ValueError: some images lie in folders named like splits, others do not.
     """
     images = images_among(files)
-    places = [path.relative_to(folder).parts for path in images]
-    top = [SPLIT_NAMES.get(parts[0].lower()) if len(parts) > 1 else None for parts in places]
-    names = ["train" if None in top else name for name in top]
-    depths = {len(parts) - (None not in top) for parts in places}
-    classes = (
-        sorted({parts[-2] for parts in places}) if len(depths) == 1 and min(depths) > 1 else []
-    )
+    places = [path.relative_to(folder).parts[:-1] for path in images]
+    names, depth = split_places(folder, places)
+    if depth is not None:
+        places = [(*parts[:depth], *parts[depth + 1 :]) for parts in places]
+    depths = {split: {len(p) for p, s in zip(places, names, strict=True) if s == split}
+              for split in dict.fromkeys(names)}  # fmt: skip
+    mixed = next((split for split, found in depths.items() if len(found) > 1), None)
+    remark = f"no classes, because images of {mixed} lie at different depths" if mixed else None
+    classes = [] if mixed else natural_order({parts[-1] for parts in places if parts})
+    if depth is None and len(images) >= FEWEST:
+        held_out = held_out_names([path.relative_to(folder).as_posix() for path in images])
+        names = ["test" if out else name for name, out in zip(names, held_out, strict=True)]
     splits: dict[str, Dataset] = {}
-    for split in dict.fromkeys(SPLIT_NAMES.values()):
-        chosen = [path for path, name in zip(images, names, strict=True) if name == split]
+    for split in SPLITS:
+        chosen = [number for number, name in enumerate(names) if name == split]
         if chosen:
-            splits[split] = _rows(chosen, classes)
-    return splits
+            splits[split] = _rows([images[n] for n in chosen], [places[n] for n in chosen], classes)
+    return splits, remark
 
 
-def _rows(images: list[Path], classes: list[str]) -> Dataset:
+def _rows(images: list[Path], places: list[tuple[str, ...]], classes: list[str]) -> Dataset:
     from datasets import ClassLabel, Dataset, Features, Image
 
     features: dict[str, Any] = {"image": Image(decode=False)}
@@ -51,5 +60,17 @@ def _rows(images: list[Path], classes: list[str]) -> Dataset:
     if len(classes) > 1:
         number = {name: place for place, name in enumerate(classes)}
         features["label"] = ClassLabel(names=classes)
-        columns["label"] = [number[path.parent.name] for path in images]
+        columns["label"] = [number[parts[-1]] if parts else -1 for parts in places]
     return Dataset.from_dict(columns, features=Features(features))
+
+
+def ignored(files: Sequence[Path], used: Collection[Path]) -> list[str]:
+    """Which files are not used, as ends of a sentence."""
+    chosen = set(used)
+    left = [path for path in files if path not in chosen]
+    remarks = [f"{path.name} is not read" for path in left if path.stem.lower() == "metadata"][:1]
+    if left:
+        endings = Counter(path.suffix.lower() or "without ending" for path in left)
+        named = ", ".join(ending for ending, _ in endings.most_common(5))
+        remarks.append(f"{len(left):,} file{'s' * (len(left) > 1)} ignored ({named})")
+    return remarks

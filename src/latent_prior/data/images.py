@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from latent_prior.data.fingerprints import fingerprint_of
-from latent_prior.data.image_files import UNREADABLE, read_image, shown_size
+from latent_prior.data.found import MOST_HEADERS, headers
+from latent_prior.data.image_files import UNREADABLE, read_header, read_image
 from latent_prior.data.sources import ImageTable, open_source
 from latent_prior.files import whole_file
 from latent_prior.machine import in_threads, is_main_process, thread_pool
@@ -156,7 +157,7 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
     table = open_source(options).table(split)
     if len(table) == 0:
         raise ValueError(f"--dataset {options.dataset}: split {split!r} holds no images")
-    channels = options.channels or (1 if _first_readable(table, options).shape[-1] == 1 else 3)
+    channels = options.channels or _channels(table, options)
     images = ImageSet(table, options, channels, np.arange(len(table)))
     side = options.resize or options.image_size
     fits = side is not None and len(table) * images.channels * side**2 <= options.cache_mb * 2**20
@@ -208,7 +209,8 @@ def square_size(images: ImageSet) -> int:
     def check(index: int) -> None:
         row = int(images.source_index[index])
         try:
-            size = shown_size(io.BytesIO(images.table.read(row)), images.options.max_pixels)
+            data = io.BytesIO(images.table.read(row))
+            size = read_header(data, images.options.max_pixels)[:2]
         except UNREADABLE as error:
             raise _unreadable(images.table.name_of(row), error) from error
         if size != (height, width):
@@ -273,15 +275,12 @@ def _unreadable(name: str, error: BaseException) -> ValueError:
     )
 
 
-def _first_readable(table: ImageTable, options: ImageOptions) -> NDArray[np.uint8]:
-    """The first image; with `--on_corrupt skip` the first readable one."""
-    for row in range(len(table)):
-        try:
-            return _decode_row(table, row, options, None)
-        except ValueError:
-            if options.on_corrupt == "error":
-                raise
-    raise ValueError(f"--dataset {options.dataset}: not one image can be read")
+def _channels(table: ImageTable, options: ImageOptions) -> Literal[1, 3]:
+    """3 if any image has colours, by the headers that are read."""
+    seen = [header for header in headers(table, options) if header is not None]
+    if not seen and options.on_corrupt == "skip" and len(table) <= MOST_HEADERS:
+        raise ValueError(f"--dataset {options.dataset}: not one image can be read")
+    return 1 if seen and all(header.grey for header in seen) else 3
 
 
 def _decode_all(images: ImageSet, side: int | None) -> None:

@@ -6,7 +6,7 @@ To add a source, subclass `ImageSource` and choose the subclass in `open_source`
 from __future__ import annotations
 
 import abc
-import glob
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -20,9 +20,12 @@ from PIL import Image
 
 from latent_prior.data.fingerprints import files_fingerprint, fingerprint_of
 from latent_prior.data.image_files import FILE_LIMIT
-from latent_prior.data.image_folders import image_splits
-from latent_prior.data.listing import files_below
+from latent_prior.data.image_folders import ignored, image_splits
+from latent_prior.data.labels import NO_LABELS, read_labels
+from latent_prior.data.listing import files_below, images_among
 from latent_prior.data.mnist5k import digits
+from latent_prior.data.splits import FEWEST, held_out_rows
+from latent_prior.data.table_files import image_tables, open_tables
 from latent_prior.files import read_regular
 from latent_prior.options import ImageOptions
 
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-TABLES = frozenset((".parquet", ".arrow"))
 LONGEST_PATH = 4096  # characters of a path that a table names
 StreamedImage = tuple[Callable[[], bytes], str, int]
 """Reader of the encoded image, its name in messages, its label or -1."""
@@ -47,6 +49,8 @@ class ImageTable:
         labels: int64 (N,), or None.
         class_names: names of the labels in the order of their numbers.
         contents: a fingerprint of the encoded images, computed when called.
+        path_of: row -> the image's own file, None for an image stored in a table.
+        remark: why there are no labels although there is a column for them.
     """
 
     read: Callable[[int], bytes]
@@ -55,6 +59,8 @@ class ImageTable:
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
     contents: Callable[[], str]
+    path_of: Callable[[int], Path | None] = lambda row: None
+    remark: str | None = None
 
     def __len__(self) -> int:
         """Number of rows, including unreadable images."""
@@ -79,6 +85,10 @@ class ImageSource(abc.ABC):
         Raises:
             ValueError: there is no such dataset, split or column.
         """
+
+    def remarks(self) -> list[str]:
+        """What a user should know about files that are not used, as ends of a sentence."""
+        return []
 
     def stream_fingerprint(self, split: str) -> str:
         """What `stream` reads, without reading it.
@@ -139,22 +149,29 @@ class _DatasetsSource(ImageSource):
 
     def __init__(self, options: ImageOptions) -> None:
         self.options = options
+        self.files: dict[str, list[Path]] = {}
+        """The table files of every split; empty for other data."""
+        self.remarked: list[str] = []
 
     def split_names(self) -> list[str]:
-        return list(self._splits())
+        return list(self.splits)
+
+    def remarks(self) -> list[str]:
+        names = self.split_names()  # opens the data, which makes the remarks
+        return self.remarked if names else []
 
     def table(self, split: str) -> ImageTable:
         import datasets
 
-        options, splits = self.options, self._splits()
-        rows = self._split(splits, split)
+        options = self.options
+        rows = self._split(self.splits, split)
         try:
             rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(
                 f"--image_column {options.image_column}: the column does not hold images"
             ) from error
-        labels, names = _labels(splits, split, options)
+        labels = read_labels(self.splits, split, options.label_column)
         images = rows.select_columns([options.image_column])
 
         def cell(row: int) -> dict[str, Any] | None:
@@ -165,23 +182,34 @@ class _DatasetsSource(ImageSource):
                 cell(row), f"row {row} of split {split} of {options.dataset}", folders
             )
 
-        def contents() -> str:
-            return _contents(options, images)
+        def path_of(row: int) -> Path | None:
+            found = cell(row)
+            if found is None or found["bytes"] is not None or found["path"] is None:
+                return None
+            return _own_file(found["path"], folders)
 
         folders = _own_folders(options.dataset)
         return ImageTable(
-            lambda row: _content(cell(row), folders), name_of, len(rows), labels, names, contents
+            lambda row: _content(cell(row), folders),
+            name_of,
+            len(rows),
+            labels.numbers,
+            labels.names,
+            lambda: self._contents(rows, split),
+            path_of,
+            labels.remark,
         )
 
     def stream_fingerprint(self, split: str) -> str:
-        rows = self._split(self._splits(streaming=True), split)
-        return _contents(self.options, rows)
+        streaming = getattr(self.options, "streaming", False)
+        splits = self._streams() if streaming else self.splits
+        return self._contents(self._split(splits, split), split)
 
     def stream(self, split: str, *, shuffle_seed: int | None) -> Iterator[StreamedImage]:
         import datasets
 
         options = self.options
-        rows = self._split(self._splits(streaming=True), split)
+        rows = self._split(self._streams(), split)
         if isinstance(rows, datasets.Dataset):  # of a folder
             rows = rows.to_iterable_dataset()
         rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
@@ -193,14 +221,38 @@ class _DatasetsSource(ImageSource):
             name = _cell_name(cell, f"row {number} of the stream of {options.dataset}", folders)
             yield partial(_content, cell, folders), name, label if isinstance(label, int) else -1
 
-    def _splits(self, *, streaming: bool = False) -> dict[str, Any]:
-        """Every split, opened but not read."""
+    @functools.cached_property
+    def splits(self) -> dict[str, Any]:
+        """Every split, opened but not read; of data without splits a part is held out as `test`."""
+        splits = self._open(streaming=False)
+        rows = splits.get("train")
+        if len(splits) > 1 or rows is None or self._is_image_folder(rows) or len(rows) < FEWEST:
+            return splits
+        if getattr(self.options, "streaming", False):  # the stream trains on all rows
+            return splits
+        held_out = held_out_rows(len(rows))
+        return {
+            "train": rows.select(np.flatnonzero(~held_out)),
+            "test": rows.select(np.flatnonzero(held_out)),
+        }
+
+    def _streams(self) -> dict[str, Any]:
+        return self._open(streaming=True)
+
+    def _is_image_folder(self, rows: Any) -> bool:
+        """Whether the rows name the files of a folder of images."""
+        import datasets
+
+        return isinstance(rows, datasets.Dataset) and not rows.cache_files
+
+    def _open(self, *, streaming: bool) -> dict[str, Any]:
+        """Every split as it is stored."""
         import datasets
 
         datasets.disable_progress_bars()
         name, path = self.options.dataset, Path(self.options.dataset)
         if path.is_dir():
-            opened = _open_folder(path, streaming)
+            opened = self._open_folder(path, streaming)
         elif path.exists():
             raise ValueError(f"--dataset {path} is a file; expected a folder, mnist5k or a hub id")
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -211,19 +263,51 @@ class _DatasetsSource(ImageSource):
             opened = {"train": opened}
         return dict(opened)
 
+    def _open_folder(self, path: Path, streaming: bool) -> Any:
+        """Open a folder written by `save_to_disk`, of parquet or arrow files, or of images."""
+        import datasets
+
+        saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+        files = [] if saved else files_below(path)
+        images = images_among(files)
+        tables = image_tables(path, files, self.options.image_column, bool(images))
+        try:
+            if saved:
+                return datasets.load_from_disk(str(path))
+            if tables is not None:
+                self.files = tables
+                used = [file for paths in tables.values() for file in paths]
+                self.remarked = ignored(files, used)
+                return open_tables(tables, streaming)
+        except Exception as error:  # damaged files raise KeyError, TypeError and many more
+            raise ValueError(
+                f"--dataset {path}: its {tables.kind if tables else 'arrow'} files cannot be read "
+                f"({_first_line(error)})"
+            ) from error
+        splits, remark = image_splits(path, files)
+        if not splits:
+            raise ValueError(
+                f"--dataset {path}: the folder holds no images and no parquet or arrow files"
+                + "".join(f"; {each}" for each in ignored(files, []))
+            )
+        self.remarked = [*ignored(files, images), *([remark] if remark else [])]
+        return splits
+
     def _split(self, splits: dict[str, Any], split: str) -> Any:
         """The rows of a split that has the columns of the options."""
         import datasets
 
         if split not in splits:
+            count = sum(len(rows) for rows in splits.values() if hasattr(rows, "__len__"))
+            few = f" ({count} images are too few to hold some out)" if count < FEWEST else ""
             raise ValueError(
                 f"--dataset {self.options.dataset} has no split {split!r}; "
-                f"it has: {', '.join(splits)}"
+                f"it has: {', '.join(splits)}" + (few if list(splits) == ["train"] else "")
             )
         names = splits[split].column_names  # None for some streams
         for flag in ("image_column", "label_column"):
             column = getattr(self.options, flag)
-            if None not in (column, names) and column not in names:
+            if None not in (column, names) and column not in (*names, NO_LABELS):
                 raise ValueError(
                     f"--{flag} {column}: there is no such column; there are: {', '.join(names)}"
                 )
@@ -234,35 +318,23 @@ class _DatasetsSource(ImageSource):
             )
         return splits[split]
 
+    def _contents(self, rows: Any, split: str) -> str:
+        """A fingerprint of what a split holds: local files, or a revision on the hub."""
+        import datasets
 
-def _open_folder(path: Path, streaming: bool) -> Any:
-    """Open a folder written by `save_to_disk`, of parquet or arrow files, or of images."""
-    import datasets
-
-    saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-    files = [] if saved else files_below(path)
-    suffixes = {file.suffix for file in files}
-    kind = next((kind for kind in ("parquet", "arrow") if f".{kind}" in suffixes), None)
-    for file in files:
-        if file.suffix == f".{kind}" and not file.is_file():  # a FIFO would be waited for
-            raise ValueError(f"--dataset {path}: {file} is no regular file; remove or replace it")
-    try:
-        if saved:
-            return datasets.load_from_disk(str(path))
-        if kind is not None:
-            return datasets.load_dataset(
-                kind, data_dir=glob.escape(str(path.absolute())), streaming=streaming
-            )
-    except Exception as error:  # damaged files raise KeyError, TypeError and many more
-        raise ValueError(
-            f"--dataset {path}: its {kind or 'arrow'} files cannot be read ({_first_line(error)})"
-        ) from error
-    splits = image_splits(path, files)
-    if not splits:
-        raise ValueError(
-            f"--dataset {path}: the folder holds no images and no parquet or arrow files"
-        )
-    return splits
+        options, loaded = self.options, isinstance(rows, datasets.Dataset)
+        if self._is_image_folder(rows):
+            cells = rows.data.column(options.image_column).to_pylist()
+            return files_fingerprint([Path(cell["path"]) for cell in cells])
+        count = str(len(rows)) if loaded else ""
+        if Path(options.dataset).is_dir():
+            saved = [Path(file["filename"]) for file in rows.cache_files] if loaded else []
+            files = files_fingerprint(self.files.get(split) or self.files.get("train") or saved)
+            return fingerprint_of(files, split, count)
+        if loaded:  # the folder of a cached copy is named by its revision
+            revision = Path(rows.cache_files[0]["filename"]).parent.name
+            return fingerprint_of("hub", revision, split, count)
+        return fingerprint_of("hub", _revision(options.dataset) or "", split)
 
 
 def _open_hub(name: str, streaming: bool) -> Any:
@@ -293,21 +365,6 @@ def _open_hub(name: str, streaming: bool) -> Any:
         ) from error
 
 
-def _contents(options: ImageOptions, rows: Any) -> str:
-    """A fingerprint of what a split holds: local files, or a revision on the hub."""
-    import datasets
-
-    path, loaded = Path(options.dataset), isinstance(rows, datasets.Dataset)
-    if path.is_dir() and loaded and not rows.cache_files:  # a folder of images
-        cells = rows.data.column(options.image_column).to_pylist()
-        return files_fingerprint([Path(cell["path"]) for cell in cells])
-    if path.is_dir():
-        return files_fingerprint([file for file in files_below(path) if file.suffix in TABLES])
-    if loaded:  # the folder of a cached copy is named by its revision
-        return fingerprint_of("hub", Path(rows.cache_files[0]["filename"]).parent.name)
-    return fingerprint_of("hub", _revision(options.dataset) or "")
-
-
 def _revision(name: str) -> str | None:
     """The newest commit of a dataset on the hub; None without a network."""
     import huggingface_hub
@@ -316,39 +373,6 @@ def _revision(name: str) -> str | None:
         return huggingface_hub.HfApi().dataset_info(name, timeout=10).sha
     except Exception:  # its type depends on the hub's HTTP library
         return None
-
-
-def _labels(
-    splits: dict[str, Any], split: str, options: ImageOptions
-) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels of a split as numbers, -1 for an unknown class, and the names of the classes.
-
-    A column of integers or text is numbered by its sorted values in all splits, so a class has the
-    same number everywhere.
-    """
-    import datasets
-
-    column = options.label_column or "label"
-    if column not in splits[split].column_names:
-        return None, ()
-    feature = splits[split].features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        numbers = [-1 if number is None else number for number in splits[split][column]]
-        return np.asarray(numbers, dtype=np.int64), tuple(feature.names)
-    values = {
-        name: np.asarray(rows.with_format(None)[column][:])
-        for name, rows in splits.items()
-        if column in rows.column_names
-    }
-    kinds = {array.dtype.kind for array in values.values()}
-    if not kinds <= set("iub") and kinds != {"U"}:
-        if options.label_column is None:  # a column that happens to be called `label`
-            return None, ()
-        raise ValueError(
-            f"--label_column {column}: some labels are missing, or are neither integers nor text"
-        )
-    names = np.unique(np.concatenate(list(values.values())))
-    return np.searchsorted(names, values[split]), tuple(str(name) for name in names)
 
 
 def _own_folders(dataset: str) -> list[str]:

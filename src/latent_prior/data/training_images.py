@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.data.batch_order import Batch, even_share, index_batches
+from latent_prior.data.found import print_found
 from latent_prior.data.images import (
     ImageSet,
     crop_windows,
@@ -54,11 +55,13 @@ def training_batches(
 def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
     """Open the images and complete the options: size, channels and steps per epoch.
 
-    A stream is not opened: the images are None, and the options already hold all of these.
+    The main process prints what the dataset holds. A stream is not opened: the images are None,
+    and the options already hold all of these.
 
     Raises:
         ValueError: an image cannot be read, or the images differ in size.
     """
+    print_found(options)
     if options.streaming:
         return None, options
     images = open_images(options, options.split)

@@ -2,6 +2,7 @@ import pytest
 
 from latent_prior.data.image_folders import image_splits
 from latent_prior.data.listing import files_below
+from latent_prior.data.splits import split_named
 from tests.latent_prior.samples import encoded, pixels, write
 
 
@@ -13,7 +14,7 @@ def splits(root, *names):
             [str(cell["path"]).removeprefix(f"{root}/") for cell in rows["image"]],
             rows["label"] if "label" in rows.column_names else None,
         )
-        for split, rows in image_splits(root, files_below(root)).items()
+        for split, rows in image_splits(root, files_below(root))[0].items()
     }
 
 
@@ -28,7 +29,17 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
     assert list(labels) == [0, 1, 1]
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Training", "TESTING")])
+def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path):
+    splits(tmp_path, "10/a.png", "2/a.png", "1/a.png", "0/a.png")
+    rows = image_splits(tmp_path, files_below(tmp_path))[0]["train"]
+    assert rows.features["label"].names == ["0", "1", "2", "10"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train", "test"), ("Training", "TESTING"), ("train2017", "test2017"), ("training_set", "test_set"),
+     ("train-images", "test images"), ("images/train", "images/test"), ("trainA", "testA")],
+)  # fmt: skip
 def test_folders_named_after_splits_are_splits(tmp_path, names):
     found = splits(tmp_path, *(f"{n}/{c}/0.png" for n in names for c in "ab"))
     assert list(found) == ["train", "test"]
@@ -53,8 +64,68 @@ def test_a_word_in_a_path_is_no_split(tmp_path):
 
 
 def test_a_class_named_like_a_split_is_a_class(tmp_path):
-    found = splits(tmp_path, "cat/0.png", "test/1.png")
+    found = splits(tmp_path / "a", "train/cat/0.png", "train/test/1.png")
     assert list(found["train"][1]) == [0, 1]
+    found = splits(tmp_path / "b", "bus/0.png", "train/1.png")  # no test data that could be lost
+    assert list(found["train"][1]) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "stray",
+    ["cat/0.png", "stray.png", "images/x/0.png", "inner/train/a/0.png"],
+)
+@pytest.mark.parametrize("test", ["test", "val2017", "Testing_Set"])
+def test_a_stray_beside_splits_is_refused(tmp_path, stray, test):
+    """Otherwise the test images would be trained on."""
+    names = ("train/a/0.png", "train/b/0.png", f"{test}/a/0.png", f"{test}/b/0.png")
+    with pytest.raises(
+        ValueError, match=rf"--dataset {tmp_path}: .* is named like a split"
+    ) as told:
+        splits(tmp_path, *names, stray)
+    assert "\n" not in str(told.value)
+    assert (
+        stray.rpartition("/")[0] in str(told.value) if "/" in stray else "beside" in str(told.value)
+    )
+
+
+def test_a_stray_file_that_is_no_image_is_no_obstacle(tmp_path):
+    write(tmp_path / "docs/notes.txt", b"x")
+    assert list(splits(tmp_path, "train/0.png", "test/0.png")) == ["train", "test"]
+
+
+def test_splits_below_classes(tmp_path):
+    found = splits(tmp_path, *(f"{c}/{s}/0.png" for c in "ab" for s in ("train", "test")))
+    assert found == {
+        "train": (["a/train/0.png", "b/train/0.png"], [0, 1]),
+        "test": (["a/test/0.png", "b/test/0.png"], [0, 1]),
+    }
+
+
+def test_a_test_split_without_classes_leaves_those_of_training(tmp_path):
+    found = splits(tmp_path, "train/a/0.png", "train/b/0.png", "test/0.png")
+    assert list(found["train"][1]) == [0, 1]
+    assert list(found["test"][1]) == [-1]
+
+
+def test_of_many_images_without_splits_a_part_is_held_out(tmp_path):
+    """An image stays on its side when others are added."""
+    names = [f"{c}/{number:02d}.png" for c in "ab" for number in range(40)]
+    found = splits(tmp_path, *names)
+    assert sorted(found["train"][0] + found["test"][0]) == names
+    assert 3 <= len(found["test"][0]) <= 14
+    more = splits(tmp_path, *(f"b/new{number}.png" for number in range(20)))
+    assert set(found["test"][0]) <= set(more["test"][0])
+    assert set(found["train"][0]) <= set(more["train"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("train", "train"), ("Train2014", "train"), ("training_data", "train"), ("val", "validation"), ("dev-set", "validation"),
+     ("valid_2", "validation"), ("test_images", "test"), ("EVAL", "test"), ("testB", "test"),
+     ("testa", None), ("trains", None), ("steam-train", None), ("pretrain", None), ("contest", None), ("valley", None)],
+)  # fmt: skip
+def test_names_of_splits(name, split):
+    assert split_named(name) == split
 
 
 def test_nested_folders_are_classes_by_their_last_name(tmp_path):

@@ -104,12 +104,13 @@ def test_cached_equals_uncached(folder, options, settings):
     assert cached.read(indices).shape == (4, settings.get("channels", 3), side, side)
 
 
-def test_channels_follow_the_first_image(tmp_path, options):
+def test_images_are_rgb_if_one_is(tmp_path, options):
     for number in range(3):
         write(tmp_path / f"{number}.png", encoded(pixels(number)[..., 0]))
+    assert open_images(options(tmp_path), "train").read([0, 2]).shape == (2, 1, 8, 8)
     write(tmp_path / "9.png", encoded(pixels(9)))
-    assert open_images(options(tmp_path), "train").read([0, 3]).shape == (2, 1, 8, 8)
-    assert open_images(options(tmp_path, channels=3), "train").read([0, 3]).shape == (2, 3, 8, 8)
+    assert open_images(options(tmp_path), "train").read([0, 3]).shape == (2, 3, 8, 8)
+    assert open_images(options(tmp_path, channels=1), "train").read([0, 3]).shape == (2, 1, 8, 8)
 
 
 def test_a_corrupt_file_is_named_and_fatal(corrupt, options):

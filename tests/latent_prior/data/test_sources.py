@@ -121,8 +121,104 @@ def test_a_column_that_only_happens_to_be_called_label_is_no_label(parquet, opti
     columns = {"image": rows(2)["image"], "label": [0.25, 0.5]}
     path = parquet(columns, columns, plain)
     assert open_source(options(path)).table("train").labels is None
-    with pytest.raises(ValueError, match="--label_column label: some labels are missing, or"):
+    with pytest.raises(
+        ValueError, match=r"--label_column label: the column holds fractions such as 0\.25"
+    ):
         open_source(options(path, label_column="label")).table("train")
+
+
+def test_a_stem_that_holds_the_word_of_a_split_is_none(tmp_path, options):
+    """`datasets` takes `steam-train` as the split train, and drops the others."""
+    for number, name in enumerate(("steam-train.parquet", "car.PARQUET", "test_drive.parquet")):
+        (tmp_path / "p").mkdir(exist_ok=True)
+        with_names(rows(4, 4 * number)).to_parquet(tmp_path / "p" / name)
+    source = open_source(options(tmp_path / "p"))
+    assert source.split_names() == ["train"]
+    assert sorted(numbers(source.table("train"))) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train.parquet", "test.parquet"), ("Train.PARQUET", "TEST.PARQUET"), ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+     ("default/train/0000.parquet", "default/test/0000.parquet"), ("training_set.parquet", "val2017.parquet")],
+)  # fmt: skip
+def test_whole_names_of_tables_are_splits(tmp_path, options, train, test):
+    for name, columns in ((train, rows(6)), (test, rows(3, 6))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        with_names(columns).to_parquet(tmp_path / name)
+    source = open_source(options(tmp_path))
+    assert len(source.split_names()) == 2
+    assert numbers(source.table(source.split_names()[1])) == [6, 7, 8]
+
+
+def test_tables_with_and_without_the_name_of_a_split_are_refused(tmp_path, options):
+    for name in ("train", "test", "more"):
+        with_names(rows(3)).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=r"(train|test) is named like a split.* in more"):
+        open_source(options(tmp_path)).split_names()
+
+
+def test_a_table_that_is_no_data_set_beside_images(folder, options):
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet(folder / "notes.parquet")
+    source = open_source(options(folder))
+    assert len(source.table("train")) == 12
+    assert source.remarks() == ["1 file ignored (.parquet)"]
+    write(folder / "notes.parquet", b"garbage")
+    with pytest.raises(ValueError, match=r"notes\.parquet cannot be read as a table"):
+        open_source(options(folder)).split_names()
+
+
+def test_a_table_of_images_beside_other_files(tmp_path, options):
+    with_names(rows(3)).to_parquet(tmp_path / "train.parquet")
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "metadata.parquet")
+    write(tmp_path / "preview.png", encoded(pixels(0)))
+    source = open_source(options(tmp_path))
+    assert len(source.table("train")) == 3
+    assert source.remarks() == ["metadata.parquet is not read", "2 files ignored (.parquet, .png)"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found", "names"),
+    [([10, 2, 1, None], [2, 1, 0, -1], ("1", "2", "10")),
+     ([3, -1, 3, 4], [0, -1, 0, 1], ("3", "4")),
+     ([1.0, float("nan"), 2.0, 1.0], [0, -1, 1, 0], ("1", "2")),
+     (["10", "9", None, ""], [1, 0, -1, -1], ("9", "10")),
+     ([False, True, True, None], [0, 1, 1, -1], ("False", "True"))],
+)  # fmt: skip
+def test_plain_labels_in_natural_order_and_unknown_ones(parquet, options, labels, found, names):
+    columns = {"image": rows(4)["image"], "label": labels}
+    table = open_source(options(parquet(columns, columns, plain))).table("train")
+    assert table.labels.tolist() == found
+    assert table.class_names == names
+
+
+def test_labels_that_are_lists_are_refused_and_can_be_left_out(parquet, options):
+    columns = {"image": rows(2)["image"], "label": [[1], [1, 2]]}
+    path = parquet(columns, columns, plain)
+    with pytest.raises(
+        ValueError, match=r"the column holds lists, not classes.*--label_column none"
+    ):
+        open_source(options(path)).table("train")
+    assert open_source(options(path, label_column="none")).table("train").labels is None
+
+
+def test_classes_of_folders_can_be_left_out(folder, options):
+    assert open_source(options(folder, label_column="none")).table("train").labels is None
+
+
+def test_of_many_rows_without_splits_a_part_is_held_out(tmp_path, options):
+    (tmp_path / "p").mkdir()
+    with_names(rows(120)).to_parquet(tmp_path / "p" / "data.parquet")
+    source = open_source(options(tmp_path / "p"))
+    train, test = (set(numbers(source.table(split))) for split in ("train", "test"))
+    assert train | test == set(range(120))
+    assert not train & test
+    assert 4 <= len(test) <= 24
+
+
+def test_too_few_images_to_hold_some_out(folder, options):
+    with pytest.raises(ValueError, match=r"no split 'test'; it has: train \(12 images are too few"):
+        open_source(options(folder)).table("test")
 
 
 def test_mnist5k_is_embedded(options):
@@ -157,7 +253,7 @@ def test_wrong_names_are_told(folder, tmp_path, options, parquet):
 
 def test_damaged_tables_are_told(tmp_path, options, capfd):
     write(tmp_path / "p" / "x.parquet", b"garbage")
-    with pytest.raises(ValueError, match="its parquet files cannot be read"):
+    with pytest.raises(ValueError, match=r"p/x\.parquet cannot be read as a table"):
         open_source(options(tmp_path / "p")).table("train")
     with_names(rows()).save_to_disk(tmp_path / "d")
     arrow = tmp_path / "d" / "data-00000-of-00001.arrow"

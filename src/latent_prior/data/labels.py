@@ -1,0 +1,147 @@
+"""Classes of images: from a column to numbers, and from what a user types to a number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_LABELS = "none"
+"""Value of `--label_column` for images without classes."""
+_SHOWN = 20  # names in a message
+_NUMBER = re.compile(r"-?[0-9]+")
+
+
+class Labels(NamedTuple):
+    """The classes of one split."""
+
+    numbers: NDArray[np.int64] | None
+    """int64 (N,), -1 without a class; None if the images have no classes."""
+    names: tuple[str, ...] = ()
+    """In the order of their numbers."""
+    remark: str | None = None
+    """Why there are no classes although there is a column for them."""
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of the numbers in them: 0, 1, 2, 10."""
+
+    def key(name: str) -> tuple[list[Any], str]:
+        parts = re.split(r"([0-9]+)", name)  # text and digits in turn
+        return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+    return sorted(names, key=key)
+
+
+def read_labels(splits: dict[str, Any], split: str, label_column: str | None) -> Labels:
+    """The labels of one split of a dataset.
+
+    A column of integers or text is numbered by its values in all splits, in natural order, so a
+    class has the same number everywhere. Missing values, NaN, empty text and -1 are no class.
+
+    Args:
+        splits: datasets by name.
+        split: one of them.
+        label_column: its column; None takes `label` if it holds classes, `none` takes no column.
+
+    Raises:
+        ValueError: the column holds lists, or a column that was asked for holds no classes.
+    """
+    import datasets
+    import pyarrow
+
+    column = label_column or "label"
+    if column == NO_LABELS or column not in splits[split].column_names:
+        return Labels(None)
+    feature = splits[split].features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        listed = [-1 if number is None else number for number in splits[split][column][:]]
+        numbers = np.asarray(listed, dtype=np.int64)
+        if numbers.size and not -1 <= numbers.min() <= numbers.max() < feature.num_classes:
+            raise ValueError(
+                f"--label_column {column}: the labels of split {split} lie outside its "
+                f"{feature.num_classes} classes; repair them, or set --label_column {NO_LABELS}"
+            )
+        return Labels(numbers, tuple(feature.names))
+    kinds = pyarrow.types
+    values: dict[str, list[Any]] = {}
+    problem = None
+    for name, rows in splits.items():
+        if column not in rows.column_names:
+            continue
+        kind = rows.features.arrow_schema.field(column).type
+        if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+            raise ValueError(
+                f"--label_column {column}: the column holds lists, not classes; name another one, "
+                f"or set --label_column {NO_LABELS} for images without classes"
+            )
+        values[name] = rows.with_format(None)[column][:]
+        problem = problem or _problem(values[name])
+    if problem is not None:
+        values = {}
+    whole = {name: [_class_of(value) for value in column] for name, column in values.items()}
+    present = {value for each in whole.values() for value in each if value is not None}
+    if problem is None and {isinstance(value, str) for value in present} == {True, False}:
+        problem = "holds text and numbers"
+    if problem is not None:
+        if label_column is not None:
+            raise ValueError(
+                f"--label_column {column}: the column {problem}, but classes are whole numbers or "
+                f"text; name another one, or set --label_column {NO_LABELS}"
+            )
+        return Labels(None, remark=f"no classes, because the column {column} {problem}")
+    texts = [value for value in present if isinstance(value, str)]
+    names: list[Any] = natural_order(texts) if texts else sorted(present)
+    number_of: dict[Any, int] = {None: -1} | {name: place for place, name in enumerate(names)}
+    numbers = np.asarray([number_of[value] for value in whole[split]], dtype=np.int64)
+    return Labels(numbers if names else None, tuple(str(name) for name in names))
+
+
+def _problem(values: Sequence[Any]) -> str | None:
+    """Why values are no classes, for a sentence about their column."""
+    for value in values:
+        if isinstance(value, float) and not (math.isnan(value) or value.is_integer()):
+            return f"holds fractions such as {value}"
+        if value is not None and not isinstance(value, bool | int | float | str):
+            return f"holds values of the type {type(value).__name__}"
+    return None
+
+
+def _class_of(value: Any) -> int | str | None:
+    """A plain value as a class; None for a value that says there is none."""
+    if value is None or value in ("", -1) or value != value:
+        return None
+    return int(value) if isinstance(value, float) else value
+
+
+def label_number(label: int | str, names: Sequence[str]) -> int:
+    """The number of the class that a user means; -1 is any class.
+
+    A name is the class of that name. So is a number if any class is called by a number; otherwise
+    it is the place in `names`, from 0.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    text = str(label) if isinstance(label, str | Integral) else ""
+    if text == "-1":
+        return -1
+    if text in names:
+        return list(names).index(text)
+    if _NUMBER.fullmatch(text):
+        numbered = {int(name): place for place, name in enumerate(names) if _NUMBER.fullmatch(name)}
+        number = int(text)
+        if number in numbered:
+            return numbered[number]
+        if not numbered and 0 <= number < len(names):
+            return number
+    known = "there are no classes"
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        known = f"the classes are {', '.join(names[:_SHOWN])}{more}"
+    raise ValueError(f"label {label!r} is no class: {known}")

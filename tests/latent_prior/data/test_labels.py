@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from latent_prior.data.labels import label_number, natural_order
+
+ANIMALS = ("ant", "bee", "cow")
+
+
+def test_natural_order():
+    assert natural_order({"10", "9", "1", "b2", "b10", "a"}) == ["1", "9", "10", "a", "b2", "b10"]
+    assert natural_order(["01", "1", "1.png"]) == natural_order(["1.png", "1", "01"])
+
+
+@pytest.mark.parametrize("form", [str, int, np.int64])
+def test_a_number_is_the_class_of_that_name_or_else_its_place(form):
+    """The same from Python, numpy and the command line."""
+    assert label_number(form(2), ("0", "1", "2", "10")) == 2
+    assert label_number(form(10), ("0", "1", "2", "10")) == 3
+    assert label_number(form(1), ("1", "2", "3")) == 0
+    assert label_number(form(7), ("05", "07")) == 1
+    assert label_number(form(2), ANIMALS) == 2
+    assert label_number(form(-1), ANIMALS) == -1
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [(3, ("0", "1", "2", "10")), ("3", ("0", "1", "2", "10")), (0, ("1", "2")), (1, ("0", "2", "other")), (3, ANIMALS),
+     (-2, ANIMALS), ("cat", ANIMALS), ("", ANIMALS), ("1.0", ANIMALS), (1.0, ANIMALS), (None, ANIMALS)],
+)  # fmt: skip
+def test_an_unknown_class_is_refused_with_the_known_ones(label, names):
+    with pytest.raises(ValueError, match=f"is no class: the classes are {', '.join(names)}$"):
+        label_number(label, names)
+
+
+def test_without_classes_and_with_many():
+    with pytest.raises(ValueError, match="label 0 is no class: there are no classes"):
+        label_number(0, ())
+    with pytest.raises(ValueError, match=r"c18, c19 and 80 more$"):
+        label_number("x", [f"c{n}" for n in range(100)])
