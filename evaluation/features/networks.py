@@ -198,11 +198,11 @@ def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
 
 def _torchscript(path: Path, device: torch.device) -> FeatureNetwork:
     try:
+        digest = file_digest(path)
         with warnings.catch_warnings():
             # torch 2.14 deprecates TorchScript, still the only format that contains its code.
             warnings.filterwarnings("ignore", message=".*torch.jit")
             network = torch.jit.load(path, map_location=device).eval()
-        digest = file_digest(path)
         weights = f"{path.name} sha256:{digest}"
         return _probed(path.name, "fd_custom", "FD-custom", 299, weights, digest, network, device)
     except (RuntimeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ from latent_prior.evaluation.features.downloads import cache_folder, download
 from latent_prior.evaluation.features.networks import FeatureNetwork
 from latent_prior.evaluation.measures.fid import Gaussian
 from latent_prior.evaluation.measures.inputs import ReferenceStatistics
-from latent_prior.files import whole_file
+from latent_prior.files import open_regular, whole_file
 
 # A literal inside a function of clean-fid; a test compares them.
 ADDRESS = "https://www.cs.cmu.edu/~clean-fid/stats/"
@@ -59,7 +60,8 @@ def _fetched(file: str) -> Path:
     path = cache_folder() / "published" / file
     if not path.exists():
         download(ADDRESS + file, path, OTHERWISE)
-    return path
+    with open_regular(path, sys.maxsize):  # a FIFO would be waited for
+        return path
 
 
 def _read_statistics(path: Path, dimension: int) -> Gaussian:

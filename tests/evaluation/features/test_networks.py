@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import sys
 import warnings
 
@@ -105,6 +106,12 @@ def test_torchscript_with_maps_instead_of_vectors_is_refused(tmp_path):
     path = save_scripted(nn.Conv2d(3, 2, 9, stride=9), tmp_path / "maps.pt")
     with pytest.raises(ValueError, match=r"instead of \(1, D\)"):
         networks.load_network(str(path))
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights\.pt is no regular file"):
+        networks.load_network(str(tmp_path / "weights.pt"))
 
 
 def test_a_file_that_is_no_torchscript_is_refused(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -79,6 +80,13 @@ def test_statistics_are_downloaded_once(publish, monkeypatch, cache):
     again = published_statistics(NAME, INCEPTION)
     np.testing.assert_array_equal(again.statistics.mean, found.statistics.mean)
     assert [path.name for path in cache.iterdir()] == ["published"]
+
+
+def test_a_fifo_in_the_cache_is_not_waited_for(cache):
+    (cache / "published").mkdir(parents=True)
+    os.mkfifo(cache / "published" / FILE)
+    with pytest.raises(ValueError, match=f"{FILE} is no regular file"):
+        published_statistics(NAME, INCEPTION)
 
 
 def test_published_features_are_mapped_and_checked(publish, monkeypatch, cache):
