@@ -65,7 +65,6 @@ from latent_prior.files import check_folder_path, whole_file
 from latent_prior.machine import versions
 from latent_prior.markdown import markdown_table
 from latent_prior.pipelines import Pipeline
-from latent_prior.pipelines.pipeline import label_number
 from latent_prior.processes import share, start_processes
 from latent_prior.records import write_record
 from latent_prior.seeds import derive_seed, generator
@@ -113,12 +112,14 @@ def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
     """
     if images.labels is None or not pipe.class_names:
         return None
-    try:
-        numbers = [label_number(name, pipe.class_names) for name in images.class_names]
-    except ValueError as error:
+    number_of = {name: number for number, name in enumerate(pipe.class_names)}
+    unknown = [name for name in images.class_names if name not in number_of]
+    if unknown:
         raise ValueError(
-            f"{error}; measure the prior of any class with --conditional false"
-        ) from error
+            f"the images have the class {unknown[0]!r}, which the prior does not know; "
+            "measure the prior of any class with --conditional false"
+        )
+    numbers = [number_of[name] for name in images.class_names]
     return torch.tensor([*numbers, -1])[images.labels]
 
 

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
 from latent_prior.data.images import to_pil, to_uint8
+from latent_prior.data.labels import label_number
 from latent_prior.models import StrictModel, local_folder
 from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
 from latent_prior.pipelines.folder import merge_card, read_folder, write_folder
@@ -462,26 +463,6 @@ class Pipeline:
             * temperature
             for level in self.code_spec.levels
         }
-
-
-def label_number(label: Any, names: Sequence[str]) -> int:
-    """A class number from a number or name; -1 is any class.
-
-    Raises:
-        ValueError: there is no such class.
-    """
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    try:
-        number = int(label) if isinstance(label, str | int | np.integer) else len(names)
-    except ValueError:
-        number = len(names)
-    if -1 <= number < len(names) and not isinstance(label, bool | np.bool_):
-        return number
-    known = "this prior has no classes"
-    if names:
-        known = f"the classes are 0 to {len(names) - 1}: {', '.join(names[:20])}"
-    raise ValueError(f"label {label!r} is out of range: {known}")
 
 
 def _batches(

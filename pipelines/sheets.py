@@ -12,10 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latent_prior.data.images import ImageSet, open_images, to_float, to_uint8
+from latent_prior.data.labels import label_number
 from latent_prior.pipelines import directions, operations
 from latent_prior.pipelines.completion import fill_with_mean, one_mask_each
 from latent_prior.pipelines.options import LatentOptions
-from latent_prior.pipelines.pipeline import Pipeline, label_number
+from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.seeds import generator
 
 STEPS = 9  # images per row

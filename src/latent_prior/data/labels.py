@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +118,7 @@ def _class_of(value: Any) -> int | str | None:
     return int(value) if isinstance(value, float) else value
 
 
-def label_number(label: int | str, names: Sequence[str]) -> int:
+def label_number(label: Any, names: Sequence[str]) -> int:
     """The number of the class that a user means; -1 is any class.
 
     A name is the class of that name. So is a number if any class is called by a number; otherwise
@@ -128,7 +127,8 @@ def label_number(label: int | str, names: Sequence[str]) -> int:
     Raises:
         ValueError: there is no such class.
     """
-    text = str(label) if isinstance(label, str | Integral) else ""
+    usual = type(label) is not bool and isinstance(label, str | int | np.integer)
+    text = str(label) if usual else ""
     if text == "-1":
         return -1
     if text in names:
@@ -144,4 +144,4 @@ def label_number(label: int | str, names: Sequence[str]) -> int:
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         known = f"the classes are {', '.join(names[:_SHOWN])}{more}"
-    raise ValueError(f"label {label!r} is no class: {known}")
+    raise ValueError(f"label {label!r} is out of range: {known}")

@@ -25,15 +25,15 @@ def test_a_number_is_the_class_of_that_name_or_else_its_place(form):
 @pytest.mark.parametrize(
     ("label", "names"),
     [(3, ("0", "1", "2", "10")), ("3", ("0", "1", "2", "10")), (0, ("1", "2")), (1, ("0", "2", "other")), (3, ANIMALS),
-     (-2, ANIMALS), ("cat", ANIMALS), ("", ANIMALS), ("1.0", ANIMALS), (1.0, ANIMALS), (None, ANIMALS)],
+     (-2, ANIMALS), ("cat", ANIMALS), ("", ANIMALS), ("1.0", ANIMALS), (1.0, ANIMALS), (None, ANIMALS), (True, ANIMALS)],
 )  # fmt: skip
 def test_an_unknown_class_is_refused_with_the_known_ones(label, names):
-    with pytest.raises(ValueError, match=f"is no class: the classes are {', '.join(names)}$"):
+    with pytest.raises(ValueError, match=f"is out of range: the classes are {', '.join(names)}$"):
         label_number(label, names)
 
 
 def test_without_classes_and_with_many():
-    with pytest.raises(ValueError, match="label 0 is no class: there are no classes"):
+    with pytest.raises(ValueError, match="label 0 is out of range: there are no classes"):
         label_number(0, ())
     with pytest.raises(ValueError, match=r"c18, c19 and 80 more$"):
         label_number("x", [f"c{n}" for n in range(100)])
