@@ -19,9 +19,9 @@ from latent_prior.options import ComputeOptions, ImageOptions, option
 class LikelihoodOptions(ComputeOptions, ImageOptions):
     """An upper bound of the bits per dimension of held-out images under a pipeline."""
 
-    pipeline: str
+    pipeline: str = option(path=True)
     """Folder or hub id of a pipeline."""
-    output_dir: str
+    output_dir: str = option(path=True)
     """Folder for likelihood.json and likelihood.md."""
     split: str = "test"
     """Split of the images to measure."""

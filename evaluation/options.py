@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from latent_prior.options import ComputeOptions, ImageOptions, ReadOptions, option
+from latent_prior.options import (
+    ComputeOptions,
+    ImageOptions,
+    ReadOptions,
+    expanded_path,
+    option,
+)
 
 REFERENCE = "reference"
 RECONSTRUCTIONS = "reconstructions"
@@ -29,12 +36,12 @@ class Candidate(NamedTuple):
 class ReferenceOptions(ComputeOptions, ReadOptions):
     """The images that others are compared with, and the features that are compared."""
 
-    reference: str = "mnist5k"
+    reference: str = option("mnist5k", path=True)
     """Images to compare with: `mnist5k` (embedded), a local image folder, a folder of parquet or
     arrow files, a hub id, or statistics published by clean-fid, e.g. `fid:cifar10/32/train`."""
     reference_split: str = "test"
     """Split of the reference."""
-    features: str = "inception"
+    features: str = option("inception", path=True)
     """Feature network: `inception` (clean-fid's), `clip`, `efficientnet_lite0`, or the path of
     a TorchScript file, which is code: take it only from people you trust."""
     batch_size: int = option(64, at_least=1)
@@ -80,11 +87,11 @@ class ScoreOptions(ReferenceOptions):
     """Sets to score, each NAME=FOLDER (images from any generator) or NAME=DATASET[SPLIT]. A dataset
     split such as `real=mnist5k[train]` is a baseline and is never marked best. Optional with
     --pipeline."""
-    output_dir: str
+    output_dir: str = option(path=True)
     """Folder for scores.json, scores.md and report.html."""
     num_images: int | None = option(None, at_least=2)
     """Images chosen at random from every set; null takes all, which must be equally many."""
-    pipeline: str | None = None
+    pipeline: str | None = option(None, path=True)
     """Pipeline folder or hub id; adds the row `reconstructions` of the reference."""
     perceptual: Literal["none", "lpips"] = "none"
     """Add the column `lpips` to the reconstructions; needs VGG-16's weights on this machine."""
@@ -96,7 +103,7 @@ class ScoreOptions(ReferenceOptions):
     pairs of images."""
     train_split: str = "train"
     """Split of the reference that class_accuracy trains on and nearest searches."""
-    compare: list[str] = option(factory=list)
+    compare: list[str] = option(factory=list, path=True)
     """Instead of scoring, merge several scores.json of one protocol into one report."""
     kid_subsets: int = option(100, at_least=1)
     """Random subsets that KID is averaged over, if a set is larger than one subset."""
@@ -147,6 +154,9 @@ def _parse(entry: str) -> Candidate:
     if not name or not source:
         raise ValueError(f"--candidates: {entry!r} is neither NAME=FOLDER nor NAME=DATASET[SPLIT]")
     match = re.fullmatch(r"(?P<dataset>.+)\[(?P<split>[^\[\]]+)\]", source)
-    if match is None or Path(source).is_dir():  # a folder may have brackets in its name
-        return Candidate(name, source, None)
-    return Candidate(name, match["dataset"], match["split"])
+    if (
+        match is None or Path(os.path.expanduser(source)).is_dir()
+    ):  # a folder may have brackets in its name
+        return Candidate(name, expanded_path(f"--candidates {name}", source), None)
+    dataset = expanded_path(f"--candidates {name}", match["dataset"])
+    return Candidate(name, dataset, match["split"])

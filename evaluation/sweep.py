@@ -24,9 +24,9 @@ class SweepOptions(ReferenceOptions):
     and the best one again on many. Repeating the command resumes it; other values add to the sweep.
     """
 
-    pipeline: str
+    pipeline: str = option(path=True)
     """Pipeline folder; `sampler` in its pipeline.json becomes the best settings found."""
-    output_dir: str
+    output_dir: str = option(path=True)
     """Folder for sweep.json, sweep.md, heatmap.png and the images of the best settings."""
     guidance_scale: list[float] = option(factory=list)
     """Values to try; empty keeps the pipeline's own, here and below."""

@@ -47,11 +47,11 @@ class SamplerOptions(Options):
 class AssembleOptions(SamplerOptions):
     """Put an autoencoder and the prior over its codes into one pipeline folder."""
 
-    autoencoder: str
+    autoencoder: str = option(path=True)
     """Folder or hub id of the autoencoder."""
-    prior: str | None = None
+    prior: str | None = option(None, path=True)
     """Folder or hub id of the prior; null: a VAE samples N(0, I), others only encode and decode."""
-    output_dir: str
+    output_dir: str = option(path=True)
     """The pipeline folder."""
 
 
@@ -59,11 +59,11 @@ class AssembleOptions(SamplerOptions):
 class DescribeOptions(Options):
     """Add samples and scores to the model card of a pipeline folder; both are copied into it."""
 
-    pipeline: str
+    pipeline: str = option(path=True)
     """The pipeline folder."""
-    samples: str | None = None
+    samples: str | None = option(None, path=True)
     """Folder that generate.py wrote from the pipeline; null keeps the samples in the card."""
-    scores: str | None = None
+    scores: str | None = option(None, path=True)
     """Folder that score.py wrote about the pipeline's images; null keeps the scores in the card."""
     license: str | None = None
     """License of the weights as spelled on the hub, such as apache-2.0; null keeps the card's."""
@@ -73,7 +73,7 @@ class DescribeOptions(Options):
 class ImageFolderOptions(ComputeOptions):
     """The folder of images that a generator fills."""
 
-    output_dir: str
+    output_dir: str = option(path=True)
     """Folder for the PNG files, labels.csv, generation.json, about.json and grid.png."""
     num_images: int = option(16, at_least=1)
     """Number of images."""
@@ -89,7 +89,7 @@ class ImageFolderOptions(ComputeOptions):
 class GenerateOptions(SamplerOptions, ImageFolderOptions):
     """Generate images into a folder; repeating the command continues where it stopped."""
 
-    pipeline: str
+    pipeline: str = option(path=True)
     """Folder or hub id of a pipeline."""
     random_codes: bool = False
     """Decode uniformly random codes instead of the prior's: the floor any prior must beat."""
@@ -105,11 +105,11 @@ class LatentOptions(ImageOptions, SamplerOptions, ComputeOptions):
         "reconstruct", "interpolate", "attribute", "traverse", "arithmetic", "complete"
     ]
     """What to do; options below that start with operations apply to these only."""
-    output_dir: str = option(may_change=True)
+    output_dir: str = option(may_change=True, path=True)
     """Folder for grid.png, the single images and latents.json."""
-    pipeline: str | None = option(None, may_change=True)
+    pipeline: str | None = option(None, may_change=True, path=True)
     """Folder or hub id of a pipeline; this or `autoencoder`."""
-    autoencoder: str | None = option(None, may_change=True)
+    autoencoder: str | None = option(None, may_change=True, path=True)
     """Folder or hub id of an autoencoder; enough for all operations but completing from codes."""
     split: str = "train"
     """Split with the images."""

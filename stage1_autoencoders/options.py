@@ -200,9 +200,9 @@ class TrainOptions(TrainingImageOptions):
 class EncodeOptions(ComputeOptions, ImageOptions):
     """Write the codes of a dataset's images as a dataset; repeating the command resumes it."""
 
-    autoencoder: str = option(may_change=True)
+    autoencoder: str = option(may_change=True, path=True)
     """Folder or hub id of a trained autoencoder."""
-    output_dir: str = option(may_change=True)
+    output_dir: str = option(may_change=True, path=True)
     """Folder of the codes dataset."""
     split: str | None = None
     """Split to encode. Default: all."""

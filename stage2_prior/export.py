@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latent_prior.cli import answer_early, parse_config, run
+from latent_prior.options import Options, option
 
 
 @dataclass(kw_only=True)
-class ExportOptions:
+class ExportOptions(Options):
     """Export a raster-order prior as a `LlamaForCausalLM` folder for inference engines."""
 
-    prior: str
+    prior: str = option(path=True)
     """Folder or hub id of the prior."""
-    output_dir: str
+    output_dir: str = option(path=True)
     """Folder to write; an earlier export in it is replaced."""
 
 

@@ -54,7 +54,7 @@ class PriorOptions(Options):
 class TrainOptions(RunOptions):
     """Train a Transformer prior on codes from encode.py; repeating the command resumes the run."""
 
-    codes: str
+    codes: str = option(path=True)
     """Folder of the codes dataset."""
     model: PriorOptions = field(default_factory=PriorOptions)
     """Shape of the prior."""
@@ -66,7 +66,7 @@ class TrainOptions(RunOptions):
     """Share of the training images held out if there is no split to validate on."""
     validation_images: int = option(2048, at_least=1)
     """Largest number of validation images to use."""
-    autoencoder: str | None = None
+    autoencoder: str | None = option(None, path=True)
     """Folder or hub id of the autoencoder that wrote the codes; sample grids then show images."""
     guidance_scale: float = option(1.0, at_least=0)
     """Classifier-free guidance of the sample grids."""

@@ -79,7 +79,7 @@ class TrainOptions(TrainingImageOptions):
 class GenerateOptions(ImageFolderOptions):
     """Generate images into a folder; repeating the command continues where it stopped."""
 
-    gan: str
+    gan: str = option(path=True)
     """Folder or hub id of a generator."""
     truncation: float = option(1.0, at_least=0)
     """Multiplies the noise: below 1, images are more typical and less diverse."""

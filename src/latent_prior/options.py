@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import os
 import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 MAX_PIXELS = 50 * 2**20
@@ -51,14 +53,16 @@ def option(
     below: float | None = None,
     may_change: bool = False,
     only_for: Sequence[str] = (),
+    path: bool = False,
 ) -> Any:
     """A dataclass field with the range of its numbers, required without a default or a factory.
 
     With `may_change` a command may continue a folder that was begun with another value: the files
     do not depend on it, or the new value holds from there on, as a lower learning rate does.
     `only_for` lists the values of `Options.used_by` with which the option is used; empty means all.
+    The value of a `path`, or each of its values, is read by `expanded_path`.
     """
-    metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for}
+    metadata: dict[str, Any] = {"may_change": may_change, "only_for": only_for, "path": path}
     limits = Range(at_least, above, at_most, below)
     if limits != Range():
         metadata["range"] = limits
@@ -102,8 +106,13 @@ class Options:
         choices_of = _choices(typing.cast(Any, type(self)))
         for each in fields(self):
             value = getattr(self, each.name)
-            items = value if isinstance(value, list | tuple) else [value]
             flag = f"--{self.flag_prefix}{each.name}"
+            if each.metadata.get("path") and value is not None:
+                listed = isinstance(value, list)
+                paths = [expanded_path(flag, path) for path in (value if listed else [value])]
+                value = paths if listed else paths[0]
+                setattr(self, each.name, value)
+            items = value if isinstance(value, list | tuple) else [value]
             limits: Range | None = each.metadata.get("range")
             if limits is not None and not all(item is None or item in limits for item in items):
                 raise ValueError(f"{flag} must be {limits}, not {value}")
@@ -117,6 +126,24 @@ class Options:
                     f"{flag} is for --{self.flag_prefix}{self.used_by} {' or '.join(users)}, "
                     f"not for {getattr(self, self.used_by)}"
                 )
+
+
+def expanded_path(flag: str, path: str) -> str:
+    """A path as the user means it: `~` is a home folder, and a path has a last part.
+
+    `.`, `..` and the like become absolute, because files beside a folder are named after it. Other
+    relative paths stay relative to the current folder, also those of presets.
+
+    Raises:
+        ValueError: the path is empty or holds a NUL, or there is no such home folder.
+    """
+    if not path.strip() or "\0" in path:
+        raise ValueError(f"{flag} {path!r}: expected a path, which is not empty and holds no NUL")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = Path(expanded).parts[0]
+        raise ValueError(f"{flag} {path}: there is no home folder {user}; ./{user} is a name here")
+    return os.path.abspath(expanded) if Path(expanded).name in ("", "..") else expanded
 
 
 def default_of(option: Field[Any]) -> Any:
@@ -174,7 +201,7 @@ class ReadOptions(Options):
 class ImageOptions(ReadOptions):
     """Where images come from and what shape they take."""
 
-    dataset: str = "mnist5k"
+    dataset: str = option("mnist5k", path=True)
     """Images: `mnist5k` (embedded), a folder of images, of parquet or arrow files, or a hub id."""
     resize: int | None = option(None, at_least=1)
     """Length of the shorter side, in pixels, before cropping (antialiased); null: image_size."""
@@ -195,7 +222,7 @@ class ImageOptions(ReadOptions):
 class RunOptions(ComputeOptions):
     """Length, optimizer, outputs and reports of a training run."""
 
-    output_dir: str = option(may_change=True)
+    output_dir: str = option(may_change=True, path=True)
     """Run folder; repeating the command with the same folder resumes the run."""
     batch_size: int = option(64, at_least=1)
     """Images per optimizer step, over all processes and accumulated micro-batches."""

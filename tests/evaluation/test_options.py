@@ -61,3 +61,13 @@ def test_options_do_not_import_torch():
     code = "import sys, latent_prior.evaluation.options; print('torch' in sys.modules or 'datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_home_folder_may_stand_behind_a_candidates_name(monkeypatch):
+    """A shell expands `~` at the beginning of a word only."""
+    monkeypatch.setenv("HOME", "/home/me")
+    found = ScoreOptions(output_dir="x", candidates=["a=~/one", "b=~/two[test]"])
+    assert found.parsed_candidates() == [
+        Candidate("a", "/home/me/one", None),
+        Candidate("b", "/home/me/two", "test"),
+    ]

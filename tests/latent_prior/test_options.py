@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
+from latent_prior.cli import parse_config
 from latent_prior.options import ImageOptions, Options, Range, RunOptions, changeable, option
 from latent_prior.stage1_autoencoders.options import TrainOptions
 from latent_prior.stage1_autoencoders.vqgan import VQGANOptions
@@ -165,3 +166,43 @@ def test_images_refuse_impossible_sizes(settings, flag):
 def test_every_check_runs_again_on_a_changed_copy():
     with pytest.raises(ValueError, match="--image_size"):
         dataclasses.replace(ImageOptions(image_size=8), image_size=-1)
+
+
+@dataclass(kw_only=True)
+class Places(Options):
+    """Options that are paths."""
+
+    folder: str = option(path=True)
+    others: list[str] = option(factory=list, path=True)
+    maybe: str | None = option(None, path=True)
+    word: str = "~/no path"
+
+
+def test_paths_are_expanded_once(monkeypatch, tmp_path):
+    """From flags, presets and Python; what has no last part of its own becomes absolute."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    places = Places(folder="~/x", others=["~", "a/b", "user/set"], maybe="~/y")
+    assert places.folder == "/home/me/x"
+    assert places.others == ["/home/me", "a/b", "user/set"]
+    assert places.maybe == "/home/me/y"
+    assert places.word == "~/no path"
+    assert dataclasses.replace(places) == places
+    for dots, expected in ((".", tmp_path), ("..", tmp_path.parent), ("a/..", tmp_path)):
+        assert Places(folder=dots).folder == str(expected)
+
+
+def test_paths_in_presets_and_flags(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    preset = tmp_path / "a.yaml"
+    preset.write_text("dataset: ~/images\noutput_dir: runs/x\n")
+    found = parse_config(TrainOptions, ["--config", str(preset)])
+    assert (found.dataset, found.output_dir) == ("/home/me/images", "runs/x")
+    found = parse_config(TrainOptions, ["--output_dir=~/run"])
+    assert (found.dataset, found.output_dir) == ("mnist5k", "/home/me/run")
+
+
+@pytest.mark.parametrize("path", ["", " ", "a\0b", "~nobody-of-this-name/x"])
+def test_what_is_no_path_names_the_flag(path):
+    with pytest.raises(ValueError, match="--folder "):
+        Places(folder=path)
