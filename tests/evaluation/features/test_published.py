@@ -84,8 +84,8 @@ def test_statistics_are_downloaded_once(publish, monkeypatch, cache):
 
 def test_a_fifo_in_the_cache_is_not_waited_for(cache):
     (cache / "published").mkdir(parents=True)
-    os.mkfifo(cache / "published" / FILE)
-    with pytest.raises(ValueError, match=f"{FILE} is no regular file"):
+    os.mkfifo(cache / "published" / f"{FILE}.npz")
+    with pytest.raises(ValueError, match=f"{FILE}.npz is no regular file"):
         published_statistics(NAME, INCEPTION)
 
 
