@@ -123,7 +123,7 @@ class QuantizerOptions(Options):
     """Temperature of the soft assignments in the entropy loss. Default: per quantizer."""
     fsq_levels: list[int] = field(default_factory=list)
     """Values along each dimension of `fsq`; their product is codebook_size. Empty chooses them."""
-    residual_stages: int = option(4, at_least=1)
+    residual_stages: int = option(4, at_least=1, at_most=1000)
     """Number of codebooks of `residual`, each for the residual of those before."""
 
 

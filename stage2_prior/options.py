@@ -20,7 +20,7 @@ class PriorOptions(Options):
     """Rotary positions: index in the sequence (1d), or row and column in the image (2d)."""
     width: int = option(256, at_least=1)
     """Channels of the residual stream; a multiple of 2 x heads, with 2d positions of 4 x heads."""
-    depth: int = option(6, at_least=1)
+    depth: int = option(6, at_least=1, at_most=1000)
     """Transformer blocks."""
     heads: int = option(4, at_least=1)
     """Attention heads per block."""

@@ -315,7 +315,7 @@ class ResolutionOptions(Options):
     """Channels at full resolution, before the multiplier."""
     multipliers: list[int] = option(factory=lambda: [1, 2, 4], at_least=1)
     """Channels per resolution in units of width, full resolution first, each next one halved."""
-    blocks: int | list[int] = option(1, at_least=0)
+    blocks: int | list[int] = option(1, at_least=0, at_most=1000)
     """Residual blocks per resolution, in encoder and decoder each: one number, or one for each."""
 
     def __post_init__(self) -> None:

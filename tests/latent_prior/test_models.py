@@ -312,3 +312,54 @@ def test_files_and_odd_names_are_told(tmp_path):
 def test_a_config_checks_its_options():
     with pytest.raises(ValueError, match="--width"):
         Config(width=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
+@pytest.mark.parametrize("name", ["convolution.weight", "codebook"])
+def test_weights_that_are_no_numbers_of_a_model_are_named(tmp_path, name, value):
+    model = Model(Config(width=3))
+    model.state_dict()[name].view(-1)[2] = value
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"model: weight {name} holds numbers that are not finite"):
+        Model.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": True}, "width: Expected int, got bool"),
+        ({"width": 3.5}, "width: Expected int, got float"),
+        ({"width": [3]}, "width: Expected int, got array"),
+        ({"width": 10**9}, r"width = 1e\+09 is beyond 16,777,216"),
+        ({"width": 10**30}, r"width = 1e\+30 is beyond"),
+        ({"width": 2**24}, "weights have .* bytes"),
+        ({"weights_sha256": 5}, "weights_sha256: Expected str"),
+        ({"training": {"steps": 1}}, "training: Object missing required field"),
+        ({"training": 5}, "training: Expected object"),
+        ({"architectures": ["os.system"]}, "architectures must be Model"),
+        ({"dtype": "evil"}, "dtype: Invalid enum value"),
+        ({"problem_type": "x"}, "unknown key 'problem_type'"),
+    ],
+)
+def test_a_config_of_wrong_types_or_sizes_fills_no_memory(saved, values, message):
+    (saved / MANIFEST).unlink()
+    content = json.loads((saved / CONFIG_FILE).read_text())
+    (saved / CONFIG_FILE).write_text(json.dumps(content | values))
+    with pytest.raises(ValueError, match=message) as refused:
+        Model.from_pretrained(saved)
+    assert str(saved / CONFIG_FILE) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "[", "[1]", "{}", '{"weight_map": 5}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../b.safetensors"}}',
+        '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": {"a": "b.bin"}}',
+    ],
+)  # fmt: skip
+def test_a_damaged_index_of_weights_is_named(saved, index):
+    (saved / MANIFEST).unlink()
+    (saved / WEIGHTS_FILE).unlink()
+    (saved / INDEX_FILE).write_text(index)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
+        Model.from_pretrained(saved)
