@@ -24,6 +24,10 @@ SWEPT = ("guidance_scale", "temperature", "top_k", "top_p")
 """Sampler settings that `sweep.py` tries values of."""
 
 
+LONGEST_NAME = 200
+"""Characters of a candidate's name."""
+
+
 class Candidate(NamedTuple):
     """One set of images to score: a folder of images, or a split of a data set."""
 
@@ -153,6 +157,15 @@ def _parse(entry: str) -> Candidate:
     name, _, source = (part.strip() for part in entry.partition("="))
     if not name or not source:
         raise ValueError(f"--candidates: {entry!r} is neither NAME=FOLDER nor NAME=DATASET[SPLIT]")
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"--candidates: the name {name[:40]!a} must be at most {LONGEST_NAME} characters "
+            "that can be printed"
+        )
+    if any("\ud800" <= letter <= "\udfff" for letter in source):
+        raise ValueError(
+            f"--candidates: {source!a} is not Unicode text, so no report can name it; rename it"
+        )
     match = re.fullmatch(r"(?P<dataset>.+)\[(?P<split>[^\[\]]+)\]", source)
     if (
         match is None or Path(os.path.expanduser(source)).is_dir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from latent_prior.data.codes import CodeSpec, Level
 from latent_prior.files import read_regular, whole_file
-from latent_prior.markdown import markdown_table
+from latent_prior.markdown import code, code_block, markdown_table, plain
 from latent_prior.pipelines.index import (
     COMPONENTS,
     INDEX_FILE,
@@ -43,6 +44,7 @@ MARK = "<!-- Written by latent-prior, which writes it anew; without this line it
 
 
 SCORE_AGAIN = "score again"
+_LICENSE = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
 
 
 class _Command(msgspec.Struct):
@@ -89,6 +91,10 @@ def write_card(
     Raises:
         ValueError: the folder holds no pipeline, or samples or scores are from another one.
     """
+    if license_name is not None and not _LICENSE.fullmatch(license_name):
+        raise ValueError(
+            f"--license {license_name[:40]!r} is no license as spelled on the hub, such as apache-2.0"
+        )
     index = read_index(folder)
     if grid is not None:
         _copy_grid(folder, grid)
@@ -158,7 +164,7 @@ def is_handwritten(text: str) -> bool:
 def license_of(text: str) -> str | None:
     """The license in the front matter of a README.md."""
     name = _parse(text).data.get("license")
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and _LICENSE.fullmatch(name) else None
 
 
 def _parse(text: str) -> ModelCard:
@@ -296,10 +302,10 @@ def _card_text(folder: Path, index: Index, license_name: str | None) -> str:
     if generation:
         sections += ["## Samples", f"![samples]({CARD}/{GRID_FILE})", _samples(generation, card)]
     if scores:
-        sections += ["## Scores", read_text(card / TABLE_FILE).strip()]
+        sections += ["## Scores", read_text(card / TABLE_FILE).strip().replace("<", "&lt;")]
         sections += [
             f"<details><summary>The protocol, as in {CARD}/{SCORES_FILE}</summary>\n\n"
-            f"```json\n{json.dumps(scores['protocol'], indent=2)}\n```\n\n</details>"
+            f"{code_block(json.dumps(scores['protocol'], indent=2), 'json')}\n\n</details>"
         ]
     trainings = [config.training for config in configs.values()]
     trained = [None if training is None else training.get("command") for training in trainings]
@@ -333,14 +339,14 @@ def _summary(index: Index, configs: Mapping[str, ModelRecord], card: Path) -> st
         text += " There is no prior: it encodes and decodes only."
     options = card / "autoencoder.yaml"
     if options.is_file():
-        text += f" Trained on `{read_yaml(options, RESTORE).get('dataset')}`."
+        text += f" Trained on {code(str(read_yaml(options, RESTORE).get('dataset')))}."
     if prior is not None and prior.class_conditional and prior.code_spec is not None:
         where = f"{card.parent / 'prior'}: code_spec"
         classes = CodeSpec.from_dict(prior.code_spec, where, RESTORE).class_names
     else:
         classes = ()
     if classes:
-        names = ", ".join(f"`{name}`" for name in classes[:20])
+        names = ", ".join(code(name) for name in classes[:20])
         text += f" Classes ({len(classes)}): {names}{', ...' * (len(classes) > 20)}."
     return text
 
@@ -398,13 +404,13 @@ def _origin(commands: Sequence[str], card: Path) -> str:
     if (card / "autoencoder.yaml").is_file():
         sentences.append(f"All options of the trainings are in `{CARD}/`.")
     if commands:
-        sentences.append("The command lines:\n\n```sh\n" + "\n".join(commands) + "\n```")
+        sentences.append("The command lines:\n\n" + code_block("\n".join(commands), "sh"))
     return " ".join(sentences) or "The command lines are not recorded."
 
 
 def _listed(settings: Mapping[str, Any]) -> str:
     words = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items()}
-    return ", ".join(f"{name} {value}" for name, value in words.items())
+    return ", ".join(plain(f"{name} {value}") for name, value in words.items())
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from latent_prior.evaluation.measures.table import MEASURES, Row, shorten, table
 from latent_prior.evaluation.report.html import Grid, page
 from latent_prior.files import whole_file
-from latent_prior.markdown import markdown_table
+from latent_prior.markdown import markdown_table, plain
 
 JSON_FILE = "scores.json"
 MARKDOWN_FILE = "scores.md"
@@ -111,11 +111,12 @@ def markdown(protocol: dict[str, Any], rows: Sequence[Row], column: str, title: 
     cells = []
     for texts, wins, marks in zip(shown.cells, shown.best, shown.marks, strict=True):
         row = [f"**{text}**" if win else text for text, win in zip(texts, wins, strict=True)]
+        row[0] = plain(row[0])
         row[0] += "".join(f" [{mark}]" for mark in marks)
         cells.append(row)
     lines = markdown_table(shown.headings, cells)
-    notes = "".join(f"\n[{mark}] {note}\n" for mark, note in enumerate(shown.notes, 1))
-    return "\n".join(lines) + f"\n{notes}\n{describe(protocol)}\n"
+    notes = "".join(f"\n[{mark}] {plain(note)}\n" for mark, note in enumerate(shown.notes, 1))
+    return "\n".join(lines) + f"\n{notes}\n{plain(describe(protocol))}\n"
 
 
 def terminal_table(rows: Sequence[Row], column: str, title: str, folder: Path) -> str:

@@ -16,6 +16,7 @@ import jinja2
 
 from latent_prior.evaluation.measures.table import Row, measures_of, table
 from latent_prior.evaluation.report import charts
+from latent_prior.markdown import visible
 
 DIRECTIONS = {"lower": "lower is better", "higher": "higher is better", None: "no better or worse"}
 
@@ -32,6 +33,13 @@ class Grid(NamedTuple):
     def base64(self) -> str:
         """The PNG file as text."""
         return base64.b64encode(self.png).decode("ascii")
+
+
+def _well_formed(value: Any) -> Any:
+    """Text without characters that XML does not have; SVG and numbers as they are."""
+    if type(value) is not str:
+        return value
+    return "\n".join(map(visible, value.split("\n")))
 
 
 def page(
@@ -64,6 +72,7 @@ def page(
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_well_formed,
     )
     return environment.get_template("report.html.jinja").render(
         title=title,

@@ -14,6 +14,7 @@ from latent_prior.cli import dump_config, parse_config
 from latent_prior.evaluation.options import ScoreOptions
 from latent_prior.folders import MANIFEST, check_folder
 from latent_prior.pipelines import Pipeline, Sampler, assemble, card, describe, generate
+from latent_prior.pipelines.card import write_card
 from latent_prior.pipelines.options import AssembleOptions, GenerateOptions
 from latent_prior.stage1_autoencoders.options import EncodeOptions
 from latent_prior.stage1_autoencoders.options import TrainOptions as AutoencoderOptions
@@ -374,3 +375,9 @@ def test_models_of_no_run_have_a_card_that_says_so(parts, tmp_path):
 def test_what_a_readme_holds(text, handwritten, license_name):
     assert card.is_handwritten(text) == handwritten
     assert card.license_of(text) == license_name
+
+
+@pytest.mark.parametrize("name", ["mit\ntags:\n- x", "x\n---\n# y", "<script>", "", "-", "m" * 200])
+def test_a_license_that_is_no_name_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="--license"):
+        write_card(tmp_path, license_name=name)

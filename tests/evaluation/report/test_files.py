@@ -1,12 +1,14 @@
 import io
 import json
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from latent_prior.evaluation.measures.table import Row
+from latent_prior.evaluation.options import ScoreOptions
 from latent_prior.evaluation.report.files import (
     check_sizes,
     fingerprint,
@@ -71,7 +73,7 @@ def test_markdown_has_one_cell_per_column_the_best_in_bold_and_notes_below(writt
     assert cells[0] == ["Images", "N", "FID ↓", "KID x 1000 ↓", "PSNR (dB) ↑", "SSIM ↑"]
     assert cells[2][0] == r"real\|train"
     assert cells[2][2] == "30.00"  # the lowest, but no contestant
-    assert cells[3] == ["<b>samples [1]", "1,000", "300.00", "**50.00 ± 1.00**", "", ""]
+    assert cells[3] == ["&lt;b>samples [1]", "1,000", "300.00", "**50.00 ± 1.00**", "", ""]
     assert cells[4][2] == "**200.00**"
     assert "\n[1] rank 3 of 5\n" in text
     assert "Reference: mnist5k, split test (1,000 images)." in text
@@ -176,6 +178,41 @@ def test_files_appear_together_or_not_at_all(tmp_path):
         write_report(tmp_path, PROTOCOL | {"seed": float("nan")}, ROWS, "fid", "FID", [])
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "report.html").mkdir()  # cannot be replaced by a file
-    with pytest.raises(OSError, match=r"report\.html"):
+    with pytest.raises(ValueError, match=r"report\.html"):
         write_report(tmp_path, PROTOCOL, ROWS, "fid", "FID", [])
     assert not list(tmp_path.glob("*.partial*")) + list(tmp_path.glob(".*.partial*"))
+
+
+EVIL = (
+    "<script>x</script>",
+    '"><img src=x>',
+    "a|b",
+    "a\x01b",
+    "a\u202eb",
+    "[x](javascript:x)",
+    "`<b>`",
+)
+
+
+def test_names_of_others_start_nothing_in_a_report(tmp_path):
+    for number, text in enumerate(EVIL):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        protocol = PROTOCOL | {"reference": text}
+        row = Row(text, 1000, {"fid": 300.0}, notes=(text,))
+        write_report(folder, protocol, [row], "fid", "FID", [])
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        ElementTree.fromstring(page.partition("\n")[2])
+        assert "<script" not in page
+        assert "<img" not in page
+        table = (folder / "scores.md").read_text(encoding="utf-8")
+        assert "<" not in table
+        assert not re.search(r"(?<!\\)\]\(", table)
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x01b", "a\u202eb", "n" * 5000])
+def test_a_name_that_cannot_be_printed_is_refused(name):
+    with pytest.raises(ValueError, match="--candidates: the name"):
+        ScoreOptions(candidates=[f"{name}=folder"], output_dir="scores")
