@@ -5,7 +5,7 @@ Classes of different sets are matched by name; their numbers may differ.
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from latent_prior.data.fingerprints import files_fingerprint
 from latent_prior.data.found import print_found
 from latent_prior.data.image_files import FILE_LIMIT, read_header
 from latent_prior.data.images import ImageSet, open_images
+from latent_prior.data.labels import read_label_table
 from latent_prior.data.listing import GENERATION_FILE, LABELS_FILE, files_below, images_among
 from latent_prior.data.sources import ImageTable
 from latent_prior.evaluation.options import REFERENCE, Candidate, ScoreOptions
@@ -67,6 +68,7 @@ class ScoredSet:
         classes: the name of the class of each, "" without one; None if no image has a class.
         generation: content of the generator's `generation.json`, if there is one.
         about: content of its `about.json`, the generator's costs.
+        problem: why the classes of a `labels.csv` are not known; matters once they are asked for.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ScoredSet:
     classes: list[str] | None = None
     generation: dict[str, Any] | None = None
     about: About | None = None
+    problem: str | None = None
 
     def __len__(self) -> int:
         """Number of images that take part."""
@@ -106,8 +109,10 @@ class ScoredSet:
         They count in the order of `class_names`; if these are empty, of the set's own.
 
         Raises:
-            ValueError: a class is not among `class_names`.
+            ValueError: a class is not among `class_names`, or the table of classes is damaged.
         """
+        if self.problem is not None and class_names:
+            raise ValueError(f"{self.flag}: {self.problem}")
         if self.classes is None:
             return None
         present = sorted({*self.classes} - {""})
@@ -192,9 +197,9 @@ def open_candidate(candidate: Candidate, options: ScoreOptions) -> ScoredSet:
         _check_sizes(images, chosen, flag, f"write {candidate.name}={folder}[train] for a data set")
     generation = _optional(folder / GENERATION_FILE, dict[str, Any], flag)
     about = _optional(folder / ABOUT_FILE, About, flag)
-    classes = _classes_in_table(folder, images, chosen, flag)
+    classes, problem = _classes_in_table(folder, images, chosen)
     return ScoredSet(
-        candidate.name, candidate.source, None, images, chosen, classes, generation, about
+        candidate.name, candidate.source, None, images, chosen, classes, generation, about, problem
     )
 
 
@@ -343,25 +348,20 @@ def _optional(path: Path, schema: type[T], flag: str) -> T | None:
 
 
 def _classes_in_table(
-    folder: Path, images: ImageSet, chosen: NDArray[np.int64], flag: str
-) -> list[str] | None:
-    """Class names from the folder's labels.csv; None without one, or if it names no class."""
+    folder: Path, images: ImageSet, chosen: NDArray[np.int64]
+) -> tuple[list[str] | None, str | None]:
+    """Class names from the folder's labels.csv, and why there are none although there is one."""
     path = folder / LABELS_FILE
-    if not path.is_file():
-        return None
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file, restval="")
-        if not {"file", "class"} <= set(table.fieldnames or ()):
-            raise ValueError(f"{flag}: {path} needs the columns file and class")
-        class_of = {row["file"]: row["class"] for row in table}
-    if not any(class_of.values()):
-        return None
+    if not os.path.lexists(path):
+        return None, None
+    try:
+        class_of = read_label_table(path)
+    except ValueError as error:
+        return None, str(error)
     rows = images.source_index[chosen].tolist()
     files = [Path(images.table.name_of(row)).relative_to(folder).as_posix() for row in rows]
     missing = next((name for name in files if name not in class_of), None)
-    if missing is not None:
-        raise ValueError(
-            f"{flag}: {path} has no row for the image {missing}; add it, or remove the table"
-        )
-    classes = [class_of[name] for name in files]
-    return classes if any(classes) else None
+    if missing is not None and any(class_of.values()):
+        return None, f"{path} has no row for the image {missing}; add it, or remove the table"
+    classes = [class_of.get(name, "") for name in files]
+    return (classes if any(classes) else None), None

@@ -6,7 +6,6 @@ training options, a grid of samples with its settings, and scores with their pro
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shlex
@@ -20,6 +19,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from latent_prior.data.codes import CodeSpec, Level
+from latent_prior.data.labels import read_label_table
 from latent_prior.files import read_regular, whole_file
 from latent_prior.markdown import code, code_block, markdown_table, plain
 from latent_prior.pipelines.index import (
@@ -251,8 +251,7 @@ def _copy_grid(folder: Path, grid: Path) -> None:
         raise ValueError(f"{grid} is missing: run generate.py again until it finishes")
     if not _generated_by(fingerprints(folder), settings):
         raise ValueError(f"{grid.parent} holds images of another pipeline")
-    with (grid.parent / LABELS_FILE).open(newline="", encoding="utf-8") as file:
-        settings["num_images"] = sum(1 for _ in csv.DictReader(file))
+    settings["num_images"] = len(read_label_table(grid.parent / LABELS_FILE))
     about = grid.parent / ABOUT_FILE
     settings["command"] = read_record(about, _Command, way_out).command if about.exists() else None
     with whole_file(folder / CARD / GRID_FILE) as path:

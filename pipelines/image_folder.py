@@ -6,7 +6,6 @@ Repeating a command generates what is missing or damaged, and several processes 
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import time
@@ -22,9 +21,9 @@ from tqdm import tqdm
 from latent_prior.cli import command_line
 from latent_prior.data.image_files import FILE_LIMIT, read_image
 from latent_prior.data.images import grid, save_png, to_uint8
-from latent_prior.data.labels import label_number
+from latent_prior.data.labels import label_number, write_labels
 from latent_prior.data.listing import GENERATION_FILE, GRID_FILE, LABELS_FILE
-from latent_prior.files import clear_temporary, read_regular, whole_file
+from latent_prior.files import clear_temporary, read_regular
 from latent_prior.folders import MANIFEST, FileRecord, digest, read_manifest, write_manifest
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.pipeline import Pipeline
@@ -237,17 +236,6 @@ def cost(models: Sequence[StrictModel], seconds_per_image: float | None) -> dict
 def image_path(folder: Path, number: int) -> Path:
     """Path of an image file."""
     return folder / f"{number:06d}.png"
-
-
-def write_labels(
-    path: Path, files: Sequence[str], labels: Sequence[int], names: Sequence[str]
-) -> None:
-    """Write a table of file, class number and class name; the last two are empty for label -1."""
-    with whole_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "class"])
-        for name, label in zip(files, labels, strict=True):
-            writer.writerow([name, *((label, names[label]) if label >= 0 else ("", ""))])
 
 
 def read_images(paths: Sequence[Path]) -> Tensor:

@@ -132,13 +132,16 @@ def expanded_path(flag: str, path: str) -> str:
     """A path as the user means it: `~` is a home folder, and a path has a last part.
 
     `.`, `..` and the like become absolute, because files beside a folder are named after it. Other
-    relative paths stay relative to the current folder, also those of presets.
+    relative paths stay relative to the current folder, also those of presets. Empty text stays
+    empty: options made in Python may name no folder.
 
     Raises:
-        ValueError: the path is empty or holds a NUL, or there is no such home folder.
+        ValueError: the path holds a NUL, or there is no such home folder.
     """
-    if not path.strip() or "\0" in path:
-        raise ValueError(f"{flag} {path!r}: expected a path, which is not empty and holds no NUL")
+    if not path:
+        return path
+    if "\0" in path:
+        raise ValueError(f"{flag} {path!r}: a path holds no NUL")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         user = Path(expanded).parts[0]

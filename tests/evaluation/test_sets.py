@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latent_prior.data.labels import write_labels
 from latent_prior.data.listing import files_below, images_among
 from latent_prior.evaluation.options import Candidate, ScoreOptions
 from latent_prior.evaluation.sets import (
@@ -12,7 +13,6 @@ from latent_prior.evaluation.sets import (
     open_candidate,
     open_reference,
 )
-from latent_prior.pipelines.image_folder import write_labels
 
 NAMES = ("cat", "dog", "owl")
 
@@ -302,6 +302,34 @@ def test_mistakes_in_the_table_are_one_sentence(tmp_path, table, message):
     with pytest.raises(ValueError, match=message) as caught:
         opened(folder).labels(NAMES)
     assert "\n" not in str(caught.value)
+
+
+ROWS = [("000000.png", "cät"), ("000001.png", "=1+1")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "".join(f"{file},{name}\n" for file, name in [("file", "class"), *ROWS]).encode("utf-8-sig"),
+        "".join(f"{file};{name};x\r\n" for file, name in [("Filename", "Label"), *ROWS]).encode("latin-1"),
+        "".join(f"{file}\t{name}\r" for file, name in [("image", "category"), *ROWS]).encode("utf-16"),
+    ],
+)  # fmt: skip
+def test_tables_of_other_programs_are_read(tmp_path, data):
+    folder = folder_of(tmp_path, 2)
+    (folder / "labels.csv").write_bytes(data)
+    np.testing.assert_array_equal(opened(folder).labels(("=1+1", "cät")), [1, 0])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"a,b\n1,2\n", b"file,class\n" + b"000000.png," + b"x" * 200_000, b"file\n"]
+)
+def test_a_table_that_cannot_be_read_matters_once_classes_are_asked_for(tmp_path, data):
+    folder = folder_of(tmp_path, 2)
+    (folder / "labels.csv").write_bytes(data)
+    assert opened(folder).labels() is None
+    with pytest.raises(ValueError, match=r"--candidates a: .*labels\.csv"):
+        opened(folder).labels(NAMES)
 
 
 def test_many_known_classes_are_not_all_told(tmp_path):

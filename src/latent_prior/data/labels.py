@@ -1,18 +1,28 @@
-"""Classes of images: from a column to numbers, and from what a user types to a number."""
+"""Classes of images: from a column to numbers, from what a user types to one, and `labels.csv`."""
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_prior.files import read_regular, whole_file
+
 NO_LABELS = "none"
 """Value of `--label_column` for images without classes."""
 _SHOWN = 20  # names in a message
+_FILES = ("file", "file_name", "filename", "image", "path")
+_CLASSES = ("class", "class_name", "label", "category")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_TABLE_LIMIT = 2**28  # bytes of a labels.csv
 _NUMBER = re.compile(r"-?[0-9]+")
 
 
@@ -145,3 +155,75 @@ def label_number(label: Any, names: Sequence[str]) -> int:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         known = f"the classes are {', '.join(names[:_SHOWN])}{more}"
     raise ValueError(f"label {label!r} is out of range: {known}")
+
+
+def write_labels(
+    path: Path, files: Sequence[str], labels: Sequence[int], names: Sequence[str]
+) -> None:
+    """Write a table of file, class number and class name; the last two are empty for label -1.
+
+    Text that a spreadsheet would compute gets an apostrophe in front; `read_label_table` removes
+    it.
+    """
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "class"])
+        for name, label in zip(files, labels, strict=True):
+            known = (label, _guarded(names[label])) if label >= 0 else ("", "")
+            writer.writerow([_guarded(name), *known])
+
+
+def read_label_table(path: Path) -> dict[str, str]:
+    """The class of each file in a `labels.csv`, ours or another generator's; "" for no class.
+
+    Reads UTF-8, UTF-16 with a mark and Latin-1; commas, semicolons and tabs; any line ends. A
+    column of files and one of classes are found by their headings, other columns are ignored.
+
+    Raises:
+        ValueError: naming the file and why it cannot be read.
+    """
+    text = _decoded(read_regular(path, _TABLE_LIMIT))
+    first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    delimiter = max(",;\t", key=first_line.count)
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        columns = [name.strip().lower() for name in next(rows, [])]
+        files = [columns.index(name) for name in _FILES if name in columns]
+        classes = [columns.index(name) for name in _CLASSES if name in columns]
+        if not files or not classes:
+            raise ValueError(
+                f"{path} needs the columns file and class in its first line, not "
+                f"{', '.join(columns)[:100] or 'nothing'}"
+            )
+        file, label = files[0], classes[0]
+        return {
+            _unguarded(row[file]).replace("\\", "/").removeprefix("./"): _unguarded(row[label])
+            if label < len(row)
+            else ""
+            for row in rows
+            if file < len(row)
+        }
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table ({error})") from error
+
+
+def _decoded(data: bytes) -> str:
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if data.startswith(mark):
+            return data.decode(encoding, "replace")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _guarded(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _unguarded(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

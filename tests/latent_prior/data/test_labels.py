@@ -1,7 +1,9 @@
+import csv
+
 import numpy as np
 import pytest
 
-from latent_prior.data.labels import label_number, natural_order
+from latent_prior.data.labels import label_number, natural_order, read_label_table, write_labels
 
 ANIMALS = ("ant", "bee", "cow")
 
@@ -37,3 +39,26 @@ def test_without_classes_and_with_many():
         label_number(0, ())
     with pytest.raises(ValueError, match=r"c18, c19 and 80 more$"):
         label_number("x", [f"c{n}" for n in range(100)])
+
+
+def test_our_own_table_gives_the_same_names_and_no_formulas(tmp_path):
+    names = [
+        "=1+1",
+        "+a",
+        "-5",
+        "@x",
+        "'=x",
+        "''=",
+        "'plain",
+        "a, b",
+        'say "x"',
+        "two\nlines",
+        "ü",
+        "<b>",
+    ]
+    files = [f"{number}.png" for number in range(len(names))]
+    write_labels(tmp_path / "labels.csv", [*files, "none.png"], [*range(len(names)), -1], names)
+    found = read_label_table(tmp_path / "labels.csv")
+    assert found == dict(zip(files, names, strict=True)) | {"none.png": ""}
+    with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
+        assert not any(cell[:1] in tuple("=+@") for row in csv.reader(file) for cell in row)
