@@ -69,7 +69,9 @@ def check_folder_path(folder: Path, prefix: str = "") -> None:
                 below = "" if path == folder else f" lies in {path}, which"
                 raise ValueError(f"{prefix}{folder}{below} is {kind}; name a folder")
             if not os.access(path, os.W_OK | os.X_OK):
-                raise ValueError(f"{prefix}{folder}: {path} is write-protected; name another")
+                raise ValueError(
+                    f"{prefix}{folder} cannot be written: {path} is write-protected; name another"
+                )
             return
 
 

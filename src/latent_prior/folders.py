@@ -40,6 +40,7 @@ MARKERS = {
 }
 _EDITABLE = frozenset(("README.md", ".gitattributes"))  # model cards belong to their authors
 _MANIFEST_LIMIT = 64 * 2**20  # bytes
+_SMALL = 2**18  # bytes
 _log = logging.getLogger("latent_prior")
 
 
@@ -91,6 +92,11 @@ def digest(path: Path) -> str:
     """
     with open_regular(path, sys.maxsize) as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def record_of(path: Path) -> FileRecord:
+    """The record of a file as it is."""
+    return FileRecord(path.stat().st_size, digest(path))
 
 
 class DigestedFile:
@@ -156,7 +162,7 @@ def write_manifest(
     for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
         if name not in files:
-            files[name] = FileRecord(path.stat().st_size, digest(path))
+            files[name] = record_of(path)
     content = msgspec.json.format(msgspec.json.encode(Manifest(kind, files)))
     with whole_file(folder / MANIFEST) as temporary:
         temporary.write_bytes(content + b"\n")
@@ -232,18 +238,20 @@ def check_finished(output: Path, kind: str) -> Manifest | None:
 
 @contextmanager
 def checked_meanwhile(folder: Path, kind: str) -> Iterator[Manifest | None]:
-    """`check_folder` in a thread while the block reads the files, which saves most of its time.
+    """`check_folder` in a thread while the block reads the files, which hides most of its time.
 
-    What the block has read counts only when it ends without an error. If the folder is damaged,
-    an error of the block gives way to the one that names the damage.
+    Small files, such as a model's config, are checked before the block. What it reads counts only
+    when it ends without an error. If the folder is damaged, an error of the block gives way to the
+    one that names the damage.
     """
     manifest = read_manifest(folder, kind)
+    files = {} if manifest is None else manifest.files
+    large = [name for name, record in files.items() if record.size > _SMALL]
+    if manifest is not None:
+        for name in sorted(files.keys() - large):
+            manifest.check(folder, name)
     with ThreadPoolExecutor(1) as pool:
-        checks = (
-            []
-            if manifest is None
-            else [pool.submit(manifest.check, folder, name) for name in manifest.files]
-        )
+        checks = [pool.submit(manifest.check, folder, name) for name in large if manifest]
         try:
             yield manifest
         except Exception:

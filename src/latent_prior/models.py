@@ -13,6 +13,7 @@ import inspect
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,7 +29,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from latent_prior.folders import check_folder, write_manifest
+from latent_prior.folders import checked_meanwhile, record_of, write_manifest
 from latent_prior.options import default_of
 from latent_prior.records import convert_record, read_record
 
@@ -115,15 +116,18 @@ class StrictModel(PreTrainedModel):
             state_dict: weights to write instead of the model's own, under the same names.
             max_shard_size: size above which the weights are split over several files.
         """
+        folder = Path(save_directory)
         # A copy: transformers empties the dictionary it is given.
         weights = dict(self.state_dict() if state_dict is None else state_dict)
-        self.config.weights_sha256 = fingerprint(weights.items())
-        with quiet():
-            super().save_pretrained(
-                save_directory, state_dict=weights, max_shard_size=max_shard_size
-            )
-        self._write_description(Path(save_directory))
-        write_manifest(Path(save_directory), "model")
+        with ThreadPoolExecutor(1) as pool, quiet():
+            # A sha256 takes as long as writing the weights and their digest.
+            own = pool.submit(fingerprint, list(weights.items()))
+            super().save_pretrained(folder, state_dict=weights, max_shard_size=max_shard_size)
+            written = {path.name: record_of(path) for path in folder.glob("*.safetensors")}
+        self.config.weights_sha256 = own.result()
+        self.config.save_pretrained(folder)
+        self._write_description(folder)
+        write_manifest(folder, "model", known=written)
 
     def _write_description(self, folder: Path) -> None:
         """Write further files that belong to the saved model."""
@@ -155,31 +159,31 @@ class StrictModel(PreTrainedModel):
                 f"{folder / _ADAPTER_FILE}: adapters of weights are not supported; remove the file"
             )
         values = cls._read_config(folder)
-        manifest = check_folder(folder, "model")
-        if manifest is None:
-            _check_fingerprint(folder, values["weights_sha256"])
-        for name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE):
-            if manifest is not None and name not in manifest.files and (folder / name).exists():
+        with checked_meanwhile(folder, "model") as manifest:
+            if manifest is None:
+                _check_fingerprint(folder, values["weights_sha256"])
+            for name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE):
+                if manifest is not None and name not in manifest.files and (folder / name).exists():
+                    raise ValueError(
+                        f"{folder / name} was added to a model that has no such file; delete it"
+                    )
+            sizes = [(folder / name).stat().st_size for name in _weight_files(folder)]
+            reset = _stored_bytes.set(sum(sizes))
+            try:
+                with quiet():
+                    loaded: Any = super().from_pretrained(
+                        folder,
+                        dtype=dtype,
+                        output_loading_info=True,
+                        ignore_mismatched_sizes=True,  # reported below, more clearly
+                        use_safetensors=True,
+                    )
+            except (RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{folder / name} was added to a model that has no such file; delete it"
-                )
-        sizes = [(folder / name).stat().st_size for name in _weight_files(folder)]
-        reset = _stored_bytes.set(sum(sizes))
-        try:
-            with quiet():
-                loaded: Any = super().from_pretrained(
-                    folder,
-                    dtype=dtype,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # reported below, more clearly
-                    use_safetensors=True,
-                )
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{folder / CONFIG_FILE} does not describe a model: {error}"
-            ) from error
-        finally:
-            _stored_bytes.reset(reset)
+                    f"{folder / CONFIG_FILE} does not describe a model: {error}"
+                ) from error
+            finally:
+                _stored_bytes.reset(reset)
         model, report = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:

@@ -259,7 +259,6 @@ def _entries(run: Path) -> list[Path]:
         return []
     try:
         entries = sorted(folder.iterdir())
-        os.stat(folder / ".")  # searchable
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be read as the folder of the checkpoints ({error.strerror}); make it "

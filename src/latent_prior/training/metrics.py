@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from latent_prior.cli import dotted, dump_config
 from latent_prior.files import read_regular, whole_file
 from latent_prior.options import RunOptions
-from latent_prior.records import LINES_LIMIT, read_lines
+from latent_prior.records import LINES_LIMIT, parse_record, read_lines
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -144,8 +143,8 @@ def check_finite(sums: Metrics, step: int) -> None:
 def _step_of(line: bytes) -> int | None:
     """The step of a line of metrics.jsonl; None for one that is cut off or no such line."""
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        step = parse_record(line, dict[str, Figure | None], "the line", "").get("step")
+    except ValueError:
         return None
     return step if type(step) is int else None
 

@@ -6,8 +6,12 @@ import math
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -504,6 +508,82 @@ def test_a_run_stopped_after_every_step_ends_with_the_files_of_one_that_was_not(
     assert equal(whole.everything(), resumed.everything())
     assert timeless(whole) == timeless(resumed)
     assert names(whole) == names(resumed)
+
+
+TWO = """
+import os, signal, sys
+from pathlib import Path
+from latent_prior import cli
+from tests.latent_prior.training.test_loop import Run
+
+def main():
+    run = Run(Path(sys.argv[1]), max_steps=200, schedule="constant")
+    own = run.step
+    def step(batch):
+        if run.state.step == 5 and run.accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(batch)
+    run.step = step
+    try:
+        run.train()
+    finally:
+        print(run.seen[0][0], run.state.step, run.exported)
+
+cli.run(main)
+"""
+
+
+def test_two_processes_agree_on_a_damaged_checkpoint_and_on_a_signal_to_one_of_them(
+    start, tmp_path
+):
+    run = start(schedule="constant").train()
+    flip(checkpoints(run.folder)[-1] / "ema.pt")
+    (tmp_path / "two.py").write_text(TWO)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3]),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "two.py", run.folder],
+            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in processes]
+    for process, (out, err) in zip(processes, said, strict=True):
+        assert process.returncode == 128 + signal.SIGTERM, err
+        assert out.splitlines()[-1] == "3 6 [6]"
+        assert "Traceback" not in err
+    assert "step-000000006.damaged, going on from step-000000003" in said[0][1]
+    assert "stopped by SIGTERM after step 6 of 200; repeat the command to go on" in said[0][1]
+    assert "stopped by" not in said[1][1]
+    assert checkpoints(run.folder)[-1].name == "step-000000006"
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "fifo", "link to nothing", "read-only"])
+def test_a_folder_that_cannot_hold_a_run_is_told_at_once(tmp_path, kind, monkeypatch):
+    place = tmp_path / "run"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "link to nothing":
+        place.symlink_to("nowhere")
+    elif kind == "read-only":
+        place.mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: path != place)  # also for root
+    else:
+        place.write_text("mine")
+    folder = place / "run" if kind == "below a file" else place
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=f"--output_dir {folder}"):
+        start_training_processes(RunOptions(output_dir=str(folder)))
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def timeless(run):

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -52,6 +53,53 @@ def test_lines_after_the_checkpoint_and_half_lines_are_dropped(accelerator, tmp_
     assert lines(tmp_path) == [{"step": 2}, {"step": 4}]
     MetricsLog(accelerator, tmp_path, options, start=0)
     assert path.read_text() == ""
+
+
+DAMAGED = [
+    b"12", b"[1]", b"null", b'"x"', b'{"step": "x"}', b'{"step": null}', b'{"step": [1]}',
+    b'{"step": NaN}', b'{"step": true}', b"\xff\xfe", b"\0" * 300, b"[" * 100_000, b'{"step": 1',
+    b'{"step": ' + b"9" * 5000 + b"}", b'{"step": 3, "loss": {}}', b'{"step": 3, "step": 3}',
+]  # fmt: skip
+
+
+def test_lines_that_are_no_metrics_are_left_out_and_told(accelerator, tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    options = RunOptions(output_dir=str(tmp_path))
+    for line in DAMAGED:
+        path.write_bytes(b'{"step": 2}\n' + line + b'\n{"step": 4}\n')
+        caplog.clear()
+        MetricsLog(accelerator, tmp_path, options, start=4)
+        assert lines(tmp_path) == [{"step": 2}, {"step": 4}]
+        assert (
+            f"{path}: 1 lines that are no metrics are left out, the first is line 2" in caplog.text
+        )
+    path.chmod(0o400)
+    MetricsLog(accelerator, tmp_path, options, start=2).write(3, 0.5, {})
+    assert [line["step"] for line in lines(tmp_path)] == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "link to nothing"])
+def test_a_log_that_is_no_file_is_told(accelerator, tmp_path, kind):
+    path = tmp_path / "metrics.jsonl"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl"):
+        MetricsLog(accelerator, tmp_path, RunOptions(output_dir=str(tmp_path)), start=0)
+
+
+def test_a_window_goes_on_from_a_checkpoint_bit_by_bit(accelerator):
+    whole, first, second = Window(), Window(), Window()
+    values = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    for number, value in enumerate(values):
+        whole.add({"loss": value})
+        (first if number < 4 else second).add({"loss": value})
+        if number == 3:
+            second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.means(accelerator) == whole.means(accelerator)
 
 
 def test_a_line_takes_lists_and_sentences_and_says_the_sentences_aloud(
