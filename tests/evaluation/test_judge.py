@@ -17,7 +17,7 @@ from latent_prior.evaluation.options import Candidate, ScoreOptions
 from latent_prior.evaluation.sets import open_candidate
 
 DIMENSION = 12
-OPTIONS = ScoreOptions(candidates=["a=x"], output_dir="")
+OPTIONS = ScoreOptions(candidates=["a=x"], output_dir="x")
 
 
 def features(count, seed, shift=0.0):

@@ -152,7 +152,7 @@ class Rounding:
 def test_reconstructions_of_a_better_autoencoder_score_better(folders, scripted_features):
     options = ScoreOptions(
         candidates=["a=x"],
-        output_dir="",
+        output_dir="x",
         reference=str(folders / "reference"),
         features=str(scripted_features),
     )

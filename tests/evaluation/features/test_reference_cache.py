@@ -75,7 +75,7 @@ def save(folder, count=27, seed=0):
 
 
 def opened(folder, **values):
-    options = ScoreOptions(candidates=["a=x"], output_dir="", features="inception", **values)
+    options = ScoreOptions(candidates=["a=x"], output_dir="x", features="inception", **values)
     return open_candidate(Candidate("a", str(folder), None), options)
 
 
