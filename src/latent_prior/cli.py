@@ -264,7 +264,10 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+_DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 
 
 def _disk_error(error: BaseException | None) -> str | None:
@@ -275,7 +278,7 @@ def _disk_error(error: BaseException | None) -> str | None:
         number = int(in_text[1]) if in_text else getattr(error, "errno", None)
         if number in _DISK_ERRORS:
             name = getattr(error, "filename", None)
-            return os.strerror(number) + (f": {name}" if name else "")
+            return os.strerror(number) + (f": {str(name)[:200]}" if name else "")
         error = error.__cause__ or error.__context__
     return None
 

@@ -340,6 +340,15 @@ def test_a_command_is_recorded_as_it_is_typed_in_a_checkout(monkeypatch, start):
     assert command_line() is None
 
 
+def test_a_name_that_is_too_long_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: Path("x" * 100_000).stat())
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert os.strerror(errno.ENAMETOOLONG) in message
+    assert len(message) < 500
+
+
 def test_errors_for_the_user_become_one_line(capsys):
     assert "a b" in run_and_read(ValueError("a\n  b"), capsys)
     full = os.strerror(errno.ENOSPC)
