@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from latent_prior.data.images import ImageSet, square_size, to_float
+from latent_prior.data.labels import seen_classes
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.features.resizing import resize_clean
 from latent_prior.evaluation.options import ScoreOptions
@@ -57,6 +58,21 @@ class Classifier:
     image_size: int
     channels: Literal[1, 3]
     training: dict[str, int]
+    trained_classes: list[int] | None = None
+    """Numbers of the classes with training images; None: all."""
+
+    def note(self, scored: ScoredSet) -> str | None:
+        """A caveat if images are of classes that the classifier cannot know."""
+        labels = scored.labels(self.class_names)
+        if labels is None or self.trained_classes is None:
+            return None
+        unseen = ~np.isin(labels, self.trained_classes) & (labels >= 0)
+        if not unseen.any():
+            return None
+        return (
+            f"{unseen.sum():,} of {len(labels):,} images are of classes without training images "
+            f"({len(np.unique(labels[unseen])):,} classes), so the class accuracy counts them wrong."
+        )
 
     def protocol(self, split: str, reference_accuracy: float | None) -> dict[str, Any]:
         """Its training and its accuracy, JSON-ready."""
@@ -174,7 +190,8 @@ def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> C
     if accelerator.num_processes > 1:
         broadcast(network.state_dict())
     training = {"num_images": len(images), "images_seen": steps * BATCH_SIZE}
-    return Classifier(network.eval(), images.class_names, size, images.channels, training)
+    trained = seen_classes(labels.numpy(), len(images.class_names))
+    return Classifier(network.eval(), images.class_names, size, images.channels, training, trained)
 
 
 def convolutional_network(channels: int, size: int, num_classes: int) -> nn.Module:

@@ -160,7 +160,9 @@ def score(
         if classifier is not None:
             accuracy = classifier.accuracy(candidate, batch_size, accelerator)
         if accelerator.is_main_process:
-            rows.append(judge.candidate(candidate, features, accuracy))
+            row = judge.candidate(candidate, features, accuracy)
+            note = None if classifier is None else classifier.note(candidate)
+            rows.append(row if note is None else replace(row, notes=(*row.notes, note)))
             if sets.training is not None and judge.training is not None:
                 pairs.append(pairs_grid(candidate, features, sets.training, judge.training))
     if sets.pipeline is not None and sets.originals is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from latent_prior.data.images import to_uint8
 from latent_prior.data.listing import GENERATION_FILE
 from latent_prior.pipelines.image_folder import (
-    classes_in_turn,
+    chosen_classes,
     fill_folder,
     generation_settings,
     sample_images,
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     # Random codes belong to no class.
     chosen, names = ([], ()) if options.random_codes else (options.labels, pipe.class_names)
-    labels = classes_in_turn(chosen, names, options.num_images)
+    labels = chosen_classes(chosen, names, pipe.trained_classes, options.num_images)
     sampler = chosen_settings(pipe, options)
     settings = generation_settings(pipe, sampler, options.seed) | {"labels": options.labels}
     models = list(pipe.components.values())

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from latent_prior.cli import command_line
 from latent_prior.data.image_files import FILE_LIMIT, read_image
 from latent_prior.data.images import grid, save_png, to_uint8
-from latent_prior.data.labels import label_number, write_labels
+from latent_prior.data.labels import classes_in_turn, label_number, write_labels
 from latent_prior.data.listing import GENERATION_FILE, GRID_FILE, LABELS_FILE
 from latent_prior.files import clear_temporary, read_regular
 from latent_prior.folders import MANIFEST, FileRecord, digest, read_manifest, write_manifest
@@ -201,14 +201,19 @@ def generation_settings(pipe: Pipeline, settings: Mapping[str, Any], seed: int) 
     }
 
 
-def classes_in_turn(chosen: Sequence[str], class_names: Sequence[str], count: int) -> list[int]:
-    """The class of each image: the chosen ones in turn, or all in turn; -1 without classes.
+def chosen_classes(
+    chosen: Sequence[str], class_names: Sequence[str], trained: Sequence[int] | None, count: int
+) -> list[int]:
+    """The class of each image: the chosen ones in turn, or all trained ones; -1 without classes.
+
+    `trained` lists the classes that have training images; None stands for all.
 
     Raises:
         ValueError: there is no such class.
     """
     numbers = [label_number(label, class_names) for label in chosen]
-    numbers = numbers or list(range(len(class_names))) or [-1]
+    if not numbers:
+        return classes_in_turn(count, len(class_names), trained)
     return [numbers[index % len(numbers)] for index in range(count)]
 
 

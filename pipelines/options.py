@@ -78,7 +78,7 @@ class ImageFolderOptions(ComputeOptions):
     num_images: int = option(16, at_least=1)
     """Number of images."""
     labels: list[str] = option(factory=list)
-    """Class numbers or names, used in turn; -1 is any class, empty means all classes."""
+    """Class numbers or names, used in turn; -1: any class. Empty: all with training images."""
     batch_size: int = option(64, at_least=1)
     """Images computed at a time."""
     seed: int = option(0, at_least=0)

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
 from latent_prior.data.images import to_pil, to_uint8
-from latent_prior.data.labels import label_number
+from latent_prior.data.labels import classes_in_turn, label_number
 from latent_prior.models import StrictModel, local_folder
 from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
 from latent_prior.pipelines.folder import merge_card, read_folder, write_folder
@@ -195,6 +195,11 @@ class Pipeline:
             self.code_spec.class_names if self.prior is not None and self.prior.num_classes else ()
         )
 
+    @property
+    def trained_classes(self) -> list[int] | None:
+        """Numbers of the classes with training images; None: all."""
+        return None if self.prior is None else self.prior.config.trained_classes
+
     @torch.no_grad()
     def __call__(
         self,
@@ -211,7 +216,7 @@ class Pipeline:
         Args:
             num_images: number of images.
             labels: one class for all images or one per image, as number or name; -1 is any class.
-                None uses the classes in turn, so that each is sampled equally often.
+                None uses the classes with training images in turn, each equally often.
             generator: one generator or seed for all images, or one per image; the same seed gives
                 the same images for any batch size.
             batch_size: images computed at a time.
@@ -274,7 +279,7 @@ class Pipeline:
         """
         names = self.class_names
         if labels is None:
-            return [index % len(names) if names else -1 for index in range(num_images)]
+            return classes_in_turn(num_images, len(names), self.trained_classes)
         if isinstance(labels, Tensor | np.ndarray | np.generic):
             labels = cast(Labels, labels.tolist())
         listed = (

@@ -25,6 +25,8 @@ class PriorConfig(ModelConfig, PriorOptions):
 
     code_spec: dict[str, Any] = dataclasses.field(default_factory=dict)
     """`CodeSpec.to_dict` of the codes; vocabulary, length and classes come from it."""
+    trained_classes: list[int] | None = None
+    """Numbers of the classes with training images; null: all."""
 
 
 class CodeTransformer(StrictModel):

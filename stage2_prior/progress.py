@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
 from latent_prior.data.images import grid, save_png, to_uint8
+from latent_prior.data.labels import classes_in_turn
 from latent_prior.files import whole_file
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
@@ -63,7 +64,7 @@ def save_samples(
     if decoder is None and model.latents:
         return
     count = GRID_ROWS * GRID_COLUMNS
-    labels = [i % model.num_classes for i in range(count)] if model.num_classes else None
+    labels = classes_in_turn(count, model.num_classes, model.config.trained_classes)
     noise = generator(options.seed, "grid")
     codes = model.sample(count, labels, generator=noise, guidance_scale=options.guidance_scale)
     if decoder is not None:

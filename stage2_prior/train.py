@@ -20,6 +20,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from latent_prior.data.batch_order import Batch, index_batches
+from latent_prior.data.labels import seen_classes
 from latent_prior.processes import start_training_processes
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.progress import open_decoder, plot_curves, save_samples
@@ -44,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = Path(options.output_dir)
 
     model = TransformerPrior(
-        PriorConfig(**dataclasses.asdict(options.model), code_spec=spec.to_dict())
+        PriorConfig(
+            **dataclasses.asdict(options.model),
+            code_spec=spec.to_dict(),
+            trained_classes=seen_classes(train_codes.labels, len(spec.class_names)),
+        )
     )
     optimizer = make_optimizer(model, options)
     if options.compile:

@@ -43,6 +43,8 @@ class GeneratorConfig(ModelConfig, GeneratorOptions):
     """1 (grey) or 3 (RGB)."""
     class_names: list[str] = field(default_factory=list)
     """Names of the classes that can be asked for; empty for an unconditional generator."""
+    trained_classes: list[int] | None = None
+    """Numbers of the classes with training images; null: all."""
 
     def __post_init__(self, **undeclared: Any) -> None:
         """Check the options, and that they fit the images.
@@ -88,14 +90,14 @@ class Generator(StrictModel):
         """One image for every label, float (B, C, H, W) in [-1, 1].
 
         Args:
-            labels: class numbers; -1 draws a class at random.
+            labels: class numbers; -1 draws one with training images at random.
             generators: every image's own source of randomness, on the CPU.
             truncation: multiplies the noise.
         """
         noise = [torch.randn(self.config.latent_dim, generator=one) for one in generators]
-        count = max(1, len(self.config.class_names))
+        known = self.config.trained_classes or list(range(max(1, len(self.config.class_names))))
         classes = [
-            int(torch.randint(count, (), generator=one)) if label < 0 else label
+            known[int(torch.randint(len(known), (), generator=one))] if label < 0 else label
             for label, one in zip(labels, generators, strict=True)
         ]
         on_device = torch.stack(noise).to(self.device) * truncation

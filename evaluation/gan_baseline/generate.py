@@ -18,7 +18,7 @@ from torch import Tensor
 from latent_prior.data.images import to_uint8
 from latent_prior.data.listing import GENERATION_FILE
 from latent_prior.evaluation.gan_baseline.gan import Generator
-from latent_prior.pipelines.image_folder import classes_in_turn, fill_folder
+from latent_prior.pipelines.image_folder import chosen_classes, fill_folder
 from latent_prior.processes import start_processes
 from latent_prior.records import check_output_dir
 from latent_prior.seeds import generator
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = gan.config.class_names
     if options.labels and not names:
         raise ValueError(f"--labels: --gan {options.gan} has no classes; leave it out")
-    labels = classes_in_turn(options.labels, names, options.num_images)
+    labels = chosen_classes(options.labels, names, gan.config.trained_classes, options.num_images)
     settings = {
         "gan_fingerprint": gan.fingerprint,
         "truncation": options.truncation,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
+from latent_prior.data.labels import classes_in_turn, seen_classes
 from latent_prior.data.training_images import (
     first_images,
     input_fingerprints,
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images, options = open_training_images(options)
     run_folder = Path(options.output_dir)
 
-    model = make_generator(options, class_names(images, options))
+    model = make_generator(options, *classes(images, options))
     critic = make_critic(model.config, options.critic.width)
     rate = options.critic.learning_rate or options.learning_rate
     critic_options = dataclasses.replace(options, learning_rate=rate)
@@ -174,21 +175,22 @@ def save_samples(
     if not (folder / "originals.png").exists():
         originals = first_images(images, options, GRID_ROWS * GRID_COLUMNS)
         save_png(grid(originals, GRID_COLUMNS), folder / "originals.png")
-    count = max(1, len(model.config.class_names))
-    labels = [number % count for number in range(GRID_ROWS * GRID_COLUMNS)]
+    config = model.config
+    count = GRID_ROWS * GRID_COLUMNS
+    labels = classes_in_turn(count, max(1, len(config.class_names)), config.trained_classes)
     generators = [generator(options.seed, "sample", number) for number in range(len(labels))]
     samples = to_uint8(model.sample(labels, generators))
     save_png(grid(samples, GRID_COLUMNS), folder / f"step-{step:09d}.png")
 
 
-def class_names(images: ImageSet | None, options: TrainOptions) -> list[str]:
-    """Class names of a conditional generator; empty for an unconditional one.
+def classes(images: ImageSet | None, options: TrainOptions) -> tuple[list[str], list[int] | None]:
+    """Class names, empty for an unconditional generator, and its `trained_classes`.
 
     Raises:
         ValueError: --conditional, but images without labels.
     """
     if images is None or options.conditional is False:
-        return []
+        return [], None
     split = f"split {options.split!r} of {options.dataset}"
     problem = None
     if images.labels is None:
@@ -197,11 +199,16 @@ def class_names(images: ImageSet | None, options: TrainOptions) -> list[str]:
         problem = f"some images of {split} have no label"
     if problem and options.conditional:
         raise ValueError(f"--conditional: {problem}")
-    return [] if problem else list(images.class_names)
+    if problem or images.labels is None:
+        return [], None
+    names = list(images.class_names)
+    return names, seen_classes(images.labels.numpy(), len(names))
 
 
-def make_generator(options: TrainOptions, names: list[str]) -> Generator:
-    """Build the generator from its options, for classes with these names."""
+def make_generator(
+    options: TrainOptions, names: list[str], trained: list[int] | None = None
+) -> Generator:
+    """Build the generator from its options, for classes with these names; see `classes`."""
     assert options.image_size is not None
     assert options.channels is not None
     config = GeneratorConfig(
@@ -209,6 +216,7 @@ def make_generator(options: TrainOptions, names: list[str]) -> Generator:
         image_size=options.image_size,
         image_channels=options.channels,
         class_names=names,
+        trained_classes=trained,
     )
     return Generator(config)
 

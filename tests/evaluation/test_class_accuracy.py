@@ -79,6 +79,8 @@ def test_accuracy_is_the_share_that_is_taken_for_the_class_asked_for(trained, tm
     scored = open_candidate(Candidate("a", str(tmp_path), None), options())
     for batch_size in (1, 7, 64):
         assert trained.accuracy(scored, batch_size, Accelerator(cpu=True)) == pytest.approx(16 / 20)
+    assert trained.note(scored) is None
+    assert replace(trained, trained_classes=[0]).note(scored).startswith("14 of 30 images are of")
     (tmp_path / "labels.csv").unlink()
     scored = open_candidate(Candidate("a", str(tmp_path), None), options())
     assert trained.accuracy(scored, 64, Accelerator(cpu=True)) is None

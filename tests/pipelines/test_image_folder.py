@@ -10,7 +10,7 @@ from latent_prior.data.images import save_png
 from latent_prior.folders import MANIFEST
 from latent_prior.pipelines.image_folder import (
     ABOUT_FILE,
-    classes_in_turn,
+    chosen_classes,
     cost,
     fill_folder,
     image_path,
@@ -162,11 +162,13 @@ def test_costs_are_summed_over_the_models(parts):
 
 
 def test_classes_come_in_turn():
-    assert classes_in_turn([], ["bee", "owl"], 5) == [0, 1, 0, 1, 0]
-    assert classes_in_turn(["owl", "-1"], ["bee", "owl"], 3) == [1, -1, 1]
-    assert classes_in_turn([], [], 2) == [-1, -1]
+    assert chosen_classes([], ["bee", "owl"], None, 5) == [0, 1, 0, 1, 0]
+    assert chosen_classes(["owl", "-1"], ["bee", "owl"], None, 3) == [1, -1, 1]
+    assert chosen_classes([], [], None, 2) == [-1, -1]
+    assert chosen_classes([], list("abcd"), [1, 3], 3) == [1, 3, 1]
+    assert chosen_classes(["a"], list("abcd"), [1, 3], 1) == [0]
     with pytest.raises(ValueError, match="cat"):
-        classes_in_turn(["cat"], ["bee", "owl"], 1)
+        chosen_classes(["cat"], ["bee", "owl"], None, 1)
 
 
 def test_labels_by_number_and_name(tmp_path):

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latent_prior.data.codes_dataset import open_codes
-from latent_prior.stage1_autoencoders import encode
+from latent_prior.pipelines import Pipeline
+from latent_prior.stage1_autoencoders import encode, load_autoencoder
 from latent_prior.stage2_prior import TransformerPrior, train
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.validation import choose_splits
@@ -86,6 +87,24 @@ def test_the_model_knows_whose_codes_it_speaks_about(fit, codes):
     stored = torch.load(run / "checkpoints/step-000000012/ema.pt", weights_only=True)["weights"]
     for name, parameter in prior.named_parameters():
         assert torch.equal(parameter, stored[name])
+
+
+def test_the_model_knows_which_classes_have_training_images(fit, call, parts, tmp_path, autoencoder_folder):  # fmt: skip
+    """Of three names of classes, two are in the training split."""
+    parts["images"](tmp_path / "data/train", 12)
+    parts["images"](tmp_path / "data/test", 6)
+    shutil.rmtree(sorted((tmp_path / "data/train").iterdir())[1])
+    written = {"autoencoder": autoencoder_folder, "dataset": tmp_path / "data"}
+    call(encode, **written, output_dir=tmp_path / "codes")
+    run = fit(codes=tmp_path / "codes", max_steps=1)
+    prior = TransformerPrior.from_pretrained(run / "model")
+    assert prior.num_classes == 3
+    assert prior.config.trained_classes == [0, 2]
+    pipe = Pipeline(load_autoencoder(autoencoder_folder), prior)
+    assert pipe.label_numbers(None, 3) == [0, 2, 0]
+    assert pipe.label_numbers(1, 1) == [1]
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert Pipeline.from_pretrained(tmp_path / "pipe").trained_classes == [0, 2]
 
 
 def test_an_unconditional_prior(fit):

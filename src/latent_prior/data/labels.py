@@ -128,6 +128,23 @@ def _class_of(value: Any) -> int | str | None:
     return int(value) if isinstance(value, float) else value
 
 
+def seen_classes(numbers: NDArray[np.integer] | None, count: int) -> list[int] | None:
+    """The classes, of `count`, that some image of `numbers` has; None if all or none are."""
+    if numbers is None:
+        return None
+    seen: list[int] = np.unique(numbers[numbers >= 0]).tolist()
+    return seen if 0 < len(seen) < count else None
+
+
+def classes_in_turn(count: int, classes: int, trained: Sequence[int] | None) -> list[int]:
+    """The class of each of `count` images: the trained ones of `classes` in turn; -1 without.
+
+    `trained` lists the classes that have training images; None stands for all.
+    """
+    numbers = (list(range(classes)) if trained is None else list(trained)) if classes else [-1]
+    return [numbers[index % len(numbers)] for index in range(count)]
+
+
 def label_number(label: Any, names: Sequence[str]) -> int:
     """The number of the class that a user means; -1 is any class.
 

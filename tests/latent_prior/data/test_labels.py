@@ -3,7 +3,14 @@ import csv
 import numpy as np
 import pytest
 
-from latent_prior.data.labels import label_number, natural_order, read_label_table, write_labels
+from latent_prior.data.labels import (
+    classes_in_turn,
+    label_number,
+    natural_order,
+    read_label_table,
+    seen_classes,
+    write_labels,
+)
 
 ANIMALS = ("ant", "bee", "cow")
 
@@ -62,3 +69,12 @@ def test_our_own_table_gives_the_same_names_and_no_formulas(tmp_path):
     assert found == dict(zip(files, names, strict=True)) | {"none.png": ""}
     with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
         assert not any(cell[:1] in tuple("=+@") for row in csv.reader(file) for cell in row)
+
+
+def test_only_classes_with_images_take_turns():
+    assert seen_classes(np.array([3, 1, -1, 3]), 5) == [1, 3]
+    assert seen_classes(np.array([0, 1]), 2) is seen_classes(None, 2) is None
+    assert seen_classes(np.array([-1]), 2) is None
+    assert classes_in_turn(3, 5, [1, 3]) == [1, 3, 1]
+    assert classes_in_turn(3, 2, None) == [0, 1, 0]
+    assert classes_in_turn(2, 0, None) == [-1, -1]
