@@ -250,6 +250,9 @@ def checked_meanwhile(folder: Path, kind: str) -> Iterator[Manifest | None]:
     if manifest is not None:
         for name in sorted(files.keys() - large):
             manifest.check(folder, name)
+        for name in large:
+            if not (folder / name).is_file():  # reading a FIFO in its place would never end
+                manifest.check(folder, name)
     with ThreadPoolExecutor(1) as pool:
         checks = [pool.submit(manifest.check, folder, name) for name in large if manifest]
         try:

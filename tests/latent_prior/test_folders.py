@@ -9,8 +9,12 @@ import pytest
 from latent_prior import folders
 from latent_prior.folders import (
     MANIFEST,
+    DamagedError,
+    DigestedFile,
     check_folder,
+    checked_meanwhile,
     clear_leftover,
+    record_of,
     remove_folder,
     whole_folder,
     write_manifest,
@@ -227,3 +231,32 @@ def test_a_folder_from_before_manifests_is_taken_with_a_warning(tmp_path, caplog
     assert "has no manifest.json" in caplog.text
     write(tmp_path / "model", "2")
     assert check_folder(tmp_path / "model", "model") is not None
+
+
+def test_checking_meanwhile_names_the_damage_before_what_the_block_makes_of_it(tmp_path):
+    def read(harm):
+        write(tmp_path / "model")
+        with whole_folder(tmp_path / "model", "model") as folder:
+            (folder / "config.json").write_text("{}")
+            (folder / "weights").write_bytes(b"x" * 2**19)
+        harm(tmp_path / "model" / "weights")
+        with checked_meanwhile(tmp_path / "model", "model"):
+            raise RuntimeError("whatever a damaged file leads to")
+
+    with pytest.raises(RuntimeError):
+        read(lambda path: None)
+    with pytest.raises(DamagedError, match="weights is damaged"):
+        read(lambda path: path.write_bytes(b"y" * 2**19))
+    with pytest.raises(DamagedError, match="weights is missing"):  # and nobody waits for it
+        read(lambda path: (path.unlink(), os.mkfifo(path)))
+
+
+@pytest.mark.parametrize(
+    "pieces", [[b""], [b"x"] * 3, [b"x" * 2**17, b"y", memoryview(b"z" * 2**20)]]
+)
+def test_a_file_is_digested_while_it_is_written(tmp_path, pieces):
+    with DigestedFile(tmp_path / "a") as file:
+        for piece in pieces:
+            file.write(piece)
+    assert (tmp_path / "a").read_bytes() == b"".join(pieces)
+    assert file.record == record_of(tmp_path / "a")

@@ -285,6 +285,9 @@ def harmed(run, harm, part):
         shutil.copy(run.folder.with_name("other") / "checkpoints" / newest.name / path.name, path)
     elif harm == "missing":
         path.unlink()
+    elif harm == "fifo":
+        path.unlink()
+        os.mkfifo(path)
     elif harm == "half":
         path.write_bytes(path.read_bytes()[:-9])
     elif harm == "no manifest":
@@ -309,7 +312,7 @@ PARTS = ("model", "optimizer", "ema", "state")
 LONGER = {"max_steps": 9, "schedule": "constant"}
 HARMS = [
     *((harm, part) for part in PARTS for harm in ("older", "other run")),
-    *((harm, "ema") for harm in ("flipped", "missing", "half", "no manifest", "manifest")),
+    *((harm, "ema") for harm in ("flipped", "missing", "fifo", "half", "no manifest", "manifest")),
     *((harm, "") for harm in ("file", "link to the older", "copy of the older", "empty folder")),
 ]
 
