@@ -63,7 +63,7 @@ from latent_prior.evaluation.likelihood_bound import Bound, fit_logistic
 from latent_prior.evaluation.sets import choose
 from latent_prior.files import check_folder_path, whole_file
 from latent_prior.machine import versions
-from latent_prior.markdown import markdown_table
+from latent_prior.markdown import code, markdown_table, plain
 from latent_prior.pipelines import Pipeline
 from latent_prior.processes import share, start_processes
 from latent_prior.records import write_record
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         protocol = describe_protocol(bound, images, labels, draws, fitted_to, options)
         protocol |= {"num_images": len(chosen)}
         table = markdown(protocol, rows)
-        write_record(output_dir / JSON_FILE, {"protocol": protocol, "rows": rows})
+        write_record(output_dir / JSON_FILE, {"protocol": protocol, "rows": rows}, sealed=True)
         with whole_file(output_dir / MARKDOWN_FILE) as path:
             path.write_text(table, encoding="utf-8")
         print(table)
@@ -275,7 +275,7 @@ def markdown(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     headings += [f"nats per {unit}", *(f"nats per {unit}, {level}" for level in levels)]
     cells = [
         [
-            row["name"],
+            plain(row["name"]),
             f"{row['bits_per_dim']:.4f} ± {row['bits_per_dim_stderr']:.4f}",
             f"{row['pixels_bits_per_dim']:.4f}",
             f"{row['codes_bits_per_image']:,.1f}",
@@ -292,14 +292,14 @@ def describe(protocol: dict[str, Any]) -> str:
     pixels = protocol["pixels"]
     scales = ", ".join(f"{scale:.4f}" for scale in pixels.get("scale", ()))
     text = (
-        f"Upper bounds: {protocol['bound']}. Means over {protocol['num_images']:,} images of {protocol['dataset']}, split "
-        f"{protocol['split']}, given {protocol['labels']}, with {protocol['draws']} draw{'s' * (protocol['draws'] > 1)} each, "
+        f"Upper bounds: {protocol['bound']}. Means over {protocol['num_images']:,} images of {code(protocol['dataset'])}, "
+        f"split {code(protocol['split'])}, given {protocol['labels']}, with {protocol['draws']} draw{'s' * (protocol['draws'] > 1)} each, "
         f"± one standard error over images. Pixels: {pixels['likelihood']}"
     )
     if scales:
         text += f" of scale {scales}"
     if "fit_split" in pixels:
-        text += f", fitted to {pixels['fit_images']:,} images of split {pixels['fit_split']}"
+        text += f", fitted to {pixels['fit_images']:,} images of split {code(pixels['fit_split'])}"
     if pixels["is_density"]:
         text += ", a density times the distance of two grey levels"
     if pixels["likelihood"] == "bernoulli":

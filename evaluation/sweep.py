@@ -317,7 +317,9 @@ def write_sweep(
             path.write_text(markdown(protocol, rows, full, column, title), encoding="utf-8")
         with whole_file(folder / PICTURE_FILE) as path:
             draw_heatmap(rows, column, title, path)
-    write_record(folder / JSON_FILE, {"protocol": protocol, "rows": rows, "best": full})
+    write_record(
+        folder / JSON_FILE, {"protocol": protocol, "rows": rows, "best": full}, sealed=True
+    )
 
 
 def set_default(folder: Path, settings: Mapping[str, Any]) -> None:

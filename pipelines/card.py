@@ -270,10 +270,11 @@ def _copy_scores(folder: Path, scores: Path) -> None:
     reconstructed = protocol.autoencoder_fingerprint == weights["autoencoder"]
     if not reconstructed and not any(_generated_by(weights, sampler) for sampler in samplers):
         raise ValueError(f"{scores} scores no images of this pipeline")
-    for source in (scores, scores.with_name(TABLE_FILE)):
-        text = without_places(read_text(source), values["protocol"])
-        with whole_file(folder / CARD / source.name) as path:
-            path.write_text(text, encoding="utf-8")
+    texts = {SCORES_FILE: record_text(values, str(scores))}  # without a seal: places are cut
+    texts[TABLE_FILE] = read_text(scores.with_name(TABLE_FILE))
+    for name, text in texts.items():
+        with whole_file(folder / CARD / name) as path:
+            path.write_text(without_places(text, values["protocol"]), encoding="utf-8")
 
 
 def _generated_by(weights: Mapping[str, str], settings: Mapping[str, Any]) -> bool:

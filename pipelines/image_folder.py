@@ -70,7 +70,7 @@ def fill_folder(
                 f"--output_dir {folder} holds more than --num_images {len(labels)} images: "
                 "choose another folder"
             )
-        write_record(folder / GENERATION_FILE, settings)
+        write_record(folder / GENERATION_FILE, settings, sealed=True)
     names = [image_path(folder, number).name for number in range(len(labels))]
     seconds, count = make_missing(
         folder, names, sample, kind="images", batch_size=batch_size, accelerator=accelerator
@@ -82,7 +82,7 @@ def fill_folder(
         if count or not _is_record(folder / ABOUT_FILE):
             seconds_per_image = seconds / count if count == len(labels) else None
             about = cost(models, seconds_per_image) | {"command": command_line()}
-            write_record(folder / ABOUT_FILE, about)
+            write_record(folder / ABOUT_FILE, about, sealed=True)
         print(f"images: {folder}, overview: {folder / GRID_FILE}")
     accelerator.wait_for_everyone()
 

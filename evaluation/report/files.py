@@ -18,6 +18,7 @@ from latent_prior.evaluation.measures.table import MEASURES, Row, shorten, table
 from latent_prior.evaluation.report.html import Grid, page
 from latent_prior.files import whole_file
 from latent_prior.markdown import markdown_table, plain
+from latent_prior.records import record_text
 
 JSON_FILE = "scores.json"
 MARKDOWN_FILE = "scores.md"
@@ -60,7 +61,7 @@ def write_report(
         "rows": [row.to_json() for row in rows],
     }
     texts = {
-        JSON_FILE: json.dumps(scores, indent=2, allow_nan=False) + "\n",
+        JSON_FILE: record_text(scores, JSON_FILE, sealed=True),
         MARKDOWN_FILE: markdown(protocol, rows, column, title),
         HTML_FILE: page(protocol, describe(protocol), rows, column, title, grids, nearest),
     }

@@ -43,6 +43,9 @@ LARGEST_SIZE = 1 << 24
 """Largest number among the sizes of a config; larger ones would only fill the memory."""
 LARGEST_WEIGHT = 1e15
 """Weights beyond it, up or down, are damage; counters of codes stay far below."""
+# Keys that models saved by earlier versions do not have.
+_ADDED_LATER = {"training", "trained_classes"}
+
 # What transformers itself adds to a config.json, besides `architectures` and `model_type`.
 _TRANSFORMERS_KEYS = {
     "dtype": Literal["float16", "bfloat16", "float32", "float64"] | None,
@@ -226,7 +229,7 @@ class StrictModel(PreTrainedModel):
         inherited = {field.name: field for field in dataclasses.fields(PretrainedConfig)}
         own = {field.name for field in dataclasses.fields(cls.config_class)} - set(inherited)
         hints = _types_of(own, cls.config_class) | _TRANSFORMERS_KEYS
-        if missing := sorted(own - {"training"} - set(values)):
+        if missing := sorted(own - _ADDED_LATER - set(values)):
             raise ValueError(f"{path}: {missing[0]} is missing; {RESTORE}")
         for name, value in values.items():
             if name in hints:

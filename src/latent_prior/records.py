@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import xxhash
 import yaml
 
 from latent_prior.files import check_folder_path, read_regular, temporary_name, whole_file
@@ -22,6 +23,8 @@ from latent_prior.files import check_folder_path, read_regular, temporary_name, 
 T = TypeVar("T")
 RECORD_LIMIT, LINES_LIMIT, YAML_LIMIT = 16 << 20, 1 << 30, 1 << 20
 """Most bytes of a JSON file, of a file of JSON lines and of a YAML document."""
+SEAL = "xxh3"
+"""Key of a sealed record: the digest of the rest, for files that travel without a manifest."""
 DEPTH = 32
 """Most lists and mappings inside each other in a YAML document."""
 
@@ -53,8 +56,14 @@ def parse_record(content: bytes | str, schema: type[T], where: str, way_out: str
         ValueError: naming `where`, the place and the way out.
     """
     try:
-        value = msgspec.json.decode(content, type=schema)
+        plain = msgspec.json.decode(content)
         json.loads(content, object_pairs_hook=_unique)
+        if isinstance(plain, dict) and SEAL in plain:
+            seal = plain.pop(SEAL)
+            if seal != _seal(plain):
+                raise ValueError(f"it was changed after it was written ({SEAL} differs)")
+            return convert_record(plain, schema, where, way_out)
+        value = msgspec.json.decode(content, type=schema)
     except msgspec.ValidationError as error:
         raise ValueError(_sentence(where, error, way_out)) from error
     except RecursionError as error:
@@ -91,25 +100,34 @@ def convert_record(value: object, schema: type[T], where: str, way_out: str) -> 
         raise ValueError(f"{where} is not valid: it is nested too deeply; {way_out}") from error
 
 
-def write_record(path: Path, value: object) -> None:
+def write_record(path: Path, value: object, *, sealed: bool = False) -> None:
     """Write a JSON file, whole or not at all; numbers that are not finite become null.
+
+    Args:
+        path: where it goes.
+        value: its content.
+        sealed: add the digest of an object's content, which `read_record` checks and removes.
 
     Raises:
         ValueError: a text in it is not Unicode, such as the name of a file that is not UTF-8.
     """
-    content = record_text(value, str(path))
+    content = record_text(value, str(path), sealed=sealed)
     with whole_file(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 
 
-def record_text(value: object, where: str) -> str:
-    """A value as indented JSON text; `where` names it in messages.
+def record_text(value: object, where: str, *, sealed: bool = False) -> str:
+    """A value as indented JSON text, sealed as by `write_record`; `where` names it in messages.
 
     Raises:
         ValueError: a text in it is not Unicode.
     """
     try:
-        return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+        content = msgspec.json.encode(value)
+        if sealed:
+            plain = msgspec.json.decode(content)
+            content = msgspec.json.encode({**plain, SEAL: _seal(plain)})
+        return msgspec.json.format(content, indent=2).decode() + "\n"
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} cannot hold {error.object!r}: it is not Unicode text") from error
 
@@ -265,6 +283,10 @@ def _scalar(word: str) -> Any:
     if _INTEGER.fullmatch(word):
         return int(word)
     return float(word) if _FLOAT.fullmatch(word) else word
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(values))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

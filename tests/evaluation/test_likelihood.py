@@ -113,7 +113,7 @@ def test_the_protocol_says_how_the_numbers_came_about(measure, pipelines):
     assert "-log p(x|c(x)) - log p(c(x))" in table
     assert "5 images" in table
     assert "given own class" in table
-    assert "fitted to 7 images of split train" in table
+    assert "fitted to 7 images of split `train`" in table
 
 
 def test_a_prior_of_any_class_is_measured_without_labels(measure):

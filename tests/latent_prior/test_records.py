@@ -248,3 +248,24 @@ def refusal(read: Callable[[], object]) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def test_any_bit_of_a_sealed_record_counts(tmp_path):
+    path, value = (
+        tmp_path / "a.json",
+        {"rows": [{"fd": 12.5, "name": "ours"}], "none": float("nan")},
+    )
+    write_record(path, value, sealed=True)
+    expected = {"rows": [{"fd": 12.5, "name": "ours"}], "none": None}
+    assert read_record(path, dict[str, Any], "score again") == expected
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            found = read_record(path, dict[str, Any], "score again")
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:  # white space, or the name of the seal: then it is an entry that is no part of this record
+            assert found == expected or set(found) - set(expected)

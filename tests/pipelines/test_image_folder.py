@@ -1,6 +1,6 @@
 """How a folder is filled, whatever draws the images; `test_generate.py` uses a real pipeline."""
 
-import json
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from latent_prior.pipelines.image_folder import (
     image_path,
     write_labels,
 )
+from latent_prior.records import read_record
 
 BUDGET = {"steps": 5, "images_seen": 40, "seconds": 2.0, "cpu_seconds": 1.5, "device": "cpu", "num_processes": 1}  # fmt: skip
 
@@ -44,7 +45,7 @@ def fill(parts, tmp_path):
 
 
 def about(folder):
-    return json.loads((folder / ABOUT_FILE).read_text())
+    return read_record(folder / ABOUT_FILE, dict[str, Any], "")
 
 
 def test_only_what_is_missing_is_drawn_and_timed_only_as_a_whole(fill):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latent_prior.data.codes_dataset import open_codes
+from latent_prior.folders import MANIFEST
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import encode, load_autoencoder
 from latent_prior.stage2_prior import TransformerPrior, train
@@ -105,6 +106,12 @@ def test_the_model_knows_which_classes_have_training_images(fit, call, parts, tm
     assert pipe.label_numbers(1, 1) == [1]
     pipe.save_pretrained(tmp_path / "pipe")
     assert Pipeline.from_pretrained(tmp_path / "pipe").trained_classes == [0, 2]
+    saved = tmp_path / "pipe" / "prior"  # as versions before wrote it
+    values = json.loads((saved / "config.json").read_text())
+    del values["trained_classes"]
+    (saved / "config.json").write_text(json.dumps(values))
+    (saved / MANIFEST).unlink()
+    assert TransformerPrior.from_pretrained(saved).config.trained_classes is None
 
 
 def test_an_unconditional_prior(fit):
