@@ -107,8 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = encode_images(autoencoder, sets[name], name, first, options)
             temporary = shard_folder / f".{shard}.partial.arrow"
             remove(temporary)
-            write_shard(temporary, spec, rows)
-            temporary.rename(shard_folder / f"{shard}.{digest(temporary)}.arrow")
+            try:
+                write_shard(temporary, spec, rows)
+                temporary.rename(shard_folder / f"{shard}.{digest(temporary)}.arrow")
+            finally:
+                remove(temporary)
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:

@@ -180,6 +180,17 @@ def test_a_preset_is_named_for_its_data_and_its_member(path):
     assert member in members
 
 
+def test_every_promise_names_tests_that_exist():
+    page = (ROOT / "docs/reliability.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    sources = (path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    written = {name for source in sources for name in re.findall(r"def (test_\w+)", source)}
+    assert len(named) > 30
+    assert named <= written, named - written
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "held by" not in line]
+    assert all(re.search(r"`test_\w+`", row) for row in rows if not row.startswith("| ---"))
+
+
 def test_the_limits_in_security_are_those_of_the_code():
     text = (ROOT / "SECURITY.md").read_text()
     limits = text[text.index("## Limits") : text.index("## Files")]

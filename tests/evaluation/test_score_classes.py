@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from latent_prior.evaluation import class_accuracy, score
+from latent_prior.records import read_record
 
 
 def save(folder, count, seed, lightest):
@@ -53,7 +55,7 @@ def test_candidates_with_classes_get_the_column(folders, scripted_features, tmp_
                 folders, scripted_features, output, *candidates, class_accuracy=judged, num_images=8
             )
         )
-        scores[judged] = json.loads((output / "scores.json").read_text())
+        scores[judged] = read_record(output / "scores.json", dict[str, Any], "")
     rows = scores[True]["rows"]
     assert [row.pop("class_accuracy", None) for row in rows] == [0.75, 1, None]
     # Two of the eight samples stand in the other class, which looks no different.

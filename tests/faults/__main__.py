@@ -30,7 +30,7 @@ _DAMAGED = (
     ("prior raster", "codes", r"README"),
     ("prior latents", "codes", r"README"),
     ("assemble", "prior", r"README"),
-    ("assemble", "pipeline", r""),
+    ("assemble", "pipeline", r"README"),
     ("generate", "pipeline", r"README"),
     ("reconstruct", "pipeline", r"README"),
     ("describe", "scores", r"\.(md|html|png)$"),

@@ -28,6 +28,22 @@ _FAMILY: dict[str, Words] = {
 }
 
 
+# The parts of `Place.base`: the command that makes them, and flags that it gets beside its own.
+_MADE_BY: dict[str, tuple[str, Words]] = {
+    **{name: (f"train {name}", ()) for name in ("vqvae", "vae")},
+    **{
+        f"{name}_codes": (f"encode {kind}", ())
+        for name, kind in (("vqvae", "codes"), ("vae", "latents"))
+    },
+    "prior": ("prior raster", ()),
+    "other_pipeline": ("assemble", ("--guidance_scale", 2)),
+    "pipeline": ("assemble", ()),
+    "samples": ("generate many", ()),
+    "gan": ("gan sngan", ()),
+    "scores": ("score", ()),
+}
+
+
 @dataclass(frozen=True)
 class Command:
     """A command whose inputs and outputs lie in one folder, `Place.work`.
@@ -53,14 +69,16 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.data, self.base, self.work = root / "data", root / "base", root / "work"
         self.commands = self._commands()
-        if not self.base.exists():
+        if not self.data.exists():
             _make_images(self.data)
-            self._make_base()
 
-    def prepare(self, command: Command) -> None:
-        """Lay out the inputs of a command in an empty `work`."""
+    def prepare(self, command: Command, *, without: str = "") -> None:
+        """Lay out the inputs of a command, `without` one of them, in an empty `work`."""
+        inputs = {name: source for name, source in command.inputs.items() if source != without}
+        for source in inputs.values():
+            self._make(source.partition("/")[0])
         fresh(self.work)
-        for name, source in command.inputs.items():
+        for name, source in inputs.items():
             shutil.copytree(self.base / source, self.work / name, symlinks=True)
 
     def _images(self, **more: object) -> Words:
@@ -117,9 +135,10 @@ class Place:
                 ("--autoencoder", work / "model", "--prior", work / "prior", "--output_dir", work / "pipeline"),
                 {"model": "vqvae/model", "prior": "prior/model", "pipeline": "other_pipeline"}, "pipeline", ("pipeline",),
             ),
-            "generate": Command(
-                "pipelines.generate", ("--pipeline", work / "pipeline", "--num_images", 6, "--batch_size", 4, "--cpu_threads", 1, "--output_dir", out), pipeline, "out",
-            ),
+            **{
+                name: Command("pipelines.generate", ("--pipeline", work / "pipeline", "--num_images", count, "--batch_size", 4, "--cpu_threads", 1, "--output_dir", out), pipeline, "out")
+                for name, count in (("generate", 6), ("generate many", 12))
+            },
             "reconstruct": Command("pipelines.latents", (*latents, "--operation", "reconstruct", "--num_images", 4, "--batch_size", 2), pipeline, "out"),
             "interpolate": Command("pipelines.latents", (*latents, "--operation", "interpolate", "--steps", 3), pipeline, "out", ("out",)),
             "describe": Command(
@@ -144,26 +163,16 @@ class Place:
             "likelihood": Command("evaluation.likelihood", ("--pipeline", work / "pipeline", *self._images(cpu_threads=1), "--num_images", 4, "--output_dir", out), pipeline, "out"),
         }  # fmt: skip
 
-    def _make_base(self) -> None:
-        """Train, encode, assemble and score once, by the commands themselves."""
-        other = ("--guidance_scale", 2)
-        for command, base, more in (
-            ("train vqvae", "vqvae", ()), ("train vae", "vae", ()), ("encode codes", "vqvae_codes", ()),
-            ("encode latents", "vae_codes", ()), ("prior raster", "prior", ()), ("assemble", "other_pipeline", other),
-            ("assemble", "pipeline", ()), ("generate", "samples", ("--num_images", 12)), ("gan sngan", "gan", ()), ("score", "scores", ()),
-        ):  # fmt: skip
-            made = self.commands[command]
-            fresh(self.work)
-            for name, source in made.inputs.items():
-                if (self.base / source).exists():
-                    shutil.copytree(self.base / source, self.work / name)
-            words = made.words
-            if "--num_images" in more:
-                place = words.index("--num_images")
-                words = words[:place] + words[place + 2 :]
-            outcome = call(made.script, (*words, *more))
-            assert outcome.code == 0, f"{command}: {outcome.said}"
-            shutil.copytree(self.work / made.output, self.base / base)
+    def _make(self, part: str) -> None:
+        """Make a part of `base` by its command, unless it is there."""
+        if (self.base / part).exists():
+            return
+        name, more = _MADE_BY[part]
+        command = self.commands[name]
+        self.prepare(command, without=part)
+        outcome = call(command.script, (*command.words, *more))
+        assert outcome.code == 0, f"{name}: {outcome.said}"
+        shutil.copytree(self.work / command.output, self.base / part)
 
 
 def _make_images(folder: Path) -> None:

@@ -75,6 +75,8 @@ def call(
         signal_number: SIGKILL, SIGTERM or SIGINT.
         seconds: limit of its time.
     """
+    for slow in ("datasets", "torchvision", "matplotlib.figure", "PIL.JpegImagePlugin"):
+        importlib.import_module(slow)  # here, and not again in every fork
     module = importlib.import_module(f"latent_prior.{script}")
     report = Path(os.environ["LATENT_PRIOR_FAULTS"]) / f"said-{os.getpid()}"
     events = report.with_name(f"events-{os.getpid()}")

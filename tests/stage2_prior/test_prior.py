@@ -317,7 +317,7 @@ def test_values_out_of_range_are_named(make_prior):
 
 
 def test_a_config_without_codes_is_refused(make_spec):
-    with pytest.raises(ValueError, match="not a code spec"):
+    with pytest.raises(ValueError, match="code spec: Object missing required field"):
         TransformerPrior(PriorConfig())
     with pytest.raises(ValueError, match="multiple of 2 x heads"):
         PriorConfig(code_spec=make_spec((2, 2, 4)).to_dict(), width=30)

@@ -1,13 +1,14 @@
 """A GAN's folder has the form of a pipeline's: what both share is tested in tests/pipelines."""
 
 import csv
-import json
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from latent_prior.evaluation.gan_baseline import generate
+from latent_prior.records import read_record
 
 
 @pytest.fixture
@@ -52,11 +53,11 @@ def test_what_lies_in_the_folder(draw, make_gan):
         "manifest.json",
     }  # fmt: skip
     assert classes(folder) == ["apple", "bee", "car"] * 3 + ["apple"]
-    settings = json.loads((folder / "generation.json").read_text())
+    settings = read_record(folder / "generation.json", dict[str, Any], "")
     assert settings | {"gan_fingerprint": 64} == {
         "gan_fingerprint": 64, "truncation": 1.0, "labels": [], "seed": 3
     }  # fmt: skip
-    about = json.loads((folder / "about.json").read_text())
+    about = read_record(folder / "about.json", dict[str, Any], "")
     assert about["parameters"] == sum(p.numel() for p in make_gan().parameters())
     assert about["seconds_per_image"] > 0
     assert about["training"] == {
