@@ -23,7 +23,7 @@ from latent_prior.files import check_folder_path, read_regular, temporary_name, 
 T = TypeVar("T")
 RECORD_LIMIT, LINES_LIMIT, YAML_LIMIT = 16 << 20, 1 << 30, 1 << 20
 """Most bytes of a JSON file, of a file of JSON lines and of a YAML document."""
-SEAL = "xxh3"
+SEAL = "sealed_xxh3"
 """Key of a sealed record: the digest of the rest, for files that travel without a manifest."""
 DEPTH = 32
 """Most lists and mappings inside each other in a YAML document."""
