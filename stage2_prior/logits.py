@@ -22,6 +22,8 @@ from torch import Tensor
 from latent_prior.seeds import Generators, one_per_image
 from latent_prior.stage2_prior.sampler import Sampler
 
+_COLDEST = 1e-6
+
 
 def guidance_scales(sampler: Sampler, num_steps: int) -> list[float]:
     """Guidance scale of every step: positions in raster order, rounds in masked order.
@@ -56,10 +58,13 @@ def apply_guidance(conditional: Tensor, unconditional: Tensor, scale: float) -> 
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide logits (..., K) by the temperature; 0 keeps only the (first) likeliest code."""
+    """Divide logits (..., K) by the temperature; 0 keeps only the (first) likeliest code.
+
+    Temperatures below 1e-6, by which logits would overflow, are 0.
+    """
     if temperature == 1:
         return logits
-    if temperature > 0:
+    if temperature >= _COLDEST:
         return logits / temperature
     likeliest = logits.argmax(dim=-1, keepdim=True)
     return torch.full_like(logits, -math.inf).scatter_(-1, likeliest, 0.0)
@@ -71,7 +76,7 @@ def filter_logits(logits: Tensor, sampler: Sampler) -> Tensor:
     Excluded codes become -inf; at least one code per row is kept.
     """
     logits = apply_temperature(logits, sampler.temperature)
-    if sampler.temperature == 0:
+    if sampler.temperature < _COLDEST:
         return logits
     if sampler.top_p == 1:
         return keep_top_k(logits, sampler.top_k)

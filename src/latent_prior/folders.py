@@ -269,8 +269,9 @@ def checked_meanwhile(folder: Path, kind: str) -> Iterator[Manifest | None]:
 def whole_folder(final: Path, kind: str, *, keep: bool = False) -> Iterator[Path]:
     """Write into a temporary folder that takes the place of `final` when the block succeeds.
 
-    An older folder of the same kind is replaced. If the block raises, it stays as it was. The
-    manifest is written at the end, unless the block has written it.
+    An older folder of the same kind is replaced; files that people put beside its own go along. If
+    the block raises, it stays as it was. The manifest is written at the end, unless the block has
+    written it.
 
     Args:
         final: where the folder goes; its parents are created.
@@ -299,11 +300,29 @@ def whole_folder(final: Path, kind: str, *, keep: bool = False) -> Iterator[Path
         if not (temporary / MANIFEST).exists():
             write_manifest(temporary, kind)
         if final.exists():
+            _take_along(final, temporary)
             exchange(temporary, final)
         else:
             temporary.rename(final)
     finally:
         clear_leftover(final)
+
+
+def _take_along(old: Path, new: Path) -> None:
+    """Link or copy what people put into a folder into the one that replaces it."""
+    if not (old / MANIFEST).is_file():
+        return
+    try:
+        own = {name.partition("/")[0] for name in _parse_manifest(old).files} | {MANIFEST}
+    except ValueError:  # nobody knows what was its own
+        return
+    for path in old.iterdir():
+        if path.name in own or os.path.lexists(new / path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(str(path), str(new / path.name))
 
 
 def remove(path: Path) -> None:
@@ -426,6 +445,6 @@ def _aside(final: Path) -> Path:
 def _link_or_copy(source: str, target: str) -> None:
     """A second name for a file; a copy where the file system has none."""
     try:
-        os.link(source, target, follow_symlinks=True)
+        os.link(source, target, follow_symlinks=False)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copy2(source, target, follow_symlinks=False)

@@ -279,6 +279,8 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
         ValueError: there is no such folder or repository, or no network.
     """
     text = os.fspath(path_or_hub_id)
+    if not text:
+        raise ValueError("the name of the folder or hub repository is empty")
     path = Path(text)
     if path.is_dir():
         return path

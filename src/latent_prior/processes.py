@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from latent_prior.files import check_folder_path
 from latent_prior.machine import available_cores
 from latent_prior.options import RunOptions
+from latent_prior.stopping import left_to_the_system
 
 T = TypeVar("T")
 
@@ -49,12 +50,13 @@ def start_processes(
     # accelerate always passes this argument, whose name torch deprecates since 2.14.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     # The quantizer all-reduces its statistics; a broadcast would overwrite them with rank 0's.
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        gradient_accumulation_steps=accumulation_steps,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        step_scheduler_with_optimizer=False,
-    )
+    with left_to_the_system():  # processes may wait for each other for half an hour
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            gradient_accumulation_steps=accumulation_steps,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            step_scheduler_with_optimizer=False,
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and accelerator.num_processes == 1:
         raise ValueError(
             "several processes were started, but they do not form a group and would overwrite each other's files; on a CPU "

@@ -93,6 +93,23 @@ def postponed() -> Iterator[Request]:
 
 
 @contextmanager
+def left_to_the_system() -> Iterator[None]:
+    """Within the block a signal ends the process at once, even in a call that never returns."""
+    handlers: dict[signal.Signals, signal._HANDLER] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+                signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _handled(first: Callable[[int], object]) -> Iterator[None]:
     before = _handle(first)
     try:

@@ -90,6 +90,7 @@ def crashes(
         expected = tree(place.work, _ignored)
         after = {folder: tree(place.work / folder) for folder in command.whole}
         points = range(1, len(alone.events) + 1)
+        print(f"{name}: {len(points)} changes of files", flush=True)
         for point in sorted(chance.sample(points, min(most, len(points)))) if most else points:
             case = f"{name} killed before {alone.events[point - 1]} ({point})"
             place.prepare(command)

@@ -260,3 +260,16 @@ def test_a_file_is_digested_while_it_is_written(tmp_path, pieces):
             file.write(piece)
     assert (tmp_path / "a").read_bytes() == b"".join(pieces)
     assert file.record == record_of(tmp_path / "a")
+
+
+def test_files_of_people_go_along_when_a_folder_is_replaced(tmp_path):
+    folder = tmp_path / "model"
+    write(folder)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "more").mkdir()
+    (folder / "more" / "link").symlink_to("nowhere")
+    write(folder, "2")
+    write(folder, "3", name="other.json")
+    assert names(folder) == [MANIFEST, "notes.txt", "other.json"]
+    assert os.readlink(folder / "more" / "link") == "nowhere"
+    check_folder(folder, "model")

@@ -28,6 +28,14 @@ def main():
             time.sleep(60)
         except BaseException as error:
             raise RuntimeError("a library's own words") from error
+    if sys.argv[1] == "group":
+        with stopping.left_to_the_system():
+            print("ready", flush=True)
+            while True:
+                try:
+                    time.sleep(60)
+                except BaseException:
+                    pass
     with stopping.postponed():
         print("ready", flush=True)
         while True:
@@ -79,6 +87,13 @@ def test_a_second_signal_ends_at_once_what_the_first_does_not(started):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == -signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_its_group_ends_at_once(started, number):
+    process = started("group", WORLD_SIZE="2")
+    process.send_signal(number)
+    assert process.wait(20) == -number
 
 
 def test_a_launcher_that_passes_on_the_terminals_signal_sends_no_second_one(started):

@@ -178,6 +178,24 @@ def test_images_that_have_changed_are_refused(fit, refused, flags, parts, tmp_pa
     assert str(run) in said
 
 
+def test_a_run_within_its_data_set_does_not_learn_from_its_own_pictures(call, refused, flags, parts, tmp_path, caplog):  # fmt: skip
+    data = parts["images"](tmp_path / "data", 12)
+    own = {**flags, "dataset": data, "max_steps": 2, "output_dir": data / "run"}
+    for _ in range(2):
+        call(train, **own)
+        assert list((data / "run" / "samples").iterdir())
+    assert "run: passed over" in caplog.text
+    assert "is the data set" in refused(train, **{**flags, "dataset": data, "output_dir": data})
+
+
+def test_a_finished_run_keeps_the_options_it_was_trained_with(fit):
+    run = fit(max_steps=2)
+    before = (run / "config.yaml").read_text()
+    fit(max_steps=2, learning_rate=0.5)
+    fit(max_steps=1)
+    assert (run / "config.yaml").read_text() == before
+
+
 def test_of_a_folder_without_splits_a_part_is_validated(call, flags, parts, tmp_path, capfd):
     """A preset asks for the split `test`, which the user has not made."""
     folder = parts["images"](tmp_path / "data", 60)

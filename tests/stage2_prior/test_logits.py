@@ -88,8 +88,10 @@ def test_a_filter_is_temperature_then_top_k_then_top_p(dtype, temperature, k, p)
 
 
 def test_a_filter_takes_the_likeliest_code_at_temperature_zero(logits):
-    kept = filter_logits(logits, Sampler(temperature=0.0, top_k=5, top_p=0.5)).isfinite()
-    assert torch.equal(kept.nonzero()[:, 1], logits.argmax(-1))
+    for temperature in (0.0, 1e-300, 1e-30):
+        sampler = Sampler(temperature=temperature, top_k=5, top_p=0.5)
+        kept = filter_logits(logits, sampler).isfinite()
+        assert torch.equal(kept.nonzero()[:, 1], logits.argmax(-1))
 
 
 @pytest.mark.parametrize("num_codes", [1, 2, 300, 5000])

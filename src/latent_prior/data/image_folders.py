@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_prior.data.labels import natural_order
-from latent_prior.data.listing import images_among
+from latent_prior.data.listing import LABELS_FILE, images_among
 from latent_prior.data.splits import FEWEST, SPLITS, held_out_names, split_places
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def ignored(files: Sequence[Path], used: Collection[Path]) -> list[str]:
     """Which files are not used, as ends of a sentence."""
     chosen = set(used)
     left = [path for path in files if path not in chosen]
-    remarks = [f"{path.name} is not read" for path in left if path.stem.lower() == "metadata"][:1]
+    tables = [path for path in left if path.stem.lower() == "metadata" or path.name == LABELS_FILE]
+    remarks = [f"{path.name} is not read" for path in tables[:1]]
     if left:
         endings = Counter(path.suffix.lower() or "without ending" for path in left)
         named = ", ".join(ending for ending, _ in endings.most_common(5))

@@ -30,8 +30,8 @@ _TABLE_LIMIT = 2**26  # bytes of a table of labels
 def files_below(folder: Path) -> list[Path]:
     """Files in a folder and its sub-folders, sorted, without hidden ones.
 
-    A link to a folder elsewhere is followed. Links that lead back, and links to files and folders
-    that are listed already, are passed over with a warning.
+    A link to a folder elsewhere is followed. Links that lead back, links to files and folders that
+    are listed already, and folders of trainings are passed over with a warning.
 
     Raises:
         ValueError: a folder cannot be listed.
@@ -100,12 +100,23 @@ def _walk(start: Path, entered: set[tuple[int, int]]) -> tuple[list[Path], list[
                     if entry.is_symlink():
                         links.append(Path(entry.path))
                     elif entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
+                        if _is_run(Path(entry.path)):
+                            _warn(
+                                f"{entry.path}: passed over, its pictures are those of a training"
+                            )
+                        else:
+                            folders.append(entry.path)
                     else:
                         files.append(Path(entry.path))
         except OSError as error:
             raise ValueError(f"{folder} cannot be listed ({error.strerror})") from error
     return files, sorted(links)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a training wrote the folder: its pictures show training and held-out images."""
+    logs = (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
+    return logs and (folder / "config.yaml").is_file()
 
 
 def _identity(folder: Path) -> tuple[int, int]:

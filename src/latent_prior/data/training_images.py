@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -59,8 +60,12 @@ def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
     and the options already hold all of these.
 
     Raises:
-        ValueError: an image cannot be read, or the images differ in size.
+        ValueError: an image cannot be read, the images differ in size, or the run would lie among
+            them.
     """
+    run, data = Path(options.output_dir), Path(options.dataset)
+    if data.is_dir() and run.is_dir() and run.samefile(data):
+        raise ValueError(f"--output_dir {run} is the data set; name another folder")
     print_found(options)
     if options.streaming:
         return None, options

@@ -216,8 +216,9 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
         if restored is not None:
             print(f"resuming {run} at step {state.step}")
             _prune(run, options)
-        with whole_file(run / "config.yaml") as path:
-            path.write_text(yaml.safe_dump(resolved, sort_keys=False))
+        if restored is None or state.step < options.max_steps:  # else nothing is trained with them
+            with whole_file(run / "config.yaml") as path:
+                path.write_text(yaml.safe_dump(resolved, sort_keys=False))
     accelerator.wait_for_everyone()
 
 
