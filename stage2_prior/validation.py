@@ -46,10 +46,11 @@ def choose_splits(
         (name for name in ("validation", "test") if name in splits), None
     )
     if held_out is not None and held_out != options.split:
-        validation = splits[held_out]
-        return train_codes, validation.rows(validation.view == 0)
+        return train_codes, _plain(splits[held_out], f"split {held_out}", options)
     # Without a split for validation, images are held out with all their views.
-    images = np.flatnonzero(np.bincount(train_codes.source_index))
+    images = np.unique(train_codes.source_index)
+    if len(images) and images[0] < 0:
+        raise ValueError(f"--codes {options.codes}: source_index is negative; encode again")
     order = torch.randperm(len(images), generator=generator(options.seed, "validation")).numpy()
     count = max(1, round(len(images) * options.validation_fraction))
     if count >= len(images):
@@ -57,7 +58,19 @@ def choose_splits(
             f"--codes {options.codes}: {len(images)} images are too few to hold some out"
         )
     aside = np.isin(train_codes.source_index, images[order[:count]])
-    return train_codes.rows(~aside), train_codes.rows(aside & (train_codes.view == 0))
+    held_out_codes = _plain(train_codes.rows(aside), "the images held out", options)
+    return train_codes.rows(~aside), held_out_codes
+
+
+def _plain(codes: CodesSplit, name: str, options: TrainOptions) -> CodesSplit:
+    """The rows of images without augmentation."""
+    plain = codes.rows(codes.view == 0)
+    if not len(plain):
+        raise ValueError(
+            f"--codes {options.codes}: no image of {name} is there without augmentation (view 0); "
+            "encode again"
+        )
+    return plain
 
 
 def codes_and_labels(batch: dict[str, Tensor], device: torch.device) -> tuple[CodeMaps, Tensor]:

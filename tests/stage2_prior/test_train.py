@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from latent_prior.data.codes_dataset import open_codes
+from latent_prior.data.codes_dataset import CodesSplit, open_codes
 from latent_prior.folders import MANIFEST
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import encode, load_autoencoder
@@ -148,6 +148,23 @@ def test_the_validation_loss_is_that_of_the_exported_model_on_plain_images(fit, 
     assert metrics(run)[-1]["validation_nats_per_code"] == pytest.approx(
         float(torch.stack(alone).mean()), rel=1e-5
     )
+
+
+def test_strange_row_numbers_and_views_are_told_and_take_no_memory(codes, monkeypatch):
+    options = TrainOptions(codes=str(codes), output_dir="unused", validation_fraction=0.2)
+    splits = {"train": open_codes(codes)[0]["train"]}
+    rows = splits["train"].source_index
+    for numbers in (rows * 10**12, rows - 1):
+        monkeypatch.setattr(CodesSplit, "source_index", property(lambda split, n=numbers: n))
+        if numbers.min() < 0:
+            with pytest.raises(ValueError, match="source_index is negative"):
+                choose_splits(splits, options)
+        else:
+            assert len(choose_splits(splits, options)[0]) > 0
+    monkeypatch.undo()
+    monkeypatch.setattr(CodesSplit, "view", property(lambda split: np.full(len(split), 3)))
+    with pytest.raises(ValueError, match=f"--codes {codes}: no image of .* without augmentation"):
+        choose_splits(splits, options)
 
 
 def test_a_split_of_its_own_is_used_for_validation(
