@@ -41,7 +41,7 @@ answer_early(__name__, IntegrityOptions)
 
 import torch
 
-from latent_prior import folders, models
+from latent_prior import folders, manifests, models
 from latent_prior.training import checkpoint
 from latent_prior.training.ema import EMA
 
@@ -89,7 +89,7 @@ class Network(models.StrictModel):
 class PlainFile:
     """A file without a digest, in the place of `DigestedFile`."""
 
-    record = folders.FileRecord(0, "")
+    record = manifests.FileRecord(0, "")
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
@@ -112,9 +112,9 @@ class PlainFile:
 @contextmanager
 def without_digests() -> Iterator[None]:
     """The same functions, which neither compute nor compare digests."""
-    unchecked = folders.Manifest("model", dict.fromkeys(MODEL_FILES, PlainFile.record))
+    unchecked = manifests.Manifest("model", dict.fromkeys(MODEL_FILES, PlainFile.record))
     with (
-        patch.object(folders, "digest", lambda _: ""),
+        patch.object(manifests, "digest", lambda _: ""),
         patch.object(checkpoint, "DigestedFile", PlainFile),
         patch.object(checkpoint, "checked_meanwhile", lambda *_: nullcontext(None)),
         patch.object(models, "checked_meanwhile", lambda *_: nullcontext(unchecked)),

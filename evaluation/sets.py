@@ -21,7 +21,13 @@ from latent_prior.data.found import print_found
 from latent_prior.data.image_files import FILE_LIMIT, read_header
 from latent_prior.data.images import ImageSet, open_images
 from latent_prior.data.labels import read_label_table
-from latent_prior.data.listing import GENERATION_FILE, LABELS_FILE, files_below, images_among
+from latent_prior.data.listing import (
+    ABOUT_FILE,
+    GENERATION_FILE,
+    LABELS_FILE,
+    files_below,
+    images_among,
+)
 from latent_prior.data.sources import ImageTable
 from latent_prior.evaluation.options import REFERENCE, Candidate, ScoreOptions
 from latent_prior.files import open_regular, read_regular
@@ -31,7 +37,6 @@ from latent_prior.records import read_record
 
 T = TypeVar("T")
 ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"))
-ABOUT_FILE = "about.json"  # a generator's costs
 NAMES_SHOWN = 10  # of the classes, in a message
 
 

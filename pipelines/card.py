@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from latent_prior.data.codes import CodeSpec, Level
 from latent_prior.data.labels import read_label_table
+from latent_prior.data.listing import ABOUT_FILE, GENERATION_FILE, GRID_FILE, LABELS_FILE
 from latent_prior.files import read_regular, whole_file
 from latent_prior.markdown import code, code_block, markdown_table, plain
 from latent_prior.pipelines.index import (
@@ -35,8 +36,6 @@ from latent_prior.records import convert_record, read_record, read_yaml, record_
 from latent_prior.stage2_prior.sampler import Sampler
 
 README, CARD = "README.md", "card"
-GRID_FILE, GENERATION_FILE = "grid.png", "generation.json"
-LABELS_FILE, ABOUT_FILE = "labels.csv", "about.json"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
 TEXT_LIMIT = 16 << 20
 """Most bytes of a README.md or a table."""

@@ -12,8 +12,9 @@ import msgspec
 from huggingface_hub import HfApi
 
 from latent_prior.data.codes import CodeSpec, check_same_codes
-from latent_prior.folders import check_folder, whole_folder, write_manifest
+from latent_prior.folders import whole_folder
 from latent_prior.machine import versions
+from latent_prior.manifests import check_folder, write_manifest
 from latent_prior.models import CONFIG_FILE, StrictModel, read_config
 from latent_prior.pipelines.card import (
     README,

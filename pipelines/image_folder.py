@@ -22,16 +22,15 @@ from latent_prior.cli import command_line
 from latent_prior.data.image_files import FILE_LIMIT, read_image
 from latent_prior.data.images import grid, save_png, to_uint8
 from latent_prior.data.labels import classes_in_turn, label_number, write_labels
-from latent_prior.data.listing import GENERATION_FILE, GRID_FILE, LABELS_FILE
+from latent_prior.data.listing import ABOUT_FILE, GENERATION_FILE, GRID_FILE, LABELS_FILE
 from latent_prior.files import clear_temporary, read_regular
-from latent_prior.folders import MANIFEST, FileRecord, digest, read_manifest, write_manifest
+from latent_prior.manifests import MANIFEST, FileRecord, digest, read_manifest, write_manifest
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.processes import share
 from latent_prior.records import check_output_dir, read_record, write_record
 from latent_prior.seeds import generator
 
-ABOUT_FILE = "about.json"
 GRID_IMAGES, GRID_COLUMNS = 100, 10
 _log = logging.getLogger("latent_prior")
 

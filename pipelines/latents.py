@@ -36,7 +36,8 @@ from latent_prior.data.images import (
 )
 from latent_prior.data.labels import write_labels
 from latent_prior.data.listing import GRID_FILE, LABELS_FILE, LATENTS_FILE
-from latent_prior.folders import check_finished, check_replaceable, whole_folder
+from latent_prior.folders import check_replaceable, whole_folder
+from latent_prior.manifests import check_finished
 from latent_prior.options import changeable
 from latent_prior.pipelines.image_folder import make_missing, read_images
 from latent_prior.pipelines.pipeline import Pipeline

@@ -35,14 +35,8 @@ from latent_prior.data.codes_dataset import (
 from latent_prior.data.found import print_found
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
-from latent_prior.folders import (
-    check_finished,
-    check_replaceable,
-    clear_leftover,
-    digest,
-    remove,
-    whole_folder,
-)
+from latent_prior.folders import check_replaceable, clear_leftover, remove, whole_folder
+from latent_prior.manifests import check_finished, digest
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
 from latent_prior.records import check_output_dir, read_record, write_record

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from latent_prior.folders import checked_meanwhile, record_of, write_manifest
+from latent_prior.manifests import checked_meanwhile, record_of, write_manifest
 from latent_prior.options import default_of
 from latent_prior.records import convert_record, read_record
 

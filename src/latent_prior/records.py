@@ -58,19 +58,17 @@ def parse_record(content: bytes | str, schema: type[T], where: str, way_out: str
     try:
         plain = msgspec.json.decode(content)
         json.loads(content, object_pairs_hook=_unique)
-        if isinstance(plain, dict) and SEAL in plain:
-            seal = plain.pop(SEAL)
-            if seal != _seal(plain):
-                raise ValueError(f"it was changed after it was written ({SEAL} differs)")
-            return convert_record(plain, schema, where, way_out)
-        value = msgspec.json.decode(content, type=schema)
     except msgspec.ValidationError as error:
         raise ValueError(_sentence(where, error, way_out)) from error
     except RecursionError as error:
         raise ValueError(f"{where} is not valid: it is nested too deeply; {way_out}") from error
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}; {way_out}") from error
-    return value
+    if isinstance(plain, dict) and SEAL in plain:
+        seal = plain.pop(SEAL)
+        if seal != _seal(plain):
+            raise ValueError(f"{where} was changed after it was written ({SEAL}); {way_out}")
+    return convert_record(plain, schema, where, way_out)
 
 
 def read_lines(path: Path, schema: type[T], way_out: str) -> list[T]:

@@ -30,7 +30,7 @@ from PIL import Image
 from latent_prior.cli import parse_config
 from latent_prior.data.codes_dataset import open_codes
 from latent_prior.data.image_files import decode_image, resize_and_crop
-from latent_prior.folders import write_manifest
+from latent_prior.manifests import write_manifest
 from latent_prior.pipelines.folder import read_folder
 from latent_prior.stage1_autoencoders.options import TrainOptions
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from latent_prior.folders import MANIFEST, write_manifest
+from latent_prior.manifests import MANIFEST, write_manifest
 from latent_prior.models import (
     CONFIG_FILE,
     INDEX_FILE,

@@ -12,7 +12,7 @@ import yaml
 from latent_prior import folders
 from latent_prior.cli import dump_config, parse_config
 from latent_prior.evaluation.options import ScoreOptions
-from latent_prior.folders import MANIFEST, check_folder
+from latent_prior.manifests import MANIFEST, check_folder
 from latent_prior.pipelines import Pipeline, Sampler, assemble, card, describe, generate
 from latent_prior.pipelines.card import write_card
 from latent_prior.pipelines.options import AssembleOptions, GenerateOptions

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from latent_prior.data.images import save_png
-from latent_prior.folders import MANIFEST
+from latent_prior.manifests import MANIFEST
 from latent_prior.pipelines.image_folder import (
     ABOUT_FILE,
     chosen_classes,

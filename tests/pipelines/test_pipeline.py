@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latent_prior.data.images import to_uint8
-from latent_prior.folders import MANIFEST, write_manifest
+from latent_prior.manifests import MANIFEST, write_manifest
 from latent_prior.pipelines import Pipeline, Sampler
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage2_prior import TransformerPrior

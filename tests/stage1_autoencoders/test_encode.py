@@ -11,7 +11,7 @@ from PIL import Image
 
 from latent_prior.data.codes_dataset import open_codes
 from latent_prior.data.images import crop_windows, open_images, to_float
-from latent_prior.folders import MANIFEST
+from latent_prior.manifests import MANIFEST
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import encode, load_autoencoder

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latent_prior.data.codes_dataset import CodesSplit, open_codes
-from latent_prior.folders import MANIFEST
+from latent_prior.manifests import MANIFEST
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import encode, load_autoencoder
 from latent_prior.stage2_prior import TransformerPrior, train

@@ -16,7 +16,7 @@ import xxhash
 from latent_prior.data.arrow_rows import MappedTable
 from latent_prior.data.codes import SPEC_FILE, CodeSpec, write_spec
 from latent_prior.data.fingerprints import fingerprint_of
-from latent_prior.folders import Manifest, read_manifest
+from latent_prior.manifests import Manifest, read_manifest
 from latent_prior.records import parse_record, read_record
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_prior.data.listing import TABLE_LIMIT
 from latent_prior.files import read_regular, whole_file
 
 NO_LABELS = "none"
@@ -22,7 +23,6 @@ _SHOWN = 20  # names in a message
 _FILES = ("file", "file_name", "filename", "image", "path")
 _CLASSES = ("class", "class_name", "label", "category")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_TABLE_LIMIT = 2**28  # bytes of a labels.csv
 _NUMBER = re.compile(r"-?[0-9]+")
 
 
@@ -199,7 +199,7 @@ def read_label_table(path: Path) -> dict[str, str]:
     Raises:
         ValueError: naming the file and why it cannot be read.
     """
-    text = _decoded(read_regular(path, _TABLE_LIMIT))
+    text = _decoded(read_regular(path, TABLE_LIMIT))
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     delimiter = max(",;\t", key=first_line.count)
     try:

@@ -20,11 +20,11 @@ IMAGE_SUFFIXES = frozenset((
     ".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
-# Written by this project's generators: the first images side by side, the class of each file, and
-# the settings as a record.
-GRID_FILE, LABELS_FILE = "grid.png", "labels.csv"
+# Written by this project's generators: the first images side by side, the class of each file, the
+# costs and the settings.
+GRID_FILE, LABELS_FILE, ABOUT_FILE = "grid.png", "labels.csv", "about.json"
 GENERATION_FILE, LATENTS_FILE = "generation.json", "latents.json"
-_TABLE_LIMIT = 2**26  # bytes of a table of labels
+TABLE_LIMIT = 64 * 2**20  # bytes of a table of labels
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def _is_overview(path: Path) -> bool:
     if not any(path.with_name(name).is_file() for name in (GENERATION_FILE, LATENTS_FILE)):
         return False
     try:
-        table = read_regular(path.with_name(LABELS_FILE), _TABLE_LIMIT)
+        table = read_regular(path.with_name(LABELS_FILE), TABLE_LIMIT)
     except ValueError:  # `latents.py` writes none for some operations
         return True
     cell = rb'(^|[,;\t"])' + re.escape(GRID_FILE.encode()) + rb'($|[,;\t"\r])'

@@ -21,15 +21,8 @@ from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latent_prior.files import check_folder_path
-from latent_prior.folders import (
-    DamagedError,
-    DigestedFile,
-    checked_meanwhile,
-    clear_leftover,
-    remove_folder,
-    whole_folder,
-    write_manifest,
-)
+from latent_prior.folders import clear_leftover, remove_folder, whole_folder
+from latent_prior.manifests import DamagedError, DigestedFile, checked_meanwhile, write_manifest
 from latent_prior.models import Budget, StrictModel
 from latent_prior.processes import from_main
 from latent_prior.training.ema import EMA

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from latent_prior.cli import run
-from latent_prior.folders import DamagedError
+from latent_prior.manifests import DamagedError
 from latent_prior.models import Budget, ModelConfig, StrictModel
 from latent_prior.training.checkpoint import (
     checkpoints,
