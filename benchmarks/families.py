@@ -114,7 +114,7 @@ class Families(Experiment[FamiliesOptions]):
         spec = pipelines[0].code_spec
         channels: Literal[1, 3] = 1 if spec.image_channels == 1 else 3
         source = ImageOptions(dataset=self.images, image_size=spec.image_size, channels=channels)
-        originals = to_float(open_images(source, "test").crops(range(PICTURED)))
+        originals = to_float(open_images(source, "validation").crops(range(PICTURED)))
         rows = [originals, *(pipe.reconstruct(originals) for pipe in pipelines)]
         save_png(grid(to_uint8(torch.cat(rows)), PICTURED), self.folder / "reconstructions.png")
 

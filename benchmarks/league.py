@@ -35,7 +35,7 @@ class LeagueOptions(ExperimentOptions):
     contestants: list[Name] = field(default_factory=lambda: list(get_args(Name)))
     """Contestants: a `vae` sampled from N(0, I), four autoencoders with a prior, and two GANs."""
     sweep_images: int = option(200, at_least=0)
-    """Images per sampler setting in the sweep (training split); 0 keeps the default sampler."""
+    """Images per sampler setting in the sweep (validation split); 0 keeps the default sampler."""
     threads: int | None = option(1, at_least=1)
     """Threads of every run on a CPU; null takes all cores."""
     jobs: int | None = option(None, at_least=1)
@@ -114,7 +114,7 @@ class League(Experiment[LeagueOptions]):
             self.assemble(folder / STAGE1, pipeline, pipeline, prior)
         if len(stages) > 1 and self.options.sweep_images:
             swept = {
-                "pipeline": pipeline, "reference": self.images, "reference_split": "train",
+                "pipeline": pipeline, "reference": self.images, "reference_split": "validation",
                 "features": self.options.features, "num_images": self.options.sweep_images,
                 "full_images": self.options.score_images, "output_dir": folder / "sweep", **SWEEP,
             }  # fmt: skip

@@ -23,8 +23,8 @@ class LikelihoodOptions(ComputeOptions, ImageOptions):
     """Folder or hub id of a pipeline."""
     output_dir: str = option(path=True)
     """Folder for likelihood.json and likelihood.md."""
-    split: str = "test"
-    """Split of the images to measure."""
+    split: str = "validation"
+    """Split of the images to measure; `test` is for final figures, which choose nothing."""
     num_images: int | None = option(None, at_least=2)
     """Images to measure, a seeded random choice; null takes all."""
     draws: int | None = option(None, at_least=1)

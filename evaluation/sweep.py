@@ -43,7 +43,7 @@ class SweepOptions(ReferenceOptions):
     """Images for each combination."""
     full_images: int = option(1000, at_least=2)
     """Images drawn and scored with the best settings."""
-    reference_split: str = "train"
+    reference_split: str = "validation"
     """Split of the reference. Report scores on another one: settings chosen on it flatter it."""
     seed: int = option(0, at_least=0)
     """Seed of the images, which are those of generate.py with this seed, and of the measures."""

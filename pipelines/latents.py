@@ -5,7 +5,7 @@ Further operations traverse the space, add and subtract images, or complete them
 python pipelines/latents.py --pipeline runs/mnist/pipeline --operation interpolate \
     --images 3 8 15 --output_dir runs/mnist/between
 accelerate launch pipelines/latents.py --pipeline runs/mnist/pipeline \
-    --operation reconstruct --split test --output_dir runs/mnist/reconstructions
+    --operation reconstruct --split validation --output_dir runs/mnist/reconstructions
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from latent_prior.data.codes_dataset import (
 from latent_prior.data.found import print_found
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
+from latent_prior.data.splits import split_named
 from latent_prior.folders import check_replaceable, clear_leftover, remove, whole_folder
 from latent_prior.manifests import check_finished, digest
 from latent_prior.options import changeable
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     options = fit_options(options, autoencoder)
     print_found(options)
-    names = open_source(options).split_names() if options.split is None else [options.split]
+    names = choose_splits(options)
     sets = {name: open_images(options, name) for name in names}
     settings = dump_config(options) | {
         "autoencoder_fingerprint": autoencoder.fingerprint,
@@ -124,6 +125,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
         print(f"codes: {final} ({counts} images, {list(codes_features(spec))} per row)")
     accelerator.wait_for_everyone()
+
+
+def choose_splits(options: EncodeOptions) -> list[str]:
+    """The splits to encode: by default all but test, which the final scores alone read.
+
+    Raises:
+        ValueError: there are no others.
+    """
+    if options.split is not None:
+        return [options.split]
+    names = open_source(options).split_names()
+    chosen = [name for name in names if split_named(name) != "test"]
+    if not chosen:
+        raise ValueError(
+            f"--dataset {options.dataset} has only the split {names[0]}, which is not encoded "
+            f"unless it is asked for: --split {names[0]}"
+        )
+    return chosen
 
 
 def fit_options(options: EncodeOptions, autoencoder: Autoencoder) -> EncodeOptions:

@@ -182,7 +182,8 @@ class TrainOptions(TrainingImageOptions):
     critic: CriticOptions = field(default_factory=CriticOptions)
     """The critic of VAE-GAN and VQGAN."""
     validation_split: str | None = None
-    """Split that every evaluation measures. Default: none, training images only."""
+    """Split that every evaluation measures, as a rule `validation`, which is held out of `train` if
+    there is none. Default: none, training images only."""
     validation_images: int = 512
     """Number of validation images."""
 
@@ -205,7 +206,7 @@ class EncodeOptions(ComputeOptions, ImageOptions):
     output_dir: str = option(may_change=True, path=True)
     """Folder of the codes dataset."""
     split: str | None = None
-    """Split to encode. Default: all."""
+    """Split to encode. Default: all but test, which only the final scores read."""
     crops: int = option(0, at_least=0)
     """Random crops per training image, besides the central one; see `resize` and `crop_padding`."""
     flip: bool = False

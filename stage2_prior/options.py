@@ -61,7 +61,7 @@ class TrainOptions(RunOptions):
     split: str = "train"
     """Split to train on, with all its views."""
     validation_split: str | None = None
-    """Split to validate on; null takes `validation`, `test` or else `validation_fraction`."""
+    """Split to validate on; null takes `validation` or else `validation_fraction`."""
     validation_fraction: float = option(0.05, above=0, below=1)
     """Share of the training images held out if there is no split to validate on."""
     validation_images: int = option(2048, at_least=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec
 from latent_prior.data.codes_dataset import CodesSplit, open_codes
+from latent_prior.data.splits import split_named
 from latent_prior.processes import share
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
@@ -43,7 +44,7 @@ def choose_splits(
             raise ValueError(f"--{flag} {name}: the codes have the splits {', '.join(splits)}")
     train_codes = splits[options.split]
     held_out = options.validation_split or next(
-        (name for name in ("validation", "test") if name in splits), None
+        (name for name in splits if split_named(name) == "validation"), None
     )
     if held_out is not None and held_out != options.split:
         return train_codes, _plain(splits[held_out], f"split {held_out}", options)

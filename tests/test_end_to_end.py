@@ -174,17 +174,18 @@ def test_a_parquet_folder_differs_by_flags_only(
 
 def test_the_embedded_digits_go_the_whole_way(call, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    vqvae = {**parts["vqvae_flags"], **SHORT, "validation_split": "test", "validation_images": 20}
+    vqvae = {**parts["vqvae_flags"], **SHORT, "validation_split": "validation"}
+    vqvae["validation_images"] = 20
     call(train_autoencoder, output_dir="vqvae", **vqvae)
-    call(encode, output_dir="codes", autoencoder="vqvae/model", split="test")
-    rows = datasets.load_from_disk("codes")["test"]
-    assert len(rows) == 1000
-    assert np.bincount(rows.with_format(None)["label"][:]).tolist() == [100] * 10
+    call(encode, output_dir="codes", autoencoder="vqvae/model", split="validation")
+    rows = datasets.load_from_disk("codes")["validation"]
+    assert len(rows) == 400
+    assert np.bincount(rows.with_format(None)["label"][:]).tolist() == [40] * 10
     call(
         train_prior,
         output_dir="prior",
         codes="codes",
-        split="test",
+        split="validation",
         **parts["prior_flags"],
         **SHORT,
     )

@@ -26,7 +26,7 @@ def data(parts, tmp_path_factory):
     """A data set with images to fit to and others to measure."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     parts["images"](folder / "train", 12)
-    parts["images"](folder / "test", 11, seed=1)
+    parts["images"](folder / "validation", 11, seed=1)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_codes_are_measured_level_by_level_given_their_class(measure, pipelines,
     learned, uniform = found["rows"]
     assert [learned["name"], uniform["name"]] == ["learned prior", "uniform codes"]
     pipe = Pipeline.from_pretrained(pipelines / "codes")
-    images = open_images(ImageOptions(dataset=str(data), image_size=16, channels=3), "test")
+    images = open_images(ImageOptions(dataset=str(data), image_size=16, channels=3), "validation")
     pixels = to_float(images.read(range(11)))
     with torch.no_grad():
         nats = pipe.prior.nats(pipe.encode(pixels), images.labels)
@@ -101,7 +101,13 @@ def test_the_protocol_says_how_the_numbers_came_about(measure, pipelines):
     protocol, pipe = found["protocol"], Pipeline.from_pretrained(pipelines / "codes")
     assert protocol["autoencoder_fingerprint"] == pipe.autoencoder.fingerprint
     assert protocol["prior_fingerprint"] == pipe.prior.fingerprint
-    expected = {"split": "test", "num_images": 5, "draws": 1, "seed": 3, "labels": "own class"}
+    expected = {
+        "split": "validation",
+        "num_images": 5,
+        "draws": 1,
+        "seed": 3,
+        "labels": "own class",
+    }
     assert {name: protocol[name] for name in expected} == expected
     pixels = protocol["pixels"]
     assert (pixels["likelihood"], pixels["fit_split"], pixels["fit_images"]) == (
@@ -150,7 +156,7 @@ def test_latents_are_measured_against_the_standard_normal(measure):
 def test_the_bits_of_latents_are_their_divergence_from_the_prior(measure, pipelines, data):
     (row,) = measure("vae", draws=200)[0]["rows"]
     vae = Pipeline.from_pretrained(pipelines / "vae").autoencoder
-    images = open_images(ImageOptions(dataset=str(data), image_size=16, channels=3), "test")
+    images = open_images(ImageOptions(dataset=str(data), image_size=16, channels=3), "validation")
     with torch.no_grad():
         kl = vae.posterior(to_float(images.read(range(11)))).kl().sum() / 11
     assert row["codes_bits_per_image"] == pytest.approx(float(kl) / math.log(2), rel=0.05)
@@ -197,11 +203,13 @@ def test_processes_share_the_images_whatever_their_number(
 def test_what_cannot_be_measured_is_refused(refused, data, pipelines, parts, tmp_path):
     out = {"output_dir": tmp_path / "out", "dataset": data, "pipeline": pipelines / "codes"}
     assert "leave the flag out" in refused(likelihood, **out, draws=2)
-    assert "'validation'" in refused(likelihood, **out, split="validation")
+    assert "'test'" in refused(likelihood, **out, split="test")
     assert "'held'" in refused(likelihood, **out, fit_split="held")
     assert "11 readable images" in refused(likelihood, **out, num_images=12)
     shutil.copytree(data, tmp_path / "others")
-    (tmp_path / "others" / "test" / "bee").rename(tmp_path / "others" / "test" / "zebra")
+    (tmp_path / "others" / "validation" / "bee").rename(
+        tmp_path / "others" / "validation" / "zebra"
+    )
     said = refused(likelihood, **out | {"dataset": tmp_path / "others"})
     assert "'zebra'" in said
     assert "--conditional false" in said

@@ -31,7 +31,7 @@ def folder(pipeline_folder, tmp_path):
 def flags(folder, images, scripted_features, tmp_path):
     return {
         "pipeline": folder, "reference": images, "features": scripted_features, "num_images": 8, "full_images": 12,
-        "batch_size": 5, "output_dir": tmp_path / "sweep",
+        "batch_size": 5, "reference_split": "train", "output_dir": tmp_path / "sweep",
     }  # fmt: skip
 
 

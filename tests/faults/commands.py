@@ -87,7 +87,7 @@ class Place:
 
     def _commands(self) -> dict[str, Command]:
         work, out = self.work, self.work / "out"
-        sized = self._images(image_size=16, channels=1, validation_split="test")
+        sized = self._images(image_size=16, channels=1, validation_split="validation")
         scoring: Words = (
             "--reference", self.data, "--features", "efficientnet_lite0", "--kid_subset_size", 8,
             "--kid_subsets", 3, "--cpu_threads", 1,
@@ -156,7 +156,7 @@ class Place:
             "compare": Command("evaluation.score", ("--compare", work / "scores/scores.json", work / "others/scores.json", "--output_dir", out), {"scores": "scores", "others": "scores"}, "out"),
             "sweep": Command(
                 "evaluation.sweep",
-                ("--pipeline", work / "pipeline", *scoring[:4], "--cpu_threads", 1, "--reference_split", "train", "--temperature", 0.8, 1.0,
+                ("--pipeline", work / "pipeline", *scoring[:4], "--cpu_threads", 1, "--temperature", 0.8, 1.0,
                  "--num_images", 6, "--full_images", 6, "--batch_size", 4, "--output_dir", out),
                 pipeline, "out", ("pipeline",),
             ),

@@ -158,9 +158,21 @@ def test_rows_do_not_depend_on_how_the_work_is_cut(write):
 
 @pytest.fixture
 def two_splits(parts, tmp_path):
-    for split, count in (("train", 12), ("test", 6)):
+    for split, count in (("train", 12), ("validation", 6), ("test", 5)):
         parts["images"](tmp_path / "data" / split, count)
     return tmp_path / "data"
+
+
+def test_a_data_set_of_test_images_alone_is_encoded_on_request(
+    call, refused, parts, autoencoder_folder, tmp_path
+):
+    parts["images"](tmp_path / "data" / "test", 6)
+    flags = {"autoencoder": autoencoder_folder, "dataset": tmp_path / "data"}
+    assert "unless it is asked for: --split test" in refused(
+        encode, output_dir=tmp_path / "codes", **flags
+    )
+    call(encode, output_dir=tmp_path / "codes", split="test", **flags)
+    assert len(load_from_disk(str(tmp_path / "codes"))["test"]) == 6
 
 
 def test_splits_are_kept_and_only_training_images_are_augmented(
@@ -169,7 +181,7 @@ def test_splits_are_kept_and_only_training_images_are_augmented(
     flags = {"autoencoder": autoencoder_folder, "dataset": two_splits, "flip": True}
     call(encode, output_dir=tmp_path / "all", **flags)
     splits = load_from_disk(str(tmp_path / "all"))
-    assert {name: len(split) for name, split in splits.items()} == {"train": 24, "test": 6}
+    assert {name: len(split) for name, split in splits.items()} == {"train": 24, "validation": 6}
     call(encode, output_dir=tmp_path / "test", split="test", **flags)
     assert list(load_from_disk(str(tmp_path / "test"))) == ["test"]
 
@@ -570,7 +582,7 @@ def test_the_spec_tells_shift_and_scale_of_the_training_latents(write_latents, t
     np.testing.assert_allclose(spec.latent_shift, latents.mean((0, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(spec.latent_scale, latents.std((0, 2, 3)), rtol=1e-6)
     assert abs(spec.latent_shift[0]) > 0.5
-    both = np.concatenate([latents, splits["test"].column("latents")])
+    both = np.concatenate([latents, splits["validation"].column("latents")])
     assert not np.allclose(spec.latent_shift, both.mean((0, 2, 3)), rtol=1e-4)
     beside = json.loads((folder / "code_spec.json").read_text())
     assert beside["latent_scale"] == list(spec.latent_scale)

@@ -170,7 +170,7 @@ def test_strange_row_numbers_and_views_are_told_and_take_no_memory(codes, monkey
 def test_a_split_of_its_own_is_used_for_validation(
     call, flags, parts, autoencoder_folder, tmp_path
 ):
-    for split, count in (("train", 12), ("test", 6)):
+    for split, count in (("train", 12), ("validation", 6)):
         parts["images"](tmp_path / "data" / split, count)
     written = {"autoencoder": autoencoder_folder, "dataset": tmp_path / "data", "flip": True}
     call(encode, output_dir=tmp_path / "codes", **written)
@@ -181,6 +181,9 @@ def test_a_split_of_its_own_is_used_for_validation(
     same = dataclasses.replace(options, validation_split="train")
     learned, held_out = choose_splits(splits, same)
     assert not set(held_out.source_index) & set(learned.source_index)
+    splits["test"] = splits.pop("validation")  # as `encode.py --split test` writes it
+    learned, held_out = choose_splits(splits, options)
+    assert len(learned) + 2 * len(held_out) == 24
 
 
 def test_sample_grids_show_codes_or_images(fit, autoencoder_folder):

@@ -9,6 +9,7 @@ import numpy as np
 
 from latent_prior.data.image_files import FILE_LIMIT, UNREADABLE, Header, read_header
 from latent_prior.data.sources import ImageTable, open_source
+from latent_prior.data.splits import SPLITS, split_named
 from latent_prior.files import open_regular
 from latent_prior.machine import in_threads, is_main_process
 from latent_prior.options import ImageOptions, ReadOptions
@@ -46,16 +47,26 @@ def print_found(options: ImageOptions, prefix: str = "") -> None:
 
 
 def found(options: ImageOptions) -> str:
-    """What a dataset holds, split by split, and what of it is not used."""
+    """What a dataset holds, split by split, and what of it is not used.
+
+    Test images are counted, not opened: only the final scores read them.
+    """
     if getattr(options, "streaming", False):
         return f"{options.dataset}: a stream, not inspected in advance"
     source = open_source(options)
     names = source.split_names()
-    tables = {name: source.table(name) for name in names}
-    parts = [f"{name}: {_described(table, options)}" for name, table in tables.items()]
-    parts += [f"{name}: none" for name in ("train", "test") if name not in names]
+    tables = {name: source.table(name) for name in names if split_named(name) != "test"}
+    parts = [
+        f"{name}: {_described(tables[name], options) if name in tables else _counted(source.size(name))}"
+        for name in names
+    ]
+    parts += [f"{name}: none" for name in SPLITS if name not in map(split_named, names)]
     remarks = [table.remark for table in tables.values() if table.remark]
     return "; ".join([*parts, *source.remarks(), *dict.fromkeys(remarks)])
+
+
+def _counted(images: int) -> str:
+    return f"{images:,} image{'s' * (images > 1)}"
 
 
 def _described(table: ImageTable, options: ImageOptions) -> str:
@@ -64,7 +75,7 @@ def _described(table: ImageTable, options: ImageOptions) -> str:
         return "no images"
     seen = headers(table, options)
     readable = [header for header in seen if header is not None]
-    words = [f"{len(table):,} image{'s' * (len(table) > 1)}"]
+    words = [_counted(len(table))]
     if readable:
         words += [_sizes(readable), _colours(readable, options.channels)]
     if len(readable) < len(seen):

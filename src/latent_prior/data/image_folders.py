@@ -14,19 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from latent_prior.data.labels import natural_order
 from latent_prior.data.listing import LABELS_FILE, images_among
-from latent_prior.data.splits import FEWEST, SPLITS, held_out_names, split_places
+from latent_prior.data.splits import (
+    FEWEST,
+    SPLITS,
+    held_out_remark,
+    missing_parts,
+    parts_of_names,
+    split_places,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def image_splits(folder: Path, files: list[Path]) -> tuple[dict[str, Dataset], str | None]:
-    """The splits of a folder of image files, and why there are no classes although it has folders.
+def image_splits(folder: Path, files: list[Path]) -> tuple[dict[str, Dataset], list[str]]:
+    """The splits of a folder of image files, and remarks on them, as ends of a sentence.
 
     Folders named like splits (train, validation, test; see `splits.split_named`) are splits;
-    otherwise all images are `train`, and of many images a part is held out as `test`. If all images
-    of a split lie in sub-folders of the same depth, these are their classes; images directly in a
-    split have none.
+    otherwise all images are `train`. Of many training images those of missing splits are held out
+    (`splits.missing_parts`). If all images of a split lie in sub-folders of the same depth, these
+    are their classes; images directly in a split have none.
 
     Raises:
         ValueError: some images lie in folders named like splits, others do not.
@@ -39,17 +46,21 @@ def image_splits(folder: Path, files: list[Path]) -> tuple[dict[str, Dataset], s
     depths = {split: {len(p) for p, s in zip(places, names, strict=True) if s == split}
               for split in dict.fromkeys(names)}  # fmt: skip
     mixed = next((split for split, found in depths.items() if len(found) > 1), None)
-    remark = f"no classes, because images of {mixed} lie at different depths" if mixed else None
+    remarks = [f"no classes, because images of {mixed} lie at different depths"] if mixed else []
     classes = [] if mixed else natural_order({parts[-1] for parts in places if parts})
-    if depth is None and len(images) >= FEWEST:
-        held_out = held_out_names([path.relative_to(folder).as_posix() for path in images])
-        names = ["test" if out else name for name, out in zip(names, held_out, strict=True)]
+    parts = missing_parts(set(names))
+    if parts and names.count("train") >= FEWEST:
+        own = parts_of_names([path.relative_to(folder).as_posix() for path in images], parts)
+        names = [
+            str(part) if name == "train" else name for name, part in zip(names, own, strict=True)
+        ]
+        remarks.insert(0, held_out_remark(parts))
     splits: dict[str, Dataset] = {}
     for split in SPLITS:
         chosen = [number for number, name in enumerate(names) if name == split]
         if chosen:
             splits[split] = _rows([images[n] for n in chosen], [places[n] for n in chosen], classes)
-    return splits, remark
+    return splits, remarks
 
 
 def _rows(images: list[Path], places: list[tuple[str, ...]], classes: list[str]) -> Dataset:

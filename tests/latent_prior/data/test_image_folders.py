@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 
 from latent_prior.data.image_folders import image_splits
@@ -107,15 +109,32 @@ def test_a_test_split_without_classes_leaves_those_of_training(tmp_path):
     assert list(found["test"][1]) == [-1]
 
 
-def test_of_many_images_without_splits_a_part_is_held_out(tmp_path):
+@pytest.mark.parametrize("others", [(), ("test/a/0.png",)])
+def test_of_many_images_the_missing_splits_are_held_out(tmp_path, others):
     """An image stays on its side when others are added."""
-    names = [f"{c}/{number:02d}.png" for c in "ab" for number in range(40)]
-    found = splits(tmp_path, *names)
-    assert sorted(found["train"][0] + found["test"][0]) == names
-    assert 3 <= len(found["test"][0]) <= 14
-    more = splits(tmp_path, *(f"b/new{number}.png" for number in range(20)))
-    assert set(found["test"][0]) <= set(more["test"][0])
-    assert set(found["train"][0]) <= set(more["train"][0])
+    prefix = "train/" if others else ""
+    names = [f"{prefix}{c}/{number:02d}.png" for c in "ab" for number in range(40)]
+    found = splits(tmp_path, *names, *others)
+    assert list(found) == ["train", "validation", "test"]
+    assert sorted(chain(*(paths for paths, _ in found.values()))) == sorted([*names, *others])
+    assert 3 <= len(found["validation"][0]) <= 14
+    if others:
+        assert found["test"][0] == list(others)
+    else:
+        assert 3 <= len(found["test"][0]) <= 14
+    more = splits(tmp_path, *(f"{prefix}b/new{number}.png" for number in range(20)))
+    for split, (paths, _) in found.items():
+        assert set(paths) <= set(more[split][0])
+
+
+def test_few_images_and_a_validation_split_of_its_own_are_left_as_they_are(tmp_path):
+    assert list(splits(tmp_path / "few", *(f"{n}.png" for n in range(49)))) == ["train"]
+    names = [*(f"train/{number}.png" for number in range(60)), "val/0.png"]
+    found = splits(tmp_path / "own", *names)
+    assert {name: len(paths) for name, (paths, _) in found.items()} == {
+        "train": 60,
+        "validation": 1,
+    }
 
 
 @pytest.mark.parametrize(

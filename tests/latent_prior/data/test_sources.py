@@ -2,7 +2,7 @@ import contextlib
 import io
 import os
 import shutil
-from itertools import islice
+from itertools import chain, islice
 
 import datasets
 import numpy as np
@@ -206,14 +206,71 @@ def test_classes_of_folders_can_be_left_out(folder, options):
     assert open_source(options(folder, label_column="none")).table("train").labels is None
 
 
-def test_of_many_rows_without_splits_a_part_is_held_out(tmp_path, options):
-    (tmp_path / "p").mkdir()
-    with_names(rows(120)).to_parquet(tmp_path / "p" / "data.parquet")
-    source = open_source(options(tmp_path / "p"))
-    train, test = (set(numbers(source.table(split))) for split in ("train", "test"))
-    assert train | test == set(range(120))
-    assert not train & test
-    assert 4 <= len(test) <= 24
+def save_table(folder, kind, stored) -> None:
+    """Splits as tables; of parquet, `train` in two shards."""
+    made = {name: with_names(columns) for name, columns in stored.items()}
+    if kind == "saved":
+        datasets.DatasetDict(made).save_to_disk(folder)
+        return
+    folder.mkdir()
+    for name, table in made.items():
+        for shard in range(2):
+            part = table.shard(2, shard, contiguous=True)
+            part.to_parquet(folder / f"{name}-0000{shard}-of-00002.parquet")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+@pytest.mark.parametrize("others", [(), ("test",)])
+def test_of_many_rows_the_missing_splits_are_held_out(tmp_path, options, kind, others, streaming):
+    """The same from a table and from its stream, in any order; added rows move no others."""
+    held_out = {}
+    for count in (90, 120):
+        stored = {"train": rows(count)} | {name: rows(20, 200) for name in others}
+        save_table(tmp_path / str(count), kind, stored)
+        source = open_source(options(tmp_path / str(count)))
+        assert source.split_names() == ["train", "validation", "test"]
+        found = {name: numbers(source.table(name)) for name in source.split_names()}
+        if others:
+            assert found.pop("test") == list(range(200, 220))
+        assert sorted(chain(*found.values())) == list(range(count))
+        assert all(4 <= len(each) <= 24 for name, each in found.items() if name != "train")
+        parts = "validation is" if others else "validation and test are"
+        assert source.remarks() == [f"{parts} held out of train"]
+        for name, expected in found.items() if streaming else ():
+            for seed in (None, 1):
+                images = [read() for read, _, _ in source.stream(name, shuffle_seed=seed)]
+                table = source.table(name)
+                assert (images == list(map(table.read, range(len(table))))) == (seed is None)
+                assert sorted(images) == sorted(map(table.read, range(len(expected))))
+        held_out[count] = found
+    for name, before in held_out[90].items():
+        assert held_out[120][name][: len(before)] == before
+
+
+def test_a_stream_trains_on_no_row_that_is_held_out_whatever_its_length(tmp_path, options):
+    many = {name: column * 10 for name, column in rows(210).items()}
+    save_table(tmp_path / "long", "parquet", {"train": many})
+    source = open_source(options(tmp_path / "long"))
+    expected = {name: len(source.table(name)) for name in ("train", "validation", "test")}
+    for name, count in expected.items():
+        assert sum(1 for _ in source.stream(name, shuffle_seed=3)) == count
+
+
+def test_a_validation_split_of_its_own_is_left_as_it_is(tmp_path, options):
+    for names in (("train", "validation"), ("train", "val", "test")):
+        folder = tmp_path / names[1]
+        save_table(folder, "saved", {name: rows(60) for name in names})
+        source = open_source(options(folder))
+        assert source.split_names() == list(names)
+        assert {source.size(name) for name in names} == {60}
+        assert source.remarks() == []
+
+
+def test_held_out_images_are_named_by_their_stored_row(tmp_path, options):
+    save_table(tmp_path / "d", "saved", {"train": rows(60)})
+    table = open_source(options(tmp_path / "d")).table("validation")
+    assert table.name_of(0).startswith(f"row {numbers(table)[0]} of split train of ")
 
 
 def test_too_few_images_to_hold_some_out(folder, options):
@@ -223,7 +280,7 @@ def test_too_few_images_to_hold_some_out(folder, options):
 
 def test_mnist5k_is_embedded(options):
     table = open_source(ImageOptions()).table("test")
-    assert open_source(ImageOptions()).split_names() == ["train", "test"]
+    assert open_source(ImageOptions()).split_names() == ["train", "validation", "test"]
     assert len(table) == 1000
     assert table.labels.tolist() == [n % 10 for n in range(1000)]
     assert table.name_of(3) == "mnist5k test 3"
@@ -240,7 +297,7 @@ def test_wrong_names_are_told(folder, tmp_path, options, parquet):
         ((tmp_path / "file.txt",), "train", "is a file; expected a folder"),
         ((folder,), "test", "has no split 'test'; it has: train"),
         ((path,), "validation", "has no split 'validation'; it has: train, test"),
-        (("mnist5k",), "validation", "has no split 'validation'"),
+        (("mnist5k",), "extra", "has no split 'extra'"),
     ):
         with pytest.raises(ValueError, match=message):
             open_source(options(*settings)).table(split)
