@@ -38,8 +38,8 @@ class PriorsOptions(ExperimentOptions):
 
     pairs: list[Name] = field(default_factory=lambda: list(get_args(Name)))
     """Pairs to train, by the preset of the prior."""
-    likelihood_images: int = option(500, at_least=1)
-    """Test images for the bits per dimension."""
+    likelihood_images: int = option(400, at_least=1)
+    """Validation images for the bits per dimension."""
     output_dir: str = "runs/priors"
     """Folder of the runs and the table; each data set has its own in it."""
 

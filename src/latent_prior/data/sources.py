@@ -240,7 +240,7 @@ class _DatasetsSource(ImageSource):
         rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
         if shuffle_seed is not None and not divided:
             rows = rows.shuffle(seed=shuffle_seed % 2**32, buffer_size=SHUFFLED)
-        numbered = enumerate(rows)
+        numbered: Iterator[tuple[int, Any]] = enumerate(rows)
         if divided:  # by row numbers, so its shards keep their order
             parts = parts_of_stream(self.parts)
             numbered = (each for each, part in zip(numbered, parts, strict=False) if part == split)
@@ -329,7 +329,7 @@ class _DatasetsSource(ImageSource):
                 f"--dataset {path}: the folder holds no images and no parquet or arrow files"
                 + "".join(f"; {each}" for each in ignored(files, []))
             )
-        self.remarked = [*ignored(files, images), *remarks]
+        self.remarked = [*remarks, *ignored(files, images)]
         return splits
 
     def _split(self, splits: dict[str, Any], split: str) -> Any:
