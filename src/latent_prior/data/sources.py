@@ -180,8 +180,8 @@ class _DatasetsSource(ImageSource):
         return len(self.splits[split])
 
     def remarks(self) -> list[str]:
-        names = self.split_names()  # opens the data, which makes the remarks
-        return self.remarked if names else []
+        self.split_names()  # opens the data, which makes the remarks
+        return [*([held_out_remark(self.parts)] if self.parts else []), *self.remarked]
 
     def table(self, split: str) -> ImageTable:
         import datasets
@@ -234,7 +234,7 @@ class _DatasetsSource(ImageSource):
 
         options = self.options
         rows = self._split(self._streams(), split)
-        divided = split in ("train", *self.parts) if self.parts else False
+        divided = bool(self.parts) and split in ("train", *self.parts)
         if isinstance(rows, datasets.Dataset):  # of a folder, and divided already
             rows, divided = rows.to_iterable_dataset(), False
         rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
@@ -270,7 +270,6 @@ class _DatasetsSource(ImageSource):
         if _count(rows) < FEWEST:
             return splits
         self.parts = parts
-        self.remarked = [held_out_remark(parts), *self.remarked]
         divided = dict.fromkeys(("train", *parts), rows)
         if isinstance(rows, datasets.Dataset):
             part_of = parts_of_rows(len(rows), parts)
