@@ -1,10 +1,9 @@
-"""Downloads, and the user's cache folder."""
+"""Downloads, whole or absent, and digests of files."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import shutil
 import sys
 import urllib.error
@@ -16,13 +15,6 @@ from latent_prior.files import open_regular, whole_file
 
 # Not OSError, which would also take those of the disk.
 NETWORK_ERRORS = urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError
-
-
-def cache_folder() -> Path:
-    """Folder of downloads and statistics; $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move it."""
-    if folder := os.environ.get("LATENT_PRIOR_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latent-prior"
 
 
 def file_digest(path: Path) -> str:

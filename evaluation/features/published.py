@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_prior.evaluation.features.downloads import cache_folder, download
+from latent_prior.evaluation.features.downloads import download
 from latent_prior.evaluation.features.networks import FeatureNetwork
 from latent_prior.evaluation.measures.fid import Gaussian
 from latent_prior.evaluation.measures.inputs import ReferenceStatistics
-from latent_prior.files import open_regular, whole_file
+from latent_prior.files import cache_folder, open_regular, whole_file
 
 # A literal inside a function of clean-fid; a test compares them.
 ADDRESS = "https://www.cs.cmu.edu/~clean-fid/stats/"

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from latent_prior.data.image_files import UNREADABLE
-from latent_prior.evaluation.features.downloads import cache_folder, file_digest
+from latent_prior.evaluation.features.downloads import file_digest
 from latent_prior.evaluation.features.extract import stream
 from latent_prior.evaluation.features.networks import FeatureNetwork
 from latent_prior.evaluation.features.published import published_statistics
@@ -31,7 +31,7 @@ from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.options import ReferenceOptions
 from latent_prior.evaluation.sets import ScoredSet
-from latent_prior.files import whole_file
+from latent_prior.files import cache_folder, whole_file
 from latent_prior.folders import remove
 from latent_prior.machine import in_threads, versions
 from latent_prior.processes import share

@@ -14,6 +14,13 @@ from io import BufferedReader
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """The user's folder of drawn data, downloads and statistics; $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move it."""
+    if folder := os.environ.get("LATENT_PRIOR_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latent-prior"
+
+
 @contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
     """Write to a temporary file that is renamed to `final` when the block succeeds.

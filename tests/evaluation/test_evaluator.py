@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from latent_prior.data.mnist5k import digits
+from latent_prior.data.embedded.mnist5k import digits
 from latent_prior.evaluation.features.networks import load_network
 from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.measures.kid import kernel_distance

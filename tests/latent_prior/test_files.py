@@ -88,3 +88,14 @@ def test_a_file_is_never_written_through_a_leftover_or_over_a_folder(tmp_path):
     (tmp_path / "b.txt").mkdir()
     with pytest.raises(ValueError, match=r"b\.txt is no file"), whole_file(tmp_path / "b.txt"):
         pass
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("LATENT_PRIOR_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("LATENT_PRIOR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "latent-prior"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "latent-prior"

@@ -1,4 +1,4 @@
-"""Data sources: the embedded digits, local folders and the Hugging Face hub.
+"""Data sources: the embedded data sets, local folders and the Hugging Face hub.
 
 To add a source, subclass `ImageSource` and choose the subclass in `open_source`.
 """
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from latent_prior.data.embedded import shapes
+from latent_prior.data.embedded.mnist5k import digits
 from latent_prior.data.fingerprints import files_fingerprint, fingerprint_of
 from latent_prior.data.image_files import FILE_LIMIT
 from latent_prior.data.image_folders import ignored, image_splits
 from latent_prior.data.labels import NO_LABELS, read_labels
 from latent_prior.data.listing import files_below, images_among
-from latent_prior.data.mnist5k import digits
 from latent_prior.data.splits import (
     FEWEST,
     SPLITS,
@@ -127,14 +128,15 @@ class ImageSource(abc.ABC):
 
 
 def open_source(options: ImageOptions) -> ImageSource:
-    """The source of `options.dataset`; a local folder of the same name hides the digits."""
-    if options.dataset == "mnist5k" and not Path("mnist5k").exists():
+    """The source of `options.dataset`; a local folder of the same name hides an embedded one."""
+    embedded = not Path(options.dataset).exists()
+    if embedded and options.dataset == "mnist5k":
         return _EmbeddedDigits()
-    return _DatasetsSource(options)
+    return (_EmbeddedShapes if embedded and options.dataset == "shapes" else _DatasetsSource)(options)
 
 
 class _EmbeddedDigits(ImageSource):
-    """The digits of `latent_prior.data.mnist5k`."""
+    """The digits of `latent_prior.data.embedded.mnist5k`."""
 
     def split_names(self) -> list[str]:
         return list(SPLITS)
@@ -292,7 +294,7 @@ class _DatasetsSource(ImageSource):
         if path.is_dir():
             opened = self._open_folder(path, streaming)
         elif path.exists():
-            raise ValueError(f"--dataset {path} is a file; expected a folder, mnist5k or a hub id")
+            raise ValueError(f"--dataset {path} is a file; expected a folder, mnist5k, shapes or a hub id")
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ValueError(f"--dataset: there is no folder {path}")
         else:
@@ -374,6 +376,27 @@ class _DatasetsSource(ImageSource):
             revision = Path(rows.cache_files[0]["filename"]).parent.name
             return fingerprint_of("hub", revision, split, count)
         return fingerprint_of("hub", _revision(options.dataset) or "", split)
+
+
+class _EmbeddedShapes(_DatasetsSource):
+    """The drawings of `latent_prior.data.embedded.shapes`."""
+
+    def _open(self, *, streaming: bool) -> dict[str, Any]:
+        import datasets
+
+        datasets.disable_progress_bars()
+        folder = shapes.shapes_folder()
+        try:
+            return dict(datasets.load_from_disk(str(folder)))
+        except Exception as error:  # damaged files raise KeyError, TypeError and many more
+            raise ValueError(
+                f"--dataset shapes: {folder} cannot be read ({_first_line(error)}); delete it, and "
+                "it is drawn again"
+            ) from error
+
+    def _contents(self, rows: Any, split: str) -> str:
+        """What is drawn; another version of PIL may round a grey level otherwise."""
+        return fingerprint_of("shapes", shapes.VERSION, split)
 
 
 def _open_hub(name: str, streaming: bool) -> Any:

@@ -3,7 +3,7 @@ import zipfile
 
 import pytest
 
-from latent_prior.evaluation.features.downloads import cache_folder, download
+from latent_prior.evaluation.features.downloads import download
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,3 @@ def test_what_the_server_lacks_can_be_told_from_no_network(serve, tmp_path):
     with pytest.raises(FileNotFoundError):
         download(serve({}) + "a.zip", tmp_path / "a.zip", "stop")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("LATENT_PRIOR_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("LATENT_PRIOR_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "latent-prior"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "latent-prior"

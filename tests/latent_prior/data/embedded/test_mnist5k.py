@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from latent_prior.data.mnist5k import digits
+from latent_prior.data.embedded.mnist5k import digits
 from latent_prior.data.splits import SPLITS
 
 
