@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,15 +43,23 @@ class Judge:
         return None if self.reference.features is None else radii(self.reference.features)
 
     def candidate(
-        self, scored: ScoredSet, features: NDArray[np.float32], class_accuracy: float | None
+        self,
+        scored: ScoredSet,
+        features: NDArray[np.float32],
+        class_accuracy: float | None,
+        fidelity: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     ) -> Row:
-        """The row of a set with features (N, D) and, if measured, a class accuracy in [0, 1]."""
+        """The row of a set with features (N, D).
+
+        If they were measured, with a class accuracy in [0, 1] and `fidelity`, see `MeasureInputs`.
+        """
         probabilities = self.network.probabilities
         inputs = replace(
             self.inputs(features),
             training=self.training if scored.split is None else None,
             probabilities=None if probabilities is None else probabilities(features),
             labels=scored.labels(),
+            fidelity=fidelity,
         )
         measured: Values = {} if class_accuracy is None else {"class_accuracy": class_accuracy}
         measured |= scored.costs()

@@ -24,7 +24,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from latent_prior.evaluation.class_accuracy import Classifier, open_class_images, train_classifier
-from latent_prior.evaluation.features.extract import extract, extract_reconstructions
+from latent_prior.evaluation.features.extract import (
+    extract,
+    extract_attributes,
+    extract_reconstructions,
+)
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
 from latent_prior.evaluation.features.reference_cache import load_reference, reference_statistics
 from latent_prior.evaluation.judge import Judge
@@ -159,8 +163,9 @@ def score(
         accuracy = None
         if classifier is not None:
             accuracy = classifier.accuracy(candidate, batch_size, accelerator)
+        attributes = extract_attributes(candidate, batch_size, accelerator)
         if accelerator.is_main_process:
-            row = judge.candidate(candidate, features, accuracy)
+            row = judge.candidate(candidate, features, accuracy, attributes)
             note = None if classifier is None else classifier.note(candidate)
             rows.append(row if note is None else replace(row, notes=(*row.notes, note)))
             if sets.training is not None and judge.training is not None:

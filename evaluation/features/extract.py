@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from latent_prior.data.batch_order import prefetch
 from latent_prior.evaluation.features.networks import FeatureNetwork
+from latent_prior.evaluation.measures.attributes import AS_ASKED, as_asked, asks
 from latent_prior.evaluation.measures.reconstruction import (
     FIDELITY,
     SSIM_WINDOW,
@@ -75,10 +76,11 @@ def extract_reconstructions(
     batch_size: int,
     accelerator: Accelerator,
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    """Features, PSNR, SSIM and LPIPS of the reconstructions of a set, the same in every process.
+    """Features of the reconstructions of a set and what is measured of each of them.
 
-    The originals must have the size and channels that the autoencoder takes; LPIPS needs its
-    network `perceptual`.
+    That is PSNR, SSIM, LPIPS with its network `perceptual`, and for classes of `shapes` whether
+    the reconstruction still shows the original's attributes; the same in every process. The
+    originals must have the size and channels that the autoencoder takes.
 
     Raises:
         ValueError: an image cannot be read.
@@ -98,12 +100,39 @@ def extract_reconstructions(
             ssim(images, reconstructions) if fits else unknown,
             unknown if perceptual is None else lpips(perceptual, images, reconstructions),
         )
-        fidelity.append(torch.stack([values.float() for values in measured], 1).numpy())
+        values = torch.stack([each.float() for each in measured], 1).numpy()
+        kept = _attributes(list(reconstructions.permute(0, 2, 3, 1).numpy()), scored, batch)
+        fidelity.append(np.concatenate([values, kept], 1))
+    keys = FIDELITY + AS_ASKED
     gathered = gather_in_order(features, network.dimension, accelerator)
-    values = dict(
-        zip(FIDELITY, gather_in_order(fidelity, len(FIDELITY), accelerator).T, strict=True)
-    )
-    return gathered, {key: each for key, each in values.items() if not np.isnan(each).any()}
+    columns = dict(zip(keys, gather_in_order(fidelity, len(keys), accelerator).T, strict=True))
+    return gathered, {key: each for key, each in columns.items() if not np.isnan(each).any()}
+
+
+def extract_attributes(
+    scored: ScoredSet, batch_size: int, accelerator: Accelerator
+) -> dict[str, NDArray[np.float32]]:
+    """Whether the images of a set show what their classes of `shapes` say, (N,) each.
+
+    Empty for other classes; the same in every process.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
+    if not asks(scored.classes):
+        return {}
+    batches = share(len(scored), batch_size, accelerator)
+    rows = [_attributes(scored.arrays(batch), scored, batch) for batch in batches]
+    return dict(zip(AS_ASKED, gather_in_order(rows, len(AS_ASKED), accelerator).T, strict=True))
+
+
+def _attributes(
+    images: Sequence[NDArray[np.uint8]], scored: ScoredSet, positions: range
+) -> NDArray[np.float32]:
+    """`as_asked` of images made of those at `positions`; NaN for classes of other data."""
+    if scored.classes is None or not asks(scored.classes):
+        return np.full((len(images), len(AS_ASKED)), np.nan, np.float32)
+    return as_asked(images, scored.classes[positions.start : positions.stop])
 
 
 def as_batch(scored: ScoredSet, positions: range | NDArray[np.int64]) -> Tensor:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latent_prior.evaluation.features.downloads import download, file_digest
-from latent_prior.files import cache_folder
 from latent_prior.evaluation.features.resizing import resize_clean, resize_for_clip
+from latent_prior.files import cache_folder
 from latent_prior.losses.perceptual import EFFICIENTNET_SHA256, load_efficientnet_lite0
 from latent_prior.models import quiet
 

@@ -46,7 +46,7 @@ class MeasureInputs:
         training: float32 (T, D), the features of the images that the generator was trained on.
         probabilities: float32 (N, K), the network's class probabilities.
         labels: int64 (N,), the class of each image, -1 without one.
-        fidelity: float32 (N,) each, of reconstructions, by the keys of `MEASURES`.
+        fidelity: float32 (N,) each, a value of every image, by the keys of `MEASURES`.
     """
 
     options: ScoreOptions

@@ -26,7 +26,7 @@ def reconstruct(pipeline: Pipeline, images: Tensor, device: torch.device) -> Ten
 
 
 def measure_fidelity(inputs: MeasureInputs) -> Values:
-    """Means of PSNR, SSIM and LPIPS over the reconstructions."""
+    """Means over the images."""
     return {
         key: mean_psnr(values) if key == "psnr" else float(values.mean(dtype=np.float64))
         for key, values in inputs.fidelity.items()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from latent_prior.evaluation.measures.attributes import AS_ASKED
 from latent_prior.evaluation.measures.diversity import measure_diversity
 from latent_prior.evaluation.measures.inception_score import measure_inception_score
 from latent_prior.evaluation.measures.inputs import MeasureInputs, Values
@@ -187,6 +188,14 @@ MEASURES: dict[str, Measure] = {
             "class_accuracy", "Class accuracy", "higher",
             "Share of images that a classifier trained on real images assigns to their requested class.",
             "Shmelkov et al., 2018, arXiv:1807.09499", scale=100, decimals=1, unit=" %", brief=True,
+        ),
+        *(
+            Measure(
+                key, f"{key.partition('_')[0].capitalize()} as asked", "higher",
+                f"Share of images that show {what} of their class; read from the pixels.",
+                scale=100, decimals=1, unit=" %", brief=True, compute=measure_fidelity,
+            )
+            for key, what in zip(AS_ASKED, ("the shape", "the colour", "the place", "shape, colour and place"), strict=True)
         ),
         Measure(
             "authenticity", "Authenticity", "higher",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The user's folder of drawn data, downloads and statistics; $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move it."""
+    """The user's cache folder, which $LATENT_PRIOR_CACHE and $XDG_CACHE_HOME move."""
     if folder := os.environ.get("LATENT_PRIOR_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "latent-prior"

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from latent_prior.files import clear_temporary, read_regular, whole_file
+from latent_prior.files import cache_folder, clear_temporary, read_regular, whole_file
 from latent_prior.records import check_output_dir
 
 

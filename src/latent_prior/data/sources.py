@@ -132,7 +132,9 @@ def open_source(options: ImageOptions) -> ImageSource:
     embedded = not Path(options.dataset).exists()
     if embedded and options.dataset == "mnist5k":
         return _EmbeddedDigits()
-    return (_EmbeddedShapes if embedded and options.dataset == "shapes" else _DatasetsSource)(options)
+    return (_EmbeddedShapes if embedded and options.dataset == "shapes" else _DatasetsSource)(
+        options
+    )
 
 
 class _EmbeddedDigits(ImageSource):
@@ -294,7 +296,9 @@ class _DatasetsSource(ImageSource):
         if path.is_dir():
             opened = self._open_folder(path, streaming)
         elif path.exists():
-            raise ValueError(f"--dataset {path} is a file; expected a folder, mnist5k, shapes or a hub id")
+            raise ValueError(
+                f"--dataset {path} is a file; expected a folder, mnist5k, shapes or a hub id"
+            )
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ValueError(f"--dataset: there is no folder {path}")
         else:

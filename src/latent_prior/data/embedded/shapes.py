@@ -25,11 +25,11 @@ SPLITS = {"train": 8000, "test": 2000}
 VERSION = "1"
 """Changes with anything that changes the pictures; part of the fingerprint and the cache's name."""
 SHAPES = ("circle", "square", "triangle", "star")
-HUES = {"red": 0, "yellow": 50, "green": 130, "cyan": 185, "blue": 228, "purple": 285}
+HUES = {"red": 0, "yellow": 50, "green": 130, "cyan": 185, "blue": 228, "purple": 282}
 """Hue in degrees of each colour."""
 COLOURS = tuple(HUES)
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-SIZES = {"small": (4.5, 5.5), "large": (6.5, 8.0)}
+SIZES = {"small": (5.0, 6.0), "large": (7.5, 9.0)}
 """Range of the radius of the circle around the shape, in pixels."""
 BACKGROUNDS = {
     "black": (20, 20, 20),
@@ -120,7 +120,7 @@ def drawing(split: str, number: int) -> Drawing:
     shade = 1 + 0.08 * (2 * random[6] - 1)
     ground = tuple(min(255, round(shade * part)) for part in BACKGROUNDS[background])
     hue = HUES[COLOURS[label // len(SHAPES) % len(COLOURS)]] + 6 * (2 * random[7] - 1)
-    fill = colorsys.hsv_to_rgb(hue / 360 % 1, 0.85, _between(0.75, 0.95, random[8]))
+    fill = colorsys.hsv_to_rgb(hue / 360 % 1, 0.85, _between(0.8, 1.0, random[8]))
     return Drawing(
         label,
         size,
