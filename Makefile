@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Plain python, which for one process is what `accelerate launch` starts, only five seconds sooner.
 LAUNCH := $(BIN)/python
-OUT := runs/demo
+# What the demo shows: mnist, or shapes in colour.
+DATA := mnist
+IMAGES := $(DATA:mnist=mnist5k)
+OUT := runs/$(DATA:mnist=demo)
 # Two workers with one thread each; nothing may ask the hub. tests/conftest.py orders the tests and says which stay together.
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # Kernels as on processors with AVX2 and without vector extensions, in each of the three libraries that choose them.
@@ -33,16 +36,17 @@ demo: $(READY)
 	@echo && $(BIN)/python -c "from pathlib import Path; from latent_prior.evaluation.report.compare import show; show(Path('$(OUT)/scores/scores.json'))" && echo
 	@echo "generated images:                $(OUT)/samples (all together: $(OUT)/samples/grid.png)"
 	@echo "originals | reconstructions:     $(OUT)/vqvae/samples/"
+	@$(if $(DATA:shapes=),echo "the same in colour:              make demo DATA=shapes")
 
 $(OUT)/vqvae/.done:
-	$(LAUNCH) stage1_autoencoders/train.py --config stage1_autoencoders/configs/mnist_vqvae.yaml --output_dir $(OUT)/vqvae
+	$(LAUNCH) stage1_autoencoders/train.py --config stage1_autoencoders/configs/$(DATA)_vqvae.yaml --output_dir $(OUT)/vqvae
 	@touch $@
 
 $(OUT)/codes/code_spec.json: $(OUT)/vqvae/.done
-	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset mnist5k --output_dir $(OUT)/codes
+	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset $(IMAGES) --output_dir $(OUT)/codes
 
 $(OUT)/prior/.done: $(OUT)/codes/code_spec.json
-	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/mnist_vqvae.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
+	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/$(DATA)_vqvae.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
 	@touch $@
 
 $(OUT)/pipeline/pipeline.json: $(OUT)/prior/.done
@@ -55,8 +59,8 @@ $(OUT)/random_codes/grid.png: $(OUT)/samples/grid.png
 	$(LAUNCH) pipelines/generate.py --pipeline $(OUT)/pipeline --num_images 1000 --random_codes --output_dir $(OUT)/random_codes
 
 $(OUT)/scores/scores.json: $(OUT)/random_codes/grid.png
-	$(BIN)/python evaluation/score.py --reference mnist5k --reference_split test --features efficientnet_lite0 --num_images 1000 \
-		--pipeline $(OUT)/pipeline --candidates "real_train=mnist5k[train]" samples=$(OUT)/samples random_codes=$(OUT)/random_codes \
+	$(BIN)/python evaluation/score.py --reference $(IMAGES) --reference_split test --features efficientnet_lite0 --num_images 1000 \
+		--pipeline $(OUT)/pipeline --candidates "real_train=$(IMAGES)[train]" samples=$(OUT)/samples random_codes=$(OUT)/random_codes \
 		--output_dir $(OUT)/scores > /dev/null
 
 # Ten minutes of training for each of seven contestants, one on every core; with CIFAR10=FOLDER also twenty on its images.
@@ -96,4 +100,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/throughput.py --output runs/throughput.json
 
 clean:
-	rm -rf runs/demo
+	rm -rf $(OUT)

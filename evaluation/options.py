@@ -41,8 +41,9 @@ class ReferenceOptions(ComputeOptions, ReadOptions):
     """The images that others are compared with, and the features that are compared."""
 
     reference: str = option("mnist5k", path=True)
-    """Images to compare with: `mnist5k` (embedded), a local image folder, a folder of parquet or
-    arrow files, a hub id, or statistics published by clean-fid, e.g. `fid:cifar10/32/train`."""
+    """Images to compare with: `mnist5k` or `shapes` (embedded), a local image folder, a folder of
+    parquet or arrow files, a hub id, or statistics published by clean-fid, e.g.
+    `fid:cifar10/32/train`."""
     reference_split: str = "test"
     """Split of the reference."""
     features: str = option("inception", path=True)

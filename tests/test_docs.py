@@ -176,7 +176,7 @@ def test_a_preset_is_named_for_its_data_and_its_member(path):
     """DATA_MEMBER.yaml; a prior in masked order has that for a member."""
     data, _, member = path.stem.partition("_")
     members = {"vae", "vqvae", "vqvae2", "vaegan", "vqgan", "masked", "sngan", "r3gan"}
-    assert data in {"mnist", "cifar10", "folder64"}
+    assert data in {"mnist", "shapes", "cifar10", "folder64"}
     assert member in members
 
 

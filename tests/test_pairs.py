@@ -130,7 +130,7 @@ def test_latents_in_masked_order_are_refused_before_anything_is_written(
 
 
 def test_every_preset_is_of_a_pair(pytestconfig):
-    """Each preset parses, and every member has one for the digits and one for CIFAR-10."""
+    """Each preset parses, and every member has one for each of three data sets."""
     presets = sorted((pytestconfig.rootpath / "stage2_prior" / "configs").glob("*.yaml"))
     for preset in presets:
         options = parse_config(
@@ -140,5 +140,4 @@ def test_every_preset_is_of_a_pair(pytestconfig):
         assert options.model.order == order
     names = {preset.stem for preset in presets}
     for member in (*MODELS, "masked"):
-        assert f"cifar10_{member}" in names
-        assert f"mnist_{member}" in names
+        assert {f"{data}_{member}" for data in ("mnist", "shapes", "cifar10")} <= names

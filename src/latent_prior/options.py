@@ -205,7 +205,8 @@ class ImageOptions(ReadOptions):
     """Where images come from and what shape they take."""
 
     dataset: str = option("mnist5k", path=True)
-    """Images: `mnist5k` (embedded), a folder of images, of parquet or arrow files, or a hub id."""
+    """Images: `mnist5k` or `shapes` (embedded), a folder of images, of parquet or arrow files, or a
+    hub id."""
     resize: int | None = option(None, at_least=1)
     """Length of the shorter side, in pixels, before cropping (antialiased); null: image_size."""
     crop_padding: int = option(0, at_least=0)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latent_prior.data.embedded.shapes import CLASS_NAMES, drawing
+from latent_prior.data.labels import write_labels
 from latent_prior.evaluation import class_accuracy, score
 from latent_prior.records import read_record
 
@@ -121,3 +123,24 @@ def test_two_processes_agree_on_the_classes(folders, scripted_features, tmp_path
         found.append(json.loads((output / "scores.json").read_text()))
     assert found[0]["protocol"] == found[1]["protocol"]
     assert [scores["rows"][0]["class_accuracy"] for scores in found] == [0.75, 0.75]
+
+
+def test_classes_of_shapes_get_their_columns(folders, scripted_features, tmp_path):
+    """No flag asks for them: the classes say that the images can be checked."""
+    drawings = [drawing("test", number) for number in range(8)]
+    for number, each in enumerate(drawings):
+        each.picture().save(tmp_path / f"{number}.png")
+    labels = [each.label for each in drawings]
+    labels[0] += 1  # a circle that should be a square
+    labels[4] += 24  # at the top left instead of the top right
+    files = [f"{number}.png" for number in range(8)]
+    write_labels(tmp_path / "labels.csv", files, labels, CLASS_NAMES)
+    candidates = [f"drawn={tmp_path}", "real=shapes[train]", f"samples={folders / 'samples'}"]
+    output = tmp_path / "scores"
+    words = ["--reference=shapes", f"--features={scripted_features}", f"--output_dir={output}"]
+    score.main(["--candidates", *candidates, *words, "--num_images=8", "--image_size=32"])
+    rows = read_record(output / "scores.json", dict[str, Any], "")["rows"]
+    keys = ("shape_as_asked", "colour_as_asked", "place_as_asked", "all_as_asked")
+    found = [[row.get(key) for key in keys] for row in rows]
+    assert found == [[0.875, 1, 0.875, 0.75], [1, 1, 1, 1], [None] * 4]
+    assert "All as asked" in (output / "scores.md").read_text()
