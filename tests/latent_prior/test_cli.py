@@ -678,7 +678,9 @@ PRESETS = sorted(Path(__file__).parents[2].glob("*/configs/*.yaml"))
 def test_there_is_a_preset_for_every_member_and_data_set():
     names = {path.stem for path in PRESETS if path.parts[-3] == "stage1_autoencoders"}
     members = ("vae", "vqvae", "vqvae2", "vaegan", "vqgan")
-    assert names >= {f"{data}_{member}" for data in ("mnist", "shapes", "cifar10") for member in members}
+    assert names >= {
+        f"{data}_{member}" for data in ("mnist", "shapes", "cifar10") for member in members
+    }
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")

@@ -14,7 +14,8 @@ from latent_prior.evaluation.measures.table import (
 )
 
 AGREED = [
-    "kid", "precision", "recall", "density", "coverage", "inception_score", "class_accuracy", "authenticity",
+    "kid", "precision", "recall", "density", "coverage", "inception_score", "class_accuracy",
+    "shape_as_asked", "colour_as_asked", "place_as_asked", "all_as_asked", "authenticity",
     "diversity", "psnr", "ssim", "lpips", "seconds_per_image", "parameters", "training_images", "training_seconds",
 ]  # fmt: skip
 
