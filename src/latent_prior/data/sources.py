@@ -129,12 +129,10 @@ class ImageSource(abc.ABC):
 
 def open_source(options: ImageOptions) -> ImageSource:
     """The source of `options.dataset`; a local folder of the same name hides an embedded one."""
-    embedded = not Path(options.dataset).exists()
-    if embedded and options.dataset == "mnist5k":
+    embedded = "" if Path(options.dataset).exists() else options.dataset
+    if embedded == "mnist5k":
         return _EmbeddedDigits()
-    return (_EmbeddedShapes if embedded and options.dataset == "shapes" else _DatasetsSource)(
-        options
-    )
+    return _EmbeddedShapes(options) if embedded == "shapes" else _DatasetsSource(options)
 
 
 class _EmbeddedDigits(ImageSource):
@@ -400,7 +398,7 @@ class _EmbeddedShapes(_DatasetsSource):
 
     def _contents(self, rows: Any, split: str) -> str:
         """What is drawn; another version of PIL may round a grey level otherwise."""
-        return fingerprint_of("shapes", shapes.VERSION, split)
+        return fingerprint_of("shapes", shapes.VERSION, split, str(len(rows)))
 
 
 def _open_hub(name: str, streaming: bool) -> Any:
