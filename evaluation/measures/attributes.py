@@ -133,7 +133,9 @@ def _drawn_windows() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         for x in (SIDE / 2, SIDE / 2 + 0.5)
     ]
     cover = np.stack([np.asarray(each.picture())[..., 0] for each in drawings])
-    return _windows((cover / 255).astype(np.float32))[0], np.array([each.label for each in drawings])
+    return _windows((cover / 255).astype(np.float32))[0], np.array(
+        [each.label for each in drawings]
+    )
 
 
 def _windows(cover: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
