@@ -1,18 +1,19 @@
-"""Shared by league.py, families.py and priors.py: options, a user's commands, and their results.
+"""Shared by all experiments: data sets, options, a user's commands, and their results.
 
 Repeating an experiment continues where it stopped.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import yaml
 
@@ -25,15 +26,40 @@ STAGE1, STAGE2, GAN = "stage1_autoencoders", "stage2_prior", "evaluation/gan_bas
 LATENT_MEMBERS = ("vae", "vaegan")
 
 Flags = Mapping[str, object]
-# A VAE to be sampled from N(0, I) pays with its reconstructions; with a prior it need not.
-SHARPER: dict[str, Flags] = {"mnist": {"model.scale": 0.2}, "cifar10": {}}
+
+
+class DataSet(NamedTuple):
+    """A data set, as its experiments need it.
+
+    Attributes:
+        images: its name if it is embedded; otherwise `--dataset` names its folder.
+        budget: training seconds of a contestant in the league.
+        first_share: the autoencoder's share of them; textures are harder than strokes.
+        classifier: whether the class of an image is measured: the classifier is trained in minutes.
+        sharper: of a VAE that gets a prior. One to be sampled from N(0, I) pays with its
+            reconstructions; with a prior it need not.
+    """
+
+    images: str | None
+    budget: float
+    first_share: float
+    classifier: bool
+    sharper: Mapping[str, object] = {}
+
+
+DataName = Literal["mnist", "cifar10", "shapes"]
+DATA: dict[DataName, DataSet] = {
+    "mnist": DataSet("mnist5k", 600, 0.35, classifier=True, sharper={"model.scale": 0.2}),
+    "cifar10": DataSet(None, 1200, 0.5, classifier=False),
+    "shapes": DataSet("shapes", 600, 0.5, classifier=True),
+}
 
 
 @dataclass(kw_only=True)
 class ExperimentOptions(Options):
     """Options of every experiment."""
 
-    data: Literal["mnist", "cifar10"] = "mnist"
+    data: DataName = "mnist"
     """Data set whose presets are trained."""
     dataset: str | None = None
     """Images to use instead of the presets' `dataset`; cifar10 needs its folder here."""
@@ -51,8 +77,8 @@ class ExperimentOptions(Options):
     def __post_init__(self) -> None:
         """Check the numbers, and that there are images."""
         super().__post_init__()
-        if self.data == "cifar10" and self.dataset is None:
-            raise ValueError("--data cifar10 needs its images: --dataset FOLDER")
+        if self.dataset is None and DATA[self.data].images is None:
+            raise ValueError(f"--data {self.data} needs its images: --dataset FOLDER")
 
 
 Name = TypeVar("Name", bound=str)
@@ -66,18 +92,38 @@ class Experiment(Generic[AnyOptions]):
     def __init__(self, options: AnyOptions) -> None:
         self.options = options
         self.folder = Path(options.output_dir, options.data)
-        self.images = options.dataset or "mnist5k"
+        self.data = DATA[options.data]
+        self.images = (
+            options.dataset or self.data.images or ""
+        )  # options refuse that there are none
+        self._running: set[subprocess.Popen[bytes]] = set()
 
-    def in_parallel(
-        self, make: Callable[[Name], Result], names: Iterable[Name]
-    ) -> dict[Name, Result]:
-        """Results by name, `--jobs` of them at the same time."""
+    @property
+    def jobs(self) -> int:
+        """Runs at the same time."""
         import torch
 
         cores = available_cores()
         free = 1 if torch.cuda.is_available() else max(1, cores // (self.options.threads or cores))
-        with ThreadPoolExecutor(self.options.jobs or free) as pool:
+        return self.options.jobs or free
+
+    def in_parallel(
+        self, make: Callable[[Name], Result], names: Iterable[Name]
+    ) -> dict[Name, Result]:
+        """Results by name, `--jobs` of them at the same time.
+
+        An error or a signal ends the commands of the others too, which save what they have.
+        """
+        with ThreadPoolExecutor(self.jobs) as pool:
             futures = {name: pool.submit(make, name) for name in names}
+            try:
+                for future in as_completed(futures.values()):
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in tuple(self._running):
+                    process.terminate()
+                raise
             return {name: future.result() for name, future in futures.items()}
 
     def command(self, script: str, run: Path, flags: Flags) -> None:
@@ -97,7 +143,12 @@ class Experiment(Generic[AnyOptions]):
                 words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         log = run.with_suffix(".log")
         with log.open("a") as file:
-            code = subprocess.run(words, stdout=file, stderr=file, check=False).returncode
+            # The lock is the command's too: one that outlived a killed experiment is waited for.
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with subprocess.Popen(words, stdout=file, stderr=file) as process:
+                self._running.add(process)
+                code = process.wait()
+                self._running.remove(process)
         if code:
             raise ValueError(f"{script} for {run.name} ended with code {code}; see {log}")
 
@@ -112,12 +163,13 @@ class Experiment(Generic[AnyOptions]):
         if not finished(run, flags.get("max_steps")):
             self.command(f"{room}/train.py", run, flags)
 
-    def encode(self, member: str, run: Path, codes: Path) -> None:
+    def encode(self, member: str, run: Path, codes: Path, seed: int = 0) -> None:
         """Encode the images with the autoencoder in `run`, unless they are."""
         flags = {
             "autoencoder": run / "model",
             "dataset": self.images,
             "output_dir": codes,
+            "seed": seed,
             # Sampled latents: what the decoder was trained on and the likelihood is defined for.
             "posterior": "sample" if member in LATENT_MEMBERS else None,
         }
@@ -129,22 +181,22 @@ class Experiment(Generic[AnyOptions]):
         flags = {"autoencoder": autoencoder / "model", "output_dir": pipeline, **parts}
         self.command("pipelines/assemble.py", run, flags)
 
-    def generate(self, flag: str, model: Path, samples: Path, run: Path) -> None:
+    def generate(self, flag: str, model: Path, samples: Path, run: Path, seed: int = 0) -> None:
         """Generate the images that are scored, by a `pipeline` or a `gan`."""
         script = f"{GAN}/generate.py" if flag == "gan" else "pipelines/generate.py"
-        count = self.options.score_images
-        self.command(script, run, {flag: model, "num_images": count, "output_dir": samples})
+        flags = {flag: model, "num_images": self.options.score_images, "output_dir": samples}
+        self.command(script, run, {**flags, "seed": seed})
 
     def score(self, run: Path, folder: Path, flags: Flags) -> None:
-        """Score `candidates`, a `pipeline` or both against the test images."""
+        """Score `candidates`, a `pipeline` or both against the test images, or another split."""
         shared = {"reference": self.images, "features": self.options.features}
         shared |= {"num_images": str(self.options.score_images), "output_dir": str(folder)}
         self.command("evaluation/score.py", run, {**shared, **flags})
 
     @property
     def class_accuracy(self) -> str | None:
-        """The flag's value: its classifier takes minutes to train on small images only."""
-        return "true" if self.options.data == "mnist" else None
+        """The flag's value."""
+        return "true" if self.data.classifier else None
 
     def write_rows(self, name: str, rows: object, text: str) -> None:
         """NAME.json and NAME.md, whose text is printed too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -42,6 +43,16 @@ def _status(key: str) -> int:
     """A figure of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def processor_name() -> str:
+    """The processor's name, and whether it has AVX-512."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor()
+    lines = dict(line.split("\t: ", 1) for line in info.read_text().splitlines() if "\t: " in line)
+    wide = "with" if "avx512f" in lines.get("flags", "").split() else "without"
+    return f"{lines.get('model name', platform.machine())} {wide} AVX-512"
 
 
 def in_own_process(options: MeasuringOptions, **environment: str) -> Iterator[dict[str, Any]]:

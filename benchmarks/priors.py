@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 from experiments import (  # fmt: skip
     LATENT_MEMBERS,
-    SHARPER,
     STAGE1,
     STAGE2,
     Experiment,
@@ -73,6 +72,7 @@ SAMPLERS: dict[str, dict[Name, Flags]] = {
         "vqvae2": {"guidance_scale": 1.5},
         "masked": {"guidance_scale": 1.5},
     },
+    "shapes": {},
 }
 
 
@@ -86,7 +86,7 @@ class Priors(Experiment[PriorsOptions]):
 
     def make_codes(self, member: str) -> None:
         """Train an autoencoder and encode the images with it."""
-        sharper = SHARPER[self.options.data] if member == "vae" else {}
+        sharper = self.data.sharper if member == "vae" else {}
         self.train(STAGE1, member, self.folder / member, sharper)
         self.encode(member, self.folder / member, self.folder / f"{member}_codes")
 
@@ -95,7 +95,7 @@ class Priors(Experiment[PriorsOptions]):
         prior_run, member = self.folder / f"{name}_prior", self.folder / member_of(name)
         inputs = {"codes": f"{member}_codes", "autoencoder": member / "model"}
         self.train(STAGE2, name, prior_run, inputs)
-        sampler = SAMPLERS[self.options.data][name]
+        sampler = SAMPLERS[self.options.data].get(name, {})
         sources: dict[str, Flags] = {"prior": {"prior": prior_run / "model", **sampler}}
         if name in LATENT_MEMBERS:
             sources["normal"] = {}
