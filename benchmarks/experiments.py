@@ -9,6 +9,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ class Experiment(Generic[AnyOptions]):
             options.dataset or self.data.images or ""
         )  # options refuse that there are none
         self._running: set[subprocess.Popen[bytes]] = set()
+        self._starting = threading.Lock()
+        self._ended = False
 
     @property
     def jobs(self) -> int:
@@ -121,8 +124,10 @@ class Experiment(Generic[AnyOptions]):
                     future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in tuple(self._running):
-                    process.terminate()
+                with self._starting:
+                    self._ended = True
+                    for process in self._running:
+                        process.terminate()
                 raise
             return {name: future.result() for name, future in futures.items()}
 
@@ -145,9 +150,15 @@ class Experiment(Generic[AnyOptions]):
         with log.open("a") as file:
             # The lock is the command's too: one that outlived a killed experiment is waited for.
             fcntl.flock(file, fcntl.LOCK_EX)
-            with subprocess.Popen(words, stdout=file, stderr=file) as process:
+            with self._starting:
+                if self._ended:
+                    raise ValueError(
+                        f"{script} for {run.name} was not started: the experiment ends"
+                    )
+                process = subprocess.Popen(words, stdout=file, stderr=file)
                 self._running.add(process)
-                code = process.wait()
+            code = process.wait()
+            with self._starting:
                 self._running.remove(process)
         if code:
             raise ValueError(f"{script} for {run.name} ended with code {code}; see {log}")
