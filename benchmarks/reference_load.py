@@ -4,8 +4,8 @@
 
 The load is a matrix product and a convolution in float32, forward and backward, of the sizes in a
 small training step. 40 loads are a reference second, about a processor second on one core of an
-Intel Xeon at 2.6 GHz with AVX-512. Another machine, or a busier one, takes more or fewer seconds
-for it, so budgets in reference seconds can be compared between machines.
+Intel Xeon with AVX-512. Another machine, or a busier one, takes more or fewer seconds for it, so
+budgets in reference seconds can be compared between machines.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_every_file_that_is_named_exists(path):
     endings = tuple(f"/{each.relative_to(ROOT)}" for each in files)
     named = set(re.findall(r"(?<![\w/.*{-])[\w./-]*\w\.(?:py|md|yaml|toml)\b", path.read_text()))
     made_elsewhere = re.compile(
-        r"^(FILE|config|autoencoder|prior|configs/DATA_MEMBER)\.yaml$|^(scores|sweep|likelihood)\.md$"
+        r"^(FILE|config|autoencoder|prior|configs/DATA_MEMBER)\.yaml$|^(scores|sweep|likelihood|league|ablation)\.md$"
         r"|^card/|^convert_hf_to_gguf\.py$"
     )
     for name in sorted(named):
