@@ -102,7 +102,6 @@ def figures_of(contest: Contest[Any]) -> dict[str, dict[str, Any]]:
     """The scores of every run and what its trainings have cost, by the runs' names."""
     rows = contest.score_all()
     for row in rows.values():
-        row["excess"] = row["distance"] - rows[BASELINE]["distance"]
         row["infinity"] = next((v for k, v in row.items() if k.endswith("_infinity")), None)
     for run, (contestant, seed) in contest.runs.items():
         stages = []
@@ -123,6 +122,7 @@ def figures_of(contest: Contest[Any]) -> dict[str, dict[str, Any]]:
                 }
             )
         sums = {key: sum(each[key] for each in stages) for key in ("reference_seconds", "used")}
+        rows[run]["excess"] = rows[run]["distance"] - rows[BASELINE]["distance"]
         rows[run] |= {"contestant": contestant.name, "seed": seed, "stages": stages, **sums}
     return rows
 

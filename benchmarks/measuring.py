@@ -50,7 +50,8 @@ def processor_name() -> str:
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor()
-    lines = dict(line.split("\t: ", 1) for line in info.read_text().splitlines() if "\t: " in line)
+    entries = (line.partition(":") for line in info.read_text().splitlines())
+    lines = {key.strip(): value.strip() for key, _, value in entries}
     wide = "with" if "avx512f" in lines.get("flags", "").split() else "without"
     return f"{lines.get('model name', platform.machine())} {wide} AVX-512"
 
