@@ -41,7 +41,7 @@ class AutoencoderConfig(ModelConfig):
 class Autoencoder(StrictModel):
     """Abstract: images to codes or latents and back.
 
-    Images are float32 (B, channels, size, size) in [-1, 1]; reconstructions may slightly exceed it.
+    Images and reconstructions are float32 (B, channels, size, size) in [-1, 1].
     In training `forward(images)` returns an output with the reconstructions, `images`, and either
     `codes` (see `DiscreteOutput`) or a `posterior` (a `Gaussian`); with a critic, also `fakes`.
 

@@ -88,6 +88,17 @@ class Decoder(nn.Module):
         return self.head(self.stages(x.contiguous(memory_format=torch.channels_last)))
 
 
+def inner_kernels(model: nn.Module) -> list[Tensor]:
+    """Kernels of the convolutions between the first and the last of every encoder and decoder."""
+    return [
+        layer.weight
+        for part in model.modules()
+        if isinstance(part, Encoder | Decoder)
+        for layer in part.stages.modules()
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    ]
+
+
 class ResBlock(nn.Module):
     """Pre-activation residual block (He et al., 2016b) with group normalisation."""
 

@@ -33,6 +33,7 @@ from latent_prior.processes import share, start_training_processes
 from latent_prior.stage1_autoencoders import model_class
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
+from latent_prior.stage1_autoencoders.blocks import inner_kernels
 from latent_prior.stage1_autoencoders.meters import Meter
 from latent_prior.stage1_autoencoders.quantizers.codebooks import take_moved_codes
 from latent_prior.training import loop
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_folder = Path(options.output_dir)
 
     model = make_model(options)
-    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, options))
+    wrapped, optimizer = accelerator.prepare(
+        model, make_optimizer(model, options, orthogonal=inner_kernels(model))
+    )
     ema = EMA(model, options.ema_decay)
     meter = Meter(model.code_spec).to(accelerator.device)
     state = loop.TrainState(

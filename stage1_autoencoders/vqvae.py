@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps, Level
+from latent_prior.losses.bounded import bounded
 from latent_prior.stage1_autoencoders.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -74,7 +75,7 @@ class VQVAE(Autoencoder):
         self.check_images(images)
         quantized = self.quantizer(self.encoder(images))  # vectors (B, dim, h, w)
         return DiscreteOutput(
-            images=self.decoder(quantized.vectors),
+            images=bounded(self.decoder(quantized.vectors)),
             codes=self._by_level(quantized.codes),
             quantizer_loss=quantized.loss,
         )
@@ -100,7 +101,7 @@ class VQVAE(Autoencoder):
 
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
         """Images of any vectors (B, dim, height, width), code vectors or not."""
-        return self.decoder(vectors[VECTORS])
+        return bounded(self.decoder(vectors[VECTORS]))
 
     @property
     def levels(self) -> tuple[Level, ...]:

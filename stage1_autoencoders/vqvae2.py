@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_prior.data.codes import CodeMaps, Level
+from latent_prior.losses.bounded import bounded
 from latent_prior.options import option
 from latent_prior.stage1_autoencoders.autoencoder import (
     Autoencoder,
@@ -173,7 +174,7 @@ class VQVAE2(Autoencoder):
 
     def _decode(self, vectors: list[Tensor]) -> Tensor:
         enlarged = [enlarge(v) for enlarge, v in zip(self.to_bottom, vectors, strict=True)]
-        return self.decoder(torch.cat(enlarged, dim=1))
+        return bounded(self.decoder(torch.cat(enlarged, dim=1)))
 
     def _by_level(self, codes: list[Tensor]) -> CodeMaps:
         """Codes (B, stages, h, w) of every quantizer as one map for each level."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from latent_prior.evaluation.gan_baseline.options import GeneratorOptions
+from latent_prior.losses.bounded import bounded
 from latent_prior.models import ModelConfig, StrictModel
 
 _GROUP = 16  # channels normalised together in sngan, convolved together in r3gan
@@ -81,7 +82,7 @@ class Generator(StrictModel):
         """Images (B, C, H, W) in [-1, 1] from noise (B, latent_dim) and classes (B,)."""
         if self.classes is not None:
             noise = torch.cat([noise, self.classes(labels)], dim=1)
-        return cast(Tensor, Bounded.apply(self.network(noise)))
+        return bounded(self.network(noise))
 
     @torch.no_grad()
     def sample(
@@ -103,27 +104,6 @@ class Generator(StrictModel):
         on_device = torch.stack(noise).to(self.device) * truncation
         images: Tensor = self(on_device, torch.tensor(classes, device=self.device))
         return images.float()
-
-
-class Bounded(torch.autograd.Function):
-    """Clamp to [-1, 1] that passes the gradients which bring an out-of-range value back.
-
-    The critic sees saved pixel values, exact black included. The gradient of a tanh or a plain
-    clamp is zero on a black background, so an image that has become all black would stay so.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        """Values of any shape to the same shape."""
-        bounded = values.clamp(-1, 1)
-        ctx.save_for_backward(values - bounded)
-        return bounded
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The gradient, except where descent leads further out of range."""
-        (excess,) = ctx.saved_tensors
-        return gradient * (gradient * excess >= 0)
 
 
 class Critic(nn.Module):
@@ -186,7 +166,7 @@ class Modulated(nn.Module):
 
 
 class ConvolutionalGenerator(nn.Module):
-    """DCGAN's generator: a linear layer, then convolutions; `Bounded` replaces its tanh."""
+    """DCGAN's generator: a linear layer, then convolutions; `bounded` replaces its tanh."""
 
     def __init__(self, config: GeneratorConfig, style_dim: int) -> None:
         super().__init__()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from latent_prior.losses.bounded import bounded
+
 LikelihoodKind = Literal["gaussian", "laplace", "bernoulli", "logistic"]
 Number = TypeVar("Number", float, Tensor)
 
@@ -50,7 +52,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def mean(self, prediction: Tensor) -> Tensor:
-        """Mean images of a prediction, float32 (B, C, H, W), possibly slightly outside [-1, 1]."""
+        """Mean images of a prediction, float32 (B, C, H, W) in [-1, 1]."""
 
     @abstractmethod
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
@@ -68,6 +70,8 @@ class Likelihood(nn.Module, ABC):
 
 class ScaledLikelihood(Likelihood):
     """Abstract: the prediction is a location; every channel has one scale, fixed or learned.
+
+    The mean is the location, kept in [-1, 1] by `bounded`.
 
     A learned scale balances reconstruction and KL (sigma-VAE, Rybkin et al., 2021,
     https://arxiv.org/abs/2006.13202). It is `floor` plus the exponential of a parameter, so it
@@ -104,8 +108,8 @@ class ScaledLikelihood(Likelihood):
         return scale[:, None, None]
 
     def mean(self, prediction: Tensor) -> Tensor:
-        """The prediction itself, float32."""
-        return prediction.float()
+        """The location, float32."""
+        return bounded(prediction.float())
 
 
 class GaussianLikelihood(ScaledLikelihood):
@@ -115,13 +119,13 @@ class GaussianLikelihood(ScaledLikelihood):
 
     def _nll(self, images: Tensor, prediction: Tensor) -> Tensor:
         scale = self.scale()
-        error = (images - prediction) / scale
+        error = (images - self.mean(prediction)) / scale
         return error.square() / 2 + (scale.log() + math.log(2 * math.pi) / 2)
 
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
-        """Prediction plus normal noise."""
+        """Location plus normal noise."""
         noise = _empty(prediction, generator).normal_(generator=generator)
-        return prediction.float() + self.scale() * noise.to(prediction.device)
+        return self.mean(prediction) + self.scale() * noise.to(prediction.device)
 
 
 class LaplaceLikelihood(ScaledLikelihood):
@@ -131,12 +135,12 @@ class LaplaceLikelihood(ScaledLikelihood):
 
     def _nll(self, images: Tensor, prediction: Tensor) -> Tensor:
         scale = self.scale()
-        return (images - prediction).abs() / scale + (2 * scale).log()
+        return (images - self.mean(prediction)).abs() / scale + (2 * scale).log()
 
     def sample(self, prediction: Tensor, generator: Generator | None = None) -> Tensor:
-        """Prediction plus Laplace noise, the difference of two exponential variables."""
+        """Location plus Laplace noise, the difference of two exponential variables."""
         first, second = (_exponential(prediction, generator) for _ in range(2))
-        return prediction.float() + self.scale() * (first - second)
+        return self.mean(prediction) + self.scale() * (first - second)
 
 
 class LogisticLikelihood(ScaledLikelihood):
@@ -144,7 +148,8 @@ class LogisticLikelihood(ScaledLikelihood):
 
     Kingma et al., 2016 (https://arxiv.org/abs/1606.04934) and Salimans et al., 2017
     (https://arxiv.org/abs/1701.05517, Eq. 2), with one component and one scale per channel. Its
-    standard deviation is 1.81 times the scale. Images are rounded to the nearest 8-bit value.
+    standard deviation is 1.81 times the scale. Images are rounded to the nearest 8-bit value. The
+    location may lie out of range, where the outermost values come closer to certainty.
     """
 
     is_density = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,17 +11,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from latent_prior.options import RunOptions
+from latent_prior.training.muon import Muon
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
 
-def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, options: RunOptions, *, orthogonal: Sequence[Tensor] = ()
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter, 2019) with weight decay for linear and convolutional layers only.
 
     No decay for gains, biases, codebooks (they must stay near the encoder's outputs) or spectrally
-    normalised weights.
+    normalised weights. `Muon` updates the kernels in `orthogonal`.
     """
     layers = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     decayed = {
@@ -30,15 +34,19 @@ def make_optimizer(model: nn.Module, options: RunOptions) -> torch.optim.AdamW:
         for name, parameter in module.named_parameters(recurse=False)
         if name == "weight"
     }
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    kernels = {id(parameter) for parameter in orthogonal}
+    parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in kernels]
     weights = [p for p in parameters if id(p) in decayed]
     others = [p for p in parameters if id(p) not in decayed]
+    decay, betas = options.weight_decay, (options.beta1, options.beta2)
     groups = [
-        {"params": weights, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": weights, "weight_decay": decay, "orthogonal": False},
+        {"params": others, "weight_decay": 0.0, "orthogonal": False},
     ]
-    betas = (options.beta1, options.beta2)
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=True)
+    if not orthogonal:
+        return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=True)
+    groups.append({"params": list(orthogonal), "weight_decay": decay, "orthogonal": True})
+    return Muon(groups, lr=options.learning_rate, betas=betas, fused=True)
 
 
 def learning_rate_at(step: int, options: RunOptions) -> float:
