@@ -239,7 +239,7 @@ class RunOptions(ComputeOptions):
     max_cpu_seconds: float | None = option(None, above=0, may_change=True)
     """The same in CPU seconds of all threads: a budget that other programs do not affect."""
     learning_rate: float = option(3e-4, above=0, may_change=True)
-    """Peak learning rate of AdamW. A resumed run may have another one from there on."""
+    """Peak learning rate of AdamW and Muon. A resumed run may have another one from there on."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Decay of the learning rate from the end of the warm-up to max_steps."""
     warmup_steps: int = option(100, at_least=0)

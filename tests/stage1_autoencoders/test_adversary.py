@@ -201,7 +201,7 @@ def test_before_its_first_step_there_is_no_critic():
     """Neither heard nor taught: the autoencoder learns what it would learn alone."""
     waits = Game(options(start_step=2))
     alone = copy.deepcopy(waits.model)
-    optimizer = make_optimizer(alone, waits.options)
+    optimizer = make_optimizer(alone, waits.options, orthogonal=inner_kernels(alone))
     before = weights(waits.critic)
     for number in range(2):
         metrics = waits.step(number)
