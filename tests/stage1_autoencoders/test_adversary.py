@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latent_prior.losses.adversarial import critic_loss, generator_loss
 from latent_prior.stage1_autoencoders import train
 from latent_prior.stage1_autoencoders.adversary import Adversary
+from latent_prior.stage1_autoencoders.blocks import inner_kernels
 from latent_prior.stage1_autoencoders.critics import feature_distance
 from latent_prior.stage1_autoencoders.options import CriticOptions, ModelOptions, TrainOptions
 from latent_prior.training.optim import make_optimizer
