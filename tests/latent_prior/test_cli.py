@@ -677,7 +677,7 @@ PRESETS = sorted(Path(__file__).parents[2].glob("*/configs/*.yaml"))
 
 def test_there_is_a_preset_for_every_member_and_data_set():
     names = {path.stem for path in PRESETS if path.parts[-3] == "stage1_autoencoders"}
-    members = ("vae", "vqvae", "vqvae2", "vaegan", "vqgan")
+    members = ("vae", "vae_grid", "vqvae", "vqvae2", "vaegan", "vqgan")
     assert names >= {
         f"{data}_{member}" for data in ("mnist", "shapes", "cifar10") for member in members
     }
@@ -700,4 +700,4 @@ def test_every_preset_is_one_that_runs(path, capsys):
         f"# accelerate launch {room}/train.py --config {room}/configs/{path.name} "
     )
     if room == "stage1_autoencoders":
-        assert path.stem.rpartition("_")[2] == resolved["model"]["type"]
+        assert path.stem.removesuffix("_grid").rpartition("_")[2] == resolved["model"]["type"]

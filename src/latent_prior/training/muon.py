@@ -26,7 +26,7 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all groups; none where `found_inf` is set, as the fused AdamW does."""
         skipped = getattr(self, "found_inf", None)
         for group in self.param_groups:
