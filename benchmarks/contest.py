@@ -31,10 +31,10 @@ from plans import LOADS_PER_SECOND, MARKS, PROBE, Plan, Segment, planned_steps, 
 from latent_prior.options import option
 from latent_prior.records import check_output_dir, write_record
 
-Name = Literal["vae", "vae_prior", "vqvae", "vqvae2", "vqgan", "sngan", "r3gan"]
+Name = Literal["vae", "vae_grid", "vqvae", "vqvae2", "vqgan", "sngan", "r3gan"]
 TITLES: dict[Name, str] = {
     "vae": "VAE, N(0, I)",
-    "vae_prior": "VAE + prior",
+    "vae_grid": "VAE + prior",
     "vqvae": "VQ-VAE + prior",
     "vqvae2": "VQ-VAE-2 + prior",
     "vqgan": "VQ-VAE-GAN + prior",
@@ -98,10 +98,8 @@ def stages_of(name: Name, data: DataName) -> tuple[Stage, ...]:
         return (Stage("gan", name),)
     if name == "vae":
         return (Stage("stage1", "vae"),)
-    member = name.removesuffix("_prior")
     first = DATA[data].first_share
-    sharper = DATA[data].sharper if member == "vae" else {}
-    return Stage("stage1", member, first, sharper), Stage("stage2", member, 1 - first)
+    return Stage("stage1", name, first), Stage("stage2", name, 1 - first)
 
 
 AnyContestOptions = TypeVar("AnyContestOptions", bound=ContestOptions)

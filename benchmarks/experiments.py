@@ -24,7 +24,7 @@ from latent_prior.options import Options, option
 
 ROOT = Path(__file__).parents[1]
 STAGE1, STAGE2, GAN = "stage1_autoencoders", "stage2_prior", "evaluation/gan_baseline"
-LATENT_MEMBERS = ("vae", "vaegan")
+LATENT_MEMBERS = ("vae", "vae_grid", "vaegan")
 
 Flags = Mapping[str, object]
 
@@ -37,20 +37,17 @@ class DataSet(NamedTuple):
         budget: training seconds of a contestant in the league.
         first_share: the autoencoder's share of them; textures are harder than strokes.
         classifier: whether the class of an image is measured: the classifier is trained in minutes.
-        sharper: of a VAE that gets a prior. One to be sampled from N(0, I) pays with its
-            reconstructions; with a prior it need not.
     """
 
     images: str | None
     budget: float
     first_share: float
     classifier: bool
-    sharper: Mapping[str, object] = {}
 
 
 DataName = Literal["mnist", "cifar10", "shapes"]
 DATA: dict[DataName, DataSet] = {
-    "mnist": DataSet("mnist5k", 600, 0.35, classifier=True, sharper={"model.scale": 0.2}),
+    "mnist": DataSet("mnist5k", 600, 0.35, classifier=True),
     "cifar10": DataSet(None, 1200, 0.5, classifier=False),
     "shapes": DataSet("shapes", 600, 0.5, classifier=True),
 }

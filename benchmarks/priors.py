@@ -28,7 +28,7 @@ from experiments import (  # fmt: skip
 from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.options import option
 
-Name = Literal["vae", "vaegan", "vqvae", "vqgan", "vqvae2", "masked"]
+Name = Literal["vae_grid", "vaegan", "vqvae", "vqgan", "vqvae2", "masked"]
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ TIMED_IMAGES, TIMED_CALLS = 16, 3
 # class asked for.
 SAMPLERS: dict[str, dict[Name, Flags]] = {
     "mnist": {
-        "vae": {"guidance_scale": 1.5},
+        "vae_grid": {"guidance_scale": 1.5},
         "vaegan": {"guidance_scale": 1.5},
         "vqvae": {"guidance_scale": 3, "temperature": 0.8},
         "vqgan": {"guidance_scale": 2.5, "temperature": 0.8},
@@ -65,7 +65,7 @@ SAMPLERS: dict[str, dict[Name, Flags]] = {
         "masked": {"guidance_scale": 3, "steps": 16},
     },
     "cifar10": {
-        "vae": {},
+        "vae_grid": {},
         "vaegan": {},
         "vqvae": {"guidance_scale": 1.5},
         "vqgan": {"guidance_scale": 1.5},
@@ -86,8 +86,7 @@ class Priors(Experiment[PriorsOptions]):
 
     def make_codes(self, member: str) -> None:
         """Train an autoencoder and encode the images with it."""
-        sharper = self.data.sharper if member == "vae" else {}
-        self.train(STAGE1, member, self.folder / member, sharper)
+        self.train(STAGE1, member, self.folder / member, {})
         self.encode(member, self.folder / member, self.folder / f"{member}_codes")
 
     def make_pair(self, name: Name) -> None:
