@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -35,6 +36,8 @@ class CriticOptions(Options):
     """Critic steps per generator step, each with new images."""
     gamma: float | None = option(None, at_least=0)
     """Weight of the R1 and R2 gradient penalties; null: 1 for `r3gan`, 0 for `sngan`."""
+    final_gamma: float | None = option(None, at_least=0)
+    """Weight at max_steps, reached by a cosine; null: constant."""
     penalty_every: int = option(1, at_least=1)
     """Steps between penalties, whose weight is multiplied by this number."""
 
@@ -57,6 +60,8 @@ class TrainOptions(TrainingImageOptions):
     """First-moment decay of both AdamWs: momentum makes the two networks circle each other."""
     beta2: float = option(0.99, at_least=0, below=1)
     """Second-moment decay of both AdamWs."""
+    final_beta2: float | None = option(None, at_least=0, below=1)
+    """Second-moment decay at max_steps, reached by a cosine; null: constant."""
     gradient_clip: float | None = option(None, above=0)
     """Largest gradient norm of either network; null clips nothing."""
 
@@ -68,11 +73,22 @@ class TrainOptions(TrainingImageOptions):
         if self.conditional and self.streaming:
             raise ValueError("--conditional: a stream does not say how many classes there are")
 
-    @property
-    def gamma(self) -> float:
-        """Weight of the penalties."""
+    def gamma_at(self, step: int) -> float:
+        """Weight of the penalties after `step` completed steps."""
         default = 1.0 if self.model.type == "r3gan" else 0.0
-        return default if self.critic.gamma is None else self.critic.gamma
+        gamma = default if self.critic.gamma is None else self.critic.gamma
+        return self._annealed(gamma, self.critic.final_gamma, step)
+
+    def beta2_at(self, step: int) -> float:
+        """Second-moment decay after `step` completed steps."""
+        return self._annealed(self.beta2, self.final_beta2, step)
+
+    def _annealed(self, start: float, end: float | None, step: int) -> float:
+        """From `start` to `end` by a cosine over `max_steps`, a pure function of the step."""
+        if end is None:
+            return start
+        progress = min(1.0, step / max(1, self.max_steps))
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ images and patches, computed in float32 without synchronising the device.
 - Goodfellow et al., 2014: https://arxiv.org/abs/1406.2661
 - Lim & Ye, 2017: https://arxiv.org/abs/1705.02894
 - Jolicoeur-Martineau, 2018: https://arxiv.org/abs/1807.00734
+- Ganin & Lempitsky, 2015: https://arxiv.org/abs/1409.7495
 - Huang et al., 2024 (R3GAN): https://arxiv.org/abs/2501.05441
 - Mescheder et al., 2018: https://arxiv.org/abs/1801.04406
 - Tseng et al., 2021: https://arxiv.org/abs/2104.03310
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 AdversarialLoss = Literal["hinge", "non_saturating", "relativistic"]
 
 _SMALLEST_GRADIENT = 1e-6  # delta of Esser et al., Eq. 7
+_SUREST = 30.0  # exp(-30) times a gradient is a normal float32, and so is exp(30)
 _LARGEST_WEIGHT = 1e4  # where the critic gives the decoder no gradient, as in their code
 
 
@@ -62,6 +64,30 @@ def generator_loss(
     assert real_logits is not None, "the relativistic loss compares pairs"
     assert real_logits.shape == fake.shape, "the relativistic loss compares pairs"
     return F.softplus(real_logits.float() - fake).mean()
+
+
+def reversal(
+    kind: AdversarialLoss, fake_logits: Tensor, real_logits: Tensor | None = None
+) -> Tensor:
+    """What turns the gradient of `critic_loss` at a generated image into that of `generator_loss`.
+
+    Both reach an image through its logit alone if the critic judges every image by itself. Their
+    ratio there is -exp(-fake), for `relativistic` -exp(real - fake): one backward pass through the
+    critic then serves both networks, as behind the gradient reversal of Ganin & Lempitsky, 2015.
+
+    Args:
+        kind: not `hinge`, whose critic gives sure images no gradient.
+        fake_logits: (B,), one for each image.
+        real_logits: (B,), of the paired originals, for `relativistic` only.
+
+    Returns:
+        (B,) without a graph, at most e^30 in size: beyond that the critic's gradient is zero.
+    """
+    assert kind != "hinge", "a hinge gives images that are surely judged no gradient"
+    assert (real_logits is None) == (kind != "relativistic"), "the relativistic loss compares pairs"
+    fake = fake_logits.detach().float()
+    gap = -fake if real_logits is None else real_logits.detach().float() - fake
+    return -gap.clamp(max=_SUREST).exp()
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

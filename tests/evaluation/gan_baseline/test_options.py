@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def test_numbers_are_checked():
         "--critic.steps": lambda: CriticOptions(steps=0),
         "--critic.penalty_every": lambda: CriticOptions(penalty_every=0),
         "--critic.learning_rate": lambda: CriticOptions(learning_rate=0.0),
+        "--final_beta2": lambda: TrainOptions(output_dir="x", final_beta2=1.0),
+        "--critic.final_gamma": lambda: CriticOptions(final_gamma=-1.0),
         "--critic.gamma": lambda: CriticOptions(gamma=-1.0),
         "--image_size 30": lambda: TrainOptions(output_dir="x", image_size=30),
         "--num_images": lambda: GenerateOptions(gan="x", output_dir="y", num_images=0),
@@ -54,10 +57,25 @@ def test_a_stream_has_no_classes():
 def test_penalties_are_r3gans_unless_asked_for():
     def gamma(kind, **critic):
         model, critic = GeneratorOptions(type=kind), CriticOptions(**critic)
-        return TrainOptions(output_dir="x", model=model, critic=critic).gamma
+        return TrainOptions(output_dir="x", model=model, critic=critic).gamma_at(0)
 
     assert (gamma("r3gan"), gamma("sngan")) == (1.0, 0.0)
     assert (gamma("r3gan", gamma=0.0), gamma("sngan", gamma=5.0)) == (0.0, 5.0)
+
+
+def test_gamma_and_beta2_are_annealed_from_end_to_end():
+    options = TrainOptions(
+        output_dir="x", max_steps=100, beta2=0.9, final_beta2=0.99,
+        critic=CriticOptions(gamma=2.0, final_gamma=0.2),
+    )  # fmt: skip
+    gammas = [options.gamma_at(step) for step in (0, 50, 100, 200)]
+    assert gammas == pytest.approx([2.0, 1.1, 0.2, 0.2])
+    assert all(a > b for a, b in itertools.pairwise(map(options.gamma_at, range(101))))
+    betas = [options.beta2_at(step) for step in (0, 50, 100, 200)]
+    assert betas == pytest.approx([0.9, 0.945, 0.99, 0.99])
+    constant = TrainOptions(output_dir="x", beta2=0.95, critic=CriticOptions(gamma=3.0))
+    assert {constant.gamma_at(step) for step in (0, 7, 10**6)} == {3.0}
+    assert {constant.beta2_at(step) for step in (0, 7, 10**6)} == {0.95}
 
 
 @pytest.mark.parametrize("script", ["train", "generate"])

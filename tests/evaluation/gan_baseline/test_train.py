@@ -9,7 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from latent_prior.evaluation.gan_baseline import train
-from latent_prior.evaluation.gan_baseline.gan import Generator
+from latent_prior.evaluation.gan_baseline.gan import Generator, make_critic
+from latent_prior.evaluation.gan_baseline.options import GeneratorOptions, TrainOptions
+from latent_prior.losses.adversarial import generator_loss
 from latent_prior.training.checkpoint import checkpoints
 
 
@@ -109,7 +111,7 @@ def test_the_critic_may_learn_more_often(fit):
     assert all("generator" in line for line in metrics(run) if "critic" in line)
 
 
-def test_penalties_may_come_less_often(fit, monkeypatch):
+def test_penalties_may_take_some_of_the_images(fit, monkeypatch):
     seen = []
 
     def counted(critic, images):
@@ -118,8 +120,39 @@ def test_penalties_may_come_less_often(fit, monkeypatch):
 
     penalty = train.gradient_penalty
     monkeypatch.setattr(train, "gradient_penalty", counted)
-    fit(**{"critic.gamma": 0.5, "critic.penalty_every": 4})
-    assert seen == [16, 16]  # of originals and of generated images, in the first and the fifth step
+    fit(max_steps=2, **{"critic.gamma": 0.5, "critic.penalty_every": 3})
+    assert seen == [6, 6]  # three originals of eight and as many generated images
+
+
+def test_the_generator_learns_by_its_own_loss(config, kind):
+    """The one backward pass gives the gradients of both losses' definitions, computed apart."""
+    options = TrainOptions(output_dir="x", model=GeneratorOptions(type=kind))
+    critic, labels = make_critic(config()).eval(), torch.arange(6) % 3
+    originals, fakes = torch.randn(2, 6, 3, 16, 16).clamp(-1, 1)
+    fakes.requires_grad_()
+    losses = train.objective(critic, critic, originals, fakes, labels, 0, options)
+    losses["critic"].backward()
+    kind_of_loss = train.LOSSES[kind]
+    real = critic(originals, labels).detach() if kind == "r3gan" else None
+    alone = fakes.detach().requires_grad_()
+    expected = generator_loss(kind_of_loss, critic(alone, labels), real)
+    torch.testing.assert_close(losses["generator"], expected.detach())
+    (gradient,) = torch.autograd.grad(expected, alone)
+    torch.testing.assert_close(fakes.grad, gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_gamma_and_beta2_follow_the_step(fit, monkeypatch):
+    seen = []
+
+    def noted(accelerator, optimizer, model, *, step, **others):
+        seen.append((step, optimizer.param_groups[0]["betas"]))
+        return update(accelerator, optimizer, model, step=step, **others)
+
+    update = train.update
+    monkeypatch.setattr(train, "update", noted)
+    fit(max_steps=2, beta2=0.9, final_beta2=0.99)
+    expected = [(0, (0.0, 0.9))] * 2 + [(1, (0.0, pytest.approx(0.945)))] * 2
+    assert seen == expected
 
 
 def numbers(run, steps):
