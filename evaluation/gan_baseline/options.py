@@ -15,7 +15,7 @@ class GeneratorOptions(ResolutionOptions):
     """Shape of a generator; the critic mirrors it."""
 
     type: Literal["sngan", "r3gan"] = "r3gan"
-    """`sngan`: spectral norm, hinge loss; `r3gan`: residual blocks, relativistic loss."""
+    """`sngan`: spectral norm, non-saturating loss; `r3gan`: residual blocks, relativistic loss."""
     latent_dim: int = option(64, at_least=1)
     """Dimensions of the noise vector."""
     blocks: int | list[int] = option(1, at_least=0)
@@ -37,9 +37,9 @@ class CriticOptions(Options):
     gamma: float | None = option(None, at_least=0)
     """Weight of the R1 and R2 gradient penalties; null: 1 for `r3gan`, 0 for `sngan`."""
     final_gamma: float | None = option(None, at_least=0)
-    """Weight at max_steps, reached by a cosine; null: constant."""
+    """Weight at max_steps, reached by a cosine from `gamma`; null keeps it constant."""
     penalty_every: int = option(1, at_least=1)
-    """Steps between penalties, whose weight is multiplied by this number."""
+    """A step penalises one in so many of its images; 1, as published, penalises all."""
 
 
 @dataclass(kw_only=True)
@@ -59,9 +59,9 @@ class TrainOptions(TrainingImageOptions):
     beta1: float = option(0.0, at_least=0, below=1)
     """First-moment decay of both AdamWs: momentum makes the two networks circle each other."""
     beta2: float = option(0.99, at_least=0, below=1)
-    """Second-moment decay of both AdamWs."""
+    """Second-moment decay of both AdamWs, at the start of the run."""
     final_beta2: float | None = option(None, at_least=0, below=1)
-    """Second-moment decay at max_steps, reached by a cosine; null: constant."""
+    """The same at max_steps, reached by a cosine; null keeps it constant."""
     gradient_clip: float | None = option(None, above=0)
     """Largest gradient norm of either network; null clips nothing."""
 

@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             loss = metrics["critic"]
             accelerator.backward(loss)
+            # With fp16 the scale may change between the updates: AdamW does not mind a gradient
+            # twice or half as large once in 2,000 steps.
             updated = update(
                 accelerator,
                 critic_optimizer,
