@@ -6,7 +6,7 @@
   2019, arXiv:1810.01365), so that averaged weights need no batch statistics.
 - `r3gan`: residual networks without normalisation (Huang et al., 2024, arXiv:2501.05441).
 
-In both, the critic mirrors the generator.
+In both, the critic mirrors the generator, and both learn as R3GAN does.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class GeneratorOptions(ResolutionOptions):
     """Shape of a generator; the critic mirrors it."""
 
     type: Literal["sngan", "r3gan"] = "r3gan"
-    """`sngan`: spectral norm, non-saturating loss; `r3gan`: residual blocks, relativistic loss."""
+    """`sngan`: convolutions, a critic with spectral norm; `r3gan`: residual blocks, no norm."""
     latent_dim: int = option(64, at_least=1)
     """Dimensions of the noise vector."""
     blocks: int | list[int] = option(1, at_least=0)
@@ -34,8 +34,8 @@ class CriticOptions(Options):
     """Peak learning rate of the critic's AdamW; null takes the generator's. Same schedule."""
     steps: int = option(1, at_least=1)
     """Critic steps per generator step, each with new images."""
-    gamma: float | None = option(None, at_least=0)
-    """Weight of the R1 and R2 gradient penalties; null: 1 for `r3gan`, 0 for `sngan`."""
+    gamma: float = option(1.0, at_least=0)
+    """Weight of the R1 and R2 gradient penalties."""
     final_gamma: float | None = option(None, at_least=0)
     """Weight at max_steps, reached by a cosine from `gamma`; null keeps it constant."""
     penalty_every: int = option(1, at_least=1)
@@ -75,9 +75,7 @@ class TrainOptions(TrainingImageOptions):
 
     def gamma_at(self, step: int) -> float:
         """Weight of the penalties after `step` completed steps."""
-        default = 1.0 if self.model.type == "r3gan" else 0.0
-        gamma = default if self.critic.gamma is None else self.critic.gamma
-        return self._annealed(gamma, self.critic.final_gamma, step)
+        return self._annealed(self.critic.gamma, self.critic.final_gamma, step)
 
     def beta2_at(self, step: int) -> float:
         """Second-moment decay after `step` completed steps."""

@@ -31,7 +31,6 @@ from latent_prior.data.training_images import (
 )
 from latent_prior.evaluation.gan_baseline.gan import Critic, Generator, GeneratorConfig, make_critic
 from latent_prior.losses.adversarial import (
-    AdversarialLoss,
     critic_loss,
     generator_loss,
     gradient_penalty,
@@ -46,7 +45,6 @@ from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
 
-LOSSES: dict[str, AdversarialLoss] = {"sngan": "non_saturating", "r3gan": "relativistic"}
 GRID_ROWS, GRID_COLUMNS = 8, 10
 
 
@@ -144,19 +142,17 @@ def objective(
     Its gradient is reversed on the way into `fakes`: what is before them learns by the generator's
     loss. The loss takes the critic as Accelerate wraps it, the penalty the network itself.
     """
-    kind = LOSSES[options.model.type]
     # One pass over both, because DDP needs one per backward.
     both = augment(torch.cat([originals, fakes]), options.augment)
     real_logits, fake_logits = wrapped_critic(both, torch.cat([labels, labels])).chunk(2)
-    loss = critic_loss(kind, real_logits, fake_logits)
-    opponents = real_logits.detach() if kind == "relativistic" else None
+    loss = critic_loss("relativistic", real_logits, fake_logits)
     terms = {
-        "generator": generator_loss(kind, fake_logits.detach(), opponents),
+        "generator": generator_loss("relativistic", fake_logits.detach(), real_logits.detach()),
         "real_logit": real_logits.mean(),
         "fake_logit": fake_logits.mean(),
     }
     if fakes.requires_grad:
-        factor = reversal(kind, fake_logits, opponents)[:, None, None, None]
+        factor = reversal(real_logits, fake_logits)[:, None, None, None]
         fakes.register_hook(lambda gradient: gradient * factor)
     if gamma := options.gamma_at(step):
         # R1 + R2 (Huang et al., 2024, Eq. 3-4): the mean over originals plus that over the fakes,

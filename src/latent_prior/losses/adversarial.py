@@ -66,27 +66,21 @@ def generator_loss(
     return F.softplus(real_logits.float() - fake).mean()
 
 
-def reversal(
-    kind: AdversarialLoss, fake_logits: Tensor, real_logits: Tensor | None = None
-) -> Tensor:
-    """What turns the gradient of `critic_loss` at a generated image into that of `generator_loss`.
+def reversal(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """What turns the relativistic critic's gradient at a generated image into the generator's.
 
-    Both reach an image through its logit alone if the critic judges every image by itself. Their
-    ratio there is -exp(-fake), for `relativistic` -exp(real - fake): one backward pass through the
-    critic then serves both networks, as behind the gradient reversal of Ganin & Lempitsky, 2015.
+    Both reach the image through its logit alone, if the critic judges every image by itself, and
+    their ratio there is -exp(real - fake). One backward pass through the critic then serves both
+    networks, as behind the gradient reversal of Ganin & Lempitsky, 2015.
 
     Args:
-        kind: not `hinge`, whose critic gives sure images no gradient.
-        fake_logits: (B,), one for each image.
-        real_logits: (B,), of the paired originals, for `relativistic` only.
+        real_logits: (B,), of the paired originals.
+        fake_logits: (B,), of the generated images.
 
     Returns:
-        (B,) without a graph, at most e^30 in size: beyond that the critic's gradient is zero.
+        (B,) without a graph, at most e^30 in size: beyond that the critic has hardly a gradient.
     """
-    assert kind != "hinge", "a hinge gives images that are surely judged no gradient"
-    assert (real_logits is None) == (kind != "relativistic"), "the relativistic loss compares pairs"
-    fake = fake_logits.detach().float()
-    gap = -fake if real_logits is None else real_logits.detach().float() - fake
+    gap = real_logits.detach().float() - fake_logits.detach().float()
     return -gap.clamp(max=_SUREST).exp()
 
 

@@ -54,15 +54,6 @@ def test_a_stream_has_no_classes():
         )  # fmt: skip
 
 
-def test_penalties_are_r3gans_unless_asked_for():
-    def gamma(kind, **critic):
-        model, critic = GeneratorOptions(type=kind), CriticOptions(**critic)
-        return TrainOptions(output_dir="x", model=model, critic=critic).gamma_at(0)
-
-    assert (gamma("r3gan"), gamma("sngan")) == (1.0, 0.0)
-    assert (gamma("r3gan", gamma=0.0), gamma("sngan", gamma=5.0)) == (0.0, 5.0)
-
-
 def test_gamma_and_beta2_are_annealed_from_end_to_end():
     options = TrainOptions(
         output_dir="x", max_steps=100, beta2=0.9, final_beta2=0.99,

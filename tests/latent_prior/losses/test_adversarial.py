@@ -59,20 +59,15 @@ def slow_losses(kind: str, real: Tensor, fake: Tensor) -> tuple[float, float]:
     return float(sum(critic) / len(critic)), float(sum(generator) / len(generator))
 
 
-@pytest.mark.parametrize("kind", ["non_saturating", "relativistic"])
-def test_reversal_turns_the_critics_gradient_into_the_generators(kind):
+def test_reversal_turns_the_critics_gradient_into_the_generators():
     real = torch.tensor([0.0, -20.0, 3.0, 12.0, 0.5])
     fake = torch.tensor([0.0, 5.0, -2.0, -12.0, 8.0], requires_grad=True)
-    opponents = real if kind == "relativistic" else None
-    (critic,) = torch.autograd.grad(critic_loss(kind, real, fake), fake)
-    (generator,) = torch.autograd.grad(generator_loss(kind, fake, opponents), fake)
-    factor = reversal(kind, fake, opponents)
+    (critic,) = torch.autograd.grad(critic_loss("relativistic", real, fake), fake)
+    (generator,) = torch.autograd.grad(generator_loss("relativistic", fake, real), fake)
+    factor = reversal(real, fake)
     assert not factor.requires_grad
     torch.testing.assert_close(critic * factor, generator, rtol=1e-4, atol=0)
-    surest = torch.tensor([-1e4])
-    assert (
-        reversal(kind, surest, torch.zeros(1) if opponents is not None else None).isfinite().all()
-    )
+    assert reversal(torch.tensor([1e4]), torch.tensor([-1e4])).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
