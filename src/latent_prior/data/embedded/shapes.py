@@ -29,7 +29,7 @@ HUES = {"red": 0, "yellow": 50, "green": 130, "cyan": 185, "blue": 228, "purple"
 """Hue in degrees of each colour."""
 COLOURS = tuple(HUES)
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-SIZES = {"small": (5.0, 6.0), "large": (7.5, 9.0)}
+SIZES = {"small": (6.0, 7.0), "large": (8.5, 10.0)}
 """Range of the radius of the circle around the shape, in pixels."""
 BACKGROUNDS = {
     "black": (20, 20, 20),
@@ -110,17 +110,15 @@ class Drawing:
 
 def drawing(split: str, number: int) -> Drawing:
     """What row `number` of a split shows; classes take turns."""
-    random = np.random.default_rng([SEED, list(SPLITS).index(split), number]).random(9).tolist()
+    random = np.random.default_rng([SEED, list(SPLITS).index(split), number]).random(7).tolist()
     label = number % len(CLASS_NAMES)
     size, background = _pick(list(SIZES), random[0]), _pick(list(BACKGROUNDS), random[1])
     radius = _between(*SIZES[size], random[2])
     # The whole shape is in the image, its middle at least 3 pixels away from the image's.
     x, y = (_between(radius + 0.5, SIDE / 2 - 3, part) for part in random[3:5])
     place = PLACES[label // (len(SHAPES) * len(COLOURS))]
-    shade = 1 + 0.08 * (2 * random[6] - 1)
-    ground = tuple(min(255, round(shade * part)) for part in BACKGROUNDS[background])
-    hue = HUES[COLOURS[label // len(SHAPES) % len(COLOURS)]] + 6 * (2 * random[7] - 1)
-    fill = colorsys.hsv_to_rgb(hue / 360 % 1, 0.85, _between(0.8, 1.0, random[8]))
+    hue = HUES[COLOURS[label // len(SHAPES) % len(COLOURS)]]
+    fill = colorsys.hsv_to_rgb(hue / 360, 0.85, _between(0.86, 0.94, random[6]))
     return Drawing(
         label,
         size,
@@ -130,7 +128,7 @@ def drawing(split: str, number: int) -> Drawing:
         radius,
         TILT * (2 * random[5] - 1),
         (round(255 * fill[0]), round(255 * fill[1]), round(255 * fill[2])),
-        (ground[0], ground[1], ground[2]),
+        BACKGROUNDS[background],
     )
 
 
