@@ -63,7 +63,7 @@ def test_it_learns_what_it_is_shown_and_judges_what_it_has_not_seen(trained, dat
     assert trained.accuracy(reference, 7, accelerator) == 1
     assert trained.class_names == ("left", "none", "top")
     found = trained.protocol("train", 1.0)
-    assert found["num_images"] == 60
+    assert found["num_images"] == 58  # of 60, of which two are held out for validation
     assert found["image_size"] == 12
     assert found["channels"] == 1
 
