@@ -110,7 +110,8 @@ def test_strong_noise_is_ranked_by_the_distance():
         scored([noisy(image, strength) for image in coloured(1)[0]]) for strength in (4, 12, 30)
     ]
     assert found[0].distance < found[1].distance < found[2].distance
-    assert min(one.kid for one in found) > 20 * abs(untouched().kid)
+    # The estimate for originals is 0 up to chance, -0.04 for these; that of noise is at least 4.5.
+    assert min(one.kid for one in found) > max(4.0, 100 * abs(untouched().kid))
     assert found[-1].overlap.precision < 0.5 * untouched().overlap.precision
 
 

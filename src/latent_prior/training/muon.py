@@ -20,9 +20,9 @@ _STEPS = 5
 class Muon(torch.optim.AdamW):
     """AdamW whose groups with `orthogonal` true are updated by orthogonalised Nesterov momentum.
 
-    Their update has a root mean square of the learning rate per weight, about that of AdamW's
-    largest, so that one learning rate suits all groups (Liu et al., Muon is scalable for LLM
-    training, 2025, https://arxiv.org/abs/2502.16982, section 2.2).
+    Their update is scaled to a root mean square of about the learning rate per weight, so that one
+    learning rate serves all groups. (Liu et al., Muon is scalable for LLM training, 2025,
+    https://arxiv.org/abs/2502.16982, section 2.2, scale it alike, to a fifth of that.)
     """
 
     @torch.no_grad()
