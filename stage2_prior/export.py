@@ -118,12 +118,13 @@ def check_exportable(prior: TransformerPrior) -> None:
         "in masked order every code sees those after it": prior.masked,
         f"each position takes the codes of one of its maps {names}": len(prior.levels) > 1,
         "its positions are rows and columns": prior.config.positions == "2d",
+        "each position takes a patch of codes": prior.slots > 1,
     }
     for reason, applies in reasons.items():
         if applies:
             raise ValueError(
                 f"this prior cannot be exported as a Llama: {reason}; train one over a single "
-                "code map with --model.order raster and --model.positions 1d"
+                "code map with --model.order raster, --model.positions 1d and --model.patch 1"
             )
     assert prior.position_embedding is None
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_prior.stage2_prior.network import CodeTransformer
+from latent_prior.stage2_prior.network import CodeTransformer, PatchMLP
 from latent_prior.stage2_prior.sequences import Span
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, Block
 
@@ -43,14 +43,23 @@ class _BlockWeights(NamedTuple):
     mlp_out: Tensor
 
 
+class _PatchWeights(NamedTuple):
+    """Of a `PatchMLP`; matrices (channels in, channels out)."""
+
+    place: Tensor
+    embedding: Tensor
+    gate_up: Tensor
+    mlp_out: Tensor
+
+
 class Decoder:
     """State of one sampling call: weights laid out for steps, keys and values of the steps so far.
 
     All intermediate results and their views are allocated once, so that a step creates neither
     tensors nor views per block.
 
-    Shapes: R rows (sequences), L positions, W width, H heads, D = W / H channels per head,
-    S positions so far.
+    Shapes: R rows (sequences), L positions, W width, H heads, D = W / H channels per head, S
+    positions so far.
     """
 
     def __init__(self, network: CodeTransformer, rows: int) -> None:
@@ -63,16 +72,23 @@ class Decoder:
         self.projection = None if projection is None else _transposed(projection.weight)
         self.position_embedding = None if positions is None else positions.float()
         self.blocks = [_block_weights(block, head_width) for block in network.blocks]
+        head = network.head.weight.unflatten(0, (network.slots, -1))
         self.heads_of_levels = {
-            span.name: _fold_norm(network.head.weight[span.first : span.last], network.final_gain)
+            span.name: [
+                _fold_norm(head[slot, span.first : span.last], network.final_gain)
+                for slot in range(network.slots)
+            ]
             for span in network.levels
         }
+        self.slots, self.num_codes = network.slots, network.num_codes
+        self.within = None if network.within is None else _patch_weights(network.within)
         self.epsilon = torch.tensor(math.sqrt(config.width * NORM_EPSILON), device=device)
 
         rotation = network.rotation()  # (L, 3, 1, D / 2)
         self.query_rotation, self.key_value_rotation = rotation[:, 0], rotation[:, 1:].unsqueeze(1)
 
-        cache = torch.empty(2, config.depth, rows, heads, network.length, head_width, device=device)
+        steps = network.length // network.slots
+        cache = torch.empty(2, config.depth, rows, heads, steps, head_width, device=device)
         self.keys, self.values = cache.flatten(2, 3).unbind(0)  # (depth, R H, L, D) each
         # (L, depth, R, 2, H, D / 2)
         self.new_key_value = _as_pairs(cache).permute(4, 1, 2, 0, 3, 5)
@@ -90,8 +106,15 @@ class Decoder:
         self.gate, self.up = self.gate_up.chunk(2, dim=1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Inputs of a step from class tokens or codes: int64 (R,) -> (R, W)."""
+        """Inputs of a step from class tokens: int64 (R,) -> (R, W)."""
         return F.embedding(tokens, self.embedding)
+
+    def embed_patch(self, tokens: Tensor) -> Tensor:
+        """Inputs of a step from the codes of a patch: int64 (R, slots) -> (R, W)."""
+        x = F.embedding(tokens[:, 0], self.embedding)
+        for slot in range(1, self.slots):
+            x += F.embedding(tokens[:, slot] + slot * self.num_codes, self.embedding)
+        return x
 
     def project(self, vectors: Tensor) -> Tensor:
         """Inputs of a step from vectors of latents: (R, D) -> (R, W)."""
@@ -99,12 +122,12 @@ class Decoder:
         return torch.mm(vectors, self.projection)
 
     def step(self, x: Tensor, position: int) -> Tensor:
-        """Activations that predict the code or vector at `position`, given all before it.
+        """Activations that predict the code, patch or vector at `position`, given all before it.
 
         Args:
-            x: (R, W), the embedded class token at position 0, then the last sampled code or vector;
-                it is overwritten.
-            position: 0, 1, ..., L - 1, in this order.
+            x: (R, W), the embedded class token at position 0, then what was sampled last; it is
+                overwritten.
+            position: 0, 1, ..., L / slots - 1, in this order.
 
         Returns:
             (R, W), for `outputs`.
@@ -129,14 +152,39 @@ class Decoder:
             x.addmm_(F.silu(self.gate, inplace=True).mul_(self.up), weights.mlp_out)
         return x
 
-    def outputs(self, x: Tensor, level: Span) -> Tensor:
-        """Head outputs after a step: logits (R, vocabulary of the level), or mixture parameters."""
-        return torch.mm(self._normalise(x), self.heads_of_levels[level.name])
+    def outputs(self, x: Tensor, level: Span, slot: int = 0) -> Tensor:
+        """Head outputs after a step: logits (R, vocabulary of the level), or mixture parameters.
+
+        Args:
+            x: what `step` returned, with patches as `tell` has changed it.
+            level: of the code.
+            slot: its place in its patch.
+        """
+        if self.within is not None:
+            x = x + self.within.place[slot]
+            gate_up = torch.mm(self._normalise(x), self.within.gate_up)
+            gate, up = gate_up.chunk(2, dim=1)
+            x.addmm_(F.silu(gate).mul_(up), self.within.mlp_out)
+        return torch.mm(self._normalise(x), self.heads_of_levels[level.name][slot])
+
+    def tell(self, x: Tensor, tokens: Tensor, slot: int) -> None:
+        """Let x (R, W), in place, predict the codes after those (R,) at a place in their patch."""
+        assert self.within is not None
+        x += F.embedding(tokens + slot * self.num_codes, self.within.embedding)
 
     def _normalise(self, x: Tensor) -> Tensor:
         """RMSNorm without the factor sqrt(W), which the next matrix holds."""
         torch.linalg.vector_norm(x, dim=-1, keepdim=True, out=self.norm)
         return torch.div(x, self.norm.hypot_(self.epsilon), out=self.normalised)
+
+
+def _patch_weights(within: PatchMLP) -> _PatchWeights:
+    return _PatchWeights(
+        within.place.float(),
+        within.embedding.weight.float(),
+        _fold_norm(within.gate_up.weight, within.gain),
+        _transposed(within.mlp_out.weight),
+    )
 
 
 def _block_weights(block: nn.Module, head_width: int) -> _BlockWeights:

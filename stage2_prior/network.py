@@ -15,7 +15,13 @@ from latent_prior.data.codes import CodeSpec
 from latent_prior.models import ModelConfig, StrictModel
 from latent_prior.stage2_prior import mixtures, sequences
 from latent_prior.stage2_prior.options import PriorOptions
-from latent_prior.stage2_prior.transformer import Block, normalise, rotations, swiglu_width
+from latent_prior.stage2_prior.transformer import (
+    Block,
+    normalise,
+    rotations,
+    swiglu,
+    swiglu_width,
+)
 
 
 class PriorConfig(ModelConfig, PriorOptions):
@@ -35,9 +41,14 @@ class CodeTransformer(StrictModel):
     Its head is categorical over codes, or a mixture of Gaussians over latents (`mixtures`). In
     raster order a position sees all positions before it, in masked order every unmasked position.
 
-    Token numbers: codes first, then classes, then the null class ("any class"), which replaces the
-    labels that label dropout hides and starts every sequence of a prior without classes. A masked
-    prior has one more token, the mask. The head has outputs for codes only.
+    Token numbers: codes first (with patches once for every place in a patch), then classes, then
+    the null class ("any class"), which replaces the labels that label dropout hides and starts
+    every sequence of a prior without classes. A masked prior has one more token, the mask. The head
+    has outputs for codes only.
+
+    Attributes:
+        length: L, codes or vectors of latents in a sequence.
+        slots: codes at each of the L / slots positions of the Transformer.
     """
 
     config_class = PriorConfig
@@ -58,30 +69,40 @@ class CodeTransformer(StrictModel):
         spec = self.code_spec = CodeSpec.from_dict(config.code_spec)
         self.masked = config.order == "masked"
         self.latents = spec.kind == "latents"
+        self.slots = config.patch**2
+        if self.slots > 1 and (self.masked or self.latents):
+            raise ValueError(
+                f"--model.patch {config.patch} is for codes in raster order: leave it at 1 for "
+                f"{'latents' if self.latents else '--model.order masked'}"
+            )
         if self.latents:
             self._prepare_latents(spec, config)
         else:
-            self.levels = sequences.level_spans(spec)
+            self.levels = sequences.level_spans(spec, config.patch)
             self.length, self.num_codes = spec.length, self.levels[-1].last
             self.projection = None
         self.num_classes = len(spec.class_names) if config.class_conditional else 0
-        self.null_token = self.num_codes + self.num_classes
+        self.first_class = self.slots * self.num_codes
+        self.null_token = self.first_class + self.num_classes
         self.mask_token = self.null_token + 1
         hidden = swiglu_width(config.width, config.mlp_ratio)
         self.embedding = nn.Embedding(self.null_token + 1 + self.masked, config.width)
         # Rotation alone suffices for one code map in raster order, as in Llama.
         one_map = len(self.levels) == 1 and not self.latents
-        like_llama = one_map and not self.masked and config.positions == "1d"
+        one_code_each = one_map and self.slots == 1
+        like_llama = one_code_each and not self.masked and config.positions == "1d"
+        positions = self.length // self.slots
         self.position_embedding = (
-            None if like_llama else nn.Parameter(torch.empty(self.length, config.width))
+            None if like_llama else nn.Parameter(torch.empty(positions, config.width))
         )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, hidden, config.dropout, causal=not self.masked)
             for _ in range(config.depth)
         )
+        self.within = PatchMLP(config.width, self.slots, self.num_codes) if self.slots > 1 else None
         self.final_gain = nn.Parameter(torch.ones(config.width))
-        self.head = nn.Linear(config.width, self.levels[-1].last, bias=False)
+        self.head = nn.Linear(config.width, self.slots * self.levels[-1].last, bias=False)
         self._initialise()
         # Accelerate shards these as units of their own.
         self._no_split_modules, self._input_embed_layer = ["Block"], "embedding"
@@ -98,14 +119,16 @@ class CodeTransformer(StrictModel):
         Returns:
             float32 (B, L, outputs), see `PriorOutput.logits`.
         """
-        if not self.masked:
-            sequence = sequence[:, :-1]
+        seen = sequence if self.masked else sequence[:, : -self.slots]
         if self.projection is not None:
             first = self.embedding(start).unsqueeze(1)
-            vectors = self.projection(sequence.to(self.projection.weight.dtype))
+            vectors = self.projection(seen.to(self.projection.weight.dtype))
             x = torch.cat((first, vectors.to(first.dtype)), dim=1)
+        elif self.slots > 1:
+            patches = self.embedding(self.in_slots(seen)).sum(2)
+            x = torch.cat((self.embedding(start).unsqueeze(1), patches), dim=1)
         else:
-            x = self.embedding(torch.cat((start.unsqueeze(1), sequence), dim=1))
+            x = self.embedding(torch.cat((start.unsqueeze(1), seen), dim=1))
         if self.position_embedding is not None:
             # The class token precedes a masked sequence, but is the first input of a raster one.
             x = x + F.pad(self.position_embedding, (0, 0, int(self.masked), 0))
@@ -116,17 +139,25 @@ class CodeTransformer(StrictModel):
                 x = checkpoint(block, x, rotation, use_reentrant=False)
             else:
                 x = block(x, rotation)
+        if self.within is not None:
+            x = self.within(x, self.in_slots(sequence))
         return self._head_outputs(normalise(x[:, 1:] if self.masked else x))
+
+    def in_slots(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N x slots) by patch (B, N, slots), with numbers of their own in each place."""
+        places = torch.arange(self.slots, device=tokens.device) * self.num_codes
+        return tokens.unflatten(1, (-1, self.slots)) + places
 
     def rotation(self) -> Tensor:
         """Factors that rotate queries and keys, complex64 (positions, 3, 1, head width / 2).
 
-        With 2-D positions in raster order, a query has the position of the code to predict, a key
-        that of the code it carries; the class token lies outside the image.
+        With 2-D positions in raster order, a query has the position of the code or patch to
+        predict, a key that of the one it carries; the class token lies outside the image.
         """
         head_width, device = self.config.width // self.config.heads, self.embedding.weight.device
         if self.config.positions == "1d":
-            line = torch.arange(self.length + self.masked, device=device).unsqueeze(1)
+            positions = self.length // self.slots + self.masked
+            line = torch.arange(positions, device=device).unsqueeze(1)
             return rotations(line, line, head_width)
         grid = sequences.grid_positions(self.levels, device)
         with_class = F.pad(grid, (0, 0, 1, 0), value=-1.0)
@@ -163,13 +194,51 @@ class CodeTransformer(StrictModel):
 
     def _head_outputs(self, x: Tensor) -> Tensor:
         """Float32 outputs for normalised activations (B, L, W); each level over its own tokens."""
-        weight = self.head.weight * self.final_gain
-        if len(self.levels) == 1:
-            return F.linear(x, weight).float()
+        weight = (self.head.weight * self.final_gain).unflatten(0, (self.slots, -1))
         parts = []
         for level in self.levels:
-            of_level = x[:, level.start : level.stop]
-            logits = F.linear(of_level, weight[level.first : level.last]).float()
-            padding = (level.first, self.num_codes - level.last)
-            parts.append(F.pad(logits, padding, value=-math.inf))
-        return torch.cat(parts, dim=1)
+            of_level = x[:, level.start : level.stop].unflatten(1, (-1, self.slots))
+            in_slots = [
+                F.linear(of_level[:, :, slot], weight[slot, level.first : level.last]).float()
+                for slot in range(self.slots)
+            ]
+            logits = torch.stack(in_slots, 2).flatten(1, 2) if self.slots > 1 else in_slots[0]
+            padding = (level.first, self.levels[-1].last - level.last)
+            parts.append(
+                logits if len(self.levels) == 1 else F.pad(logits, padding, value=-math.inf)
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class PatchMLP(nn.Module):
+    """What the codes of a patch add to the Transformer's vector for those after them.
+
+    As the depth transformer of Lee et al., RQ-Transformer, CVPR 2022,
+    https://arxiv.org/abs/2203.01941, but without attention: the codes before are summed up.
+
+    Args:
+        width: W.
+        slots: codes in a patch, S.
+        num_codes: codes in the vocabularies of all levels, K.
+    """
+
+    def __init__(self, width: int, slots: int, num_codes: int) -> None:
+        super().__init__()
+        self.slots = slots
+        self.place = nn.Parameter(torch.empty(slots, width))
+        # The last code of a patch precedes none.
+        self.embedding = nn.Embedding((slots - 1) * num_codes, width)
+        self.gain = nn.Parameter(torch.ones(width))
+        self.gate_up = nn.Linear(width, 2 * width, bias=False)
+        self.mlp_out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """What predicts each code, (B, N x S, W).
+
+        Args:
+            x: the Transformer's vectors (B, N, W).
+            tokens: codes of each patch with numbers of their own in each place (B, N, S).
+        """
+        before = F.pad(self.embedding(tokens[:, :, :-1]).cumsum(2), (0, 0, 1, 0))  # (B, N, S, W)
+        x = (x.unsqueeze(2) + before + self.place).flatten(1, 2)
+        return x + self.mlp_out(swiglu(F.linear(normalise(x), self.gate_up.weight * self.gain)))

@@ -34,6 +34,9 @@ class PriorOptions(Options):
     """Share of training images without their class; classifier-free guidance needs some."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    patch: int = option(1, at_least=1)
+    """Codes along each side of the patch of a map that is one position of the sequence; a small
+    head predicts its codes one after another. Raster order of codes only."""
     mixtures: int = option(16, at_least=1)
     """Gaussians in the mixture of each vector of latents; latents only."""
     chunk: int | None = option(None, at_least=1)

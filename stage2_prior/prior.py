@@ -53,6 +53,8 @@ class TransformerPrior(CodeTransformer):
     def forward(self, codes: CodeMaps, labels: Tensor | None = None) -> PriorOutput:
         """Predict each code from the class and the codes before it; in masked order, hidden codes.
 
+        With patches, the codes before are those of the patches before, and of its own patch.
+
         Label dropout and masks use torch's global generator.
 
         Args:
@@ -149,8 +151,9 @@ class TransformerPrior(CodeTransformer):
             raise ValueError(f"num_images must be at least 1, not {num_images}")
         labels = torch.as_tensor([-1] * num_images if labels is None else labels, dtype=torch.long)
         check_labels(labels, num_images, self.num_classes)
-        start = torch.where(labels < 0, self.null_token, labels + self.num_codes).to(self.device)
-        tokens = sequences.known_tokens(known, keep, num_images, self.code_spec)
+        start = torch.where(labels < 0, self.null_token, labels + self.first_class).to(self.device)
+        patch = self.config.patch
+        tokens = sequences.known_tokens(known, keep, num_images, self.code_spec, patch)
         if tokens is not None:
             tokens = tokens.to(self.device)
         sequence = self._sample_sequence(start, tokens, sampler, generator)
@@ -159,7 +162,7 @@ class TransformerPrior(CodeTransformer):
             level = sequences.latent_level(self.code_spec)
             shift, scale = self.latent_shift, self.latent_scale
             return sequences.sequence_to_latents(sequence, shift, scale, level)
-        return sequences.sequence_to_maps(sequence, self.code_spec)
+        return sequences.sequence_to_maps(sequence, self.code_spec, patch)
 
     def _sample_sequence(
         self,
@@ -199,7 +202,7 @@ class TransformerPrior(CodeTransformer):
             latents = sequences.latents_of(codes, sequences.latent_level(self.code_spec))
             shift, scale = self.latent_shift, self.latent_scale
             return sequences.latents_to_sequence(latents, shift, scale, self.chunk)
-        sequence = sequences.maps_to_sequence(codes, self.code_spec)
+        sequence = sequences.maps_to_sequence(codes, self.code_spec, self.config.patch)
         if sequence.device.type == "cpu":
             sequences.check_codes(sequence, self.levels)
         return sequence
@@ -226,7 +229,7 @@ class TransformerPrior(CodeTransformer):
         if self.training and self.config.label_dropout > 0:
             dropped = torch.rand(len(labels), device=labels.device) < self.config.label_dropout
             hidden = hidden | dropped
-        return torch.where(hidden, null, labels + self.num_codes)
+        return torch.where(hidden, null, labels + self.first_class)
 
 
 def check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:

@@ -33,17 +33,22 @@ def sample_codes(
     decoder, x, guided = first_step(network, start, sampler)
     sequence = torch.empty(num_images, network.length, dtype=torch.long, device=start.device)
     for level in network.levels:
-        for position in range(level.start, level.stop):
-            logits = decoder.outputs(decoder.step(x, position), level)
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = apply_guidance(conditional, unconditional, scales[position])
-            logits = filter_logits(logits[:num_images], sampler)
-            tokens = choose(logits, uniforms[:, position]) + level.first
-            if known is not None:
-                tokens = torch.where(known[:, position] < 0, tokens, known[:, position])
-            sequence[:, position] = tokens
-            x = decoder.embed(tokens.repeat(2)[: decoder.rows])
+        for first in range(level.start, level.stop, network.slots):
+            patch = slice(first, first + network.slots)
+            x = decoder.step(x, first // network.slots)
+            for slot, position in enumerate(range(patch.start, patch.stop)):
+                logits = decoder.outputs(x, level, slot)
+                if guided:
+                    conditional, unconditional = logits.chunk(2)
+                    logits = apply_guidance(conditional, unconditional, scales[position])
+                logits = filter_logits(logits[:num_images], sampler)
+                tokens = choose(logits, uniforms[:, position]) + level.first
+                if known is not None:
+                    tokens = torch.where(known[:, position] < 0, tokens, known[:, position])
+                sequence[:, position] = tokens
+                if slot + 1 < network.slots:
+                    decoder.tell(x, tokens.repeat(2)[: decoder.rows], slot)
+            x = decoder.embed_patch(sequence[:, patch].repeat(2, 1)[: decoder.rows])
     return sequence
 
 

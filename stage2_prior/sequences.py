@@ -27,9 +27,10 @@ SMALLEST_SCALE = 1e-4
 
 @dataclass(frozen=True)
 class Span:
-    """Where a level lies: positions [start, stop) of the sequence, head outputs [first, last).
+    """Where a level lies: [start, stop) of the sequence, head outputs [first, last).
 
-    The outputs of a level of codes are its token numbers.
+    The outputs of a level of codes are its token numbers. Codes of a patch are neighbours in the
+    sequence.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Span:
     first: int
     last: int
     chunk: int = 1
+    patch: int = 1
 
     @property
     def num_values(self) -> int:
@@ -47,11 +49,11 @@ class Span:
         return (self.stop - self.start) * self.chunk
 
 
-def level_spans(spec: CodeSpec) -> tuple[Span, ...]:
-    """The spans of all levels of codes, in the order of the sequence.
+def level_spans(spec: CodeSpec, patch: int = 1) -> tuple[Span, ...]:
+    """The spans of all levels of codes, in the order of the sequence, in patches of patch x patch.
 
     Raises:
-        ValueError: the spec is of latents, which have no tokens.
+        ValueError: the spec is of latents, which have no tokens, or a map cannot be cut so.
     """
     spans: list[Span] = []
     start = first = 0
@@ -60,34 +62,43 @@ def level_spans(spec: CodeSpec) -> tuple[Span, ...]:
             raise ValueError(
                 f"a prior over codes cannot model {spec.kind}: encode with a VQ autoencoder"
             )
+        if level.height % patch or level.width % patch:
+            raise ValueError(
+                f"--model.patch {patch} does not divide the sides of the map {level.name} of "
+                f"{level.height} x {level.width} codes"
+            )
         stop, last = start + level.length, first + level.vocabulary
-        spans.append(Span(level.name, level.height, level.width, start, stop, first, last))
+        size = (level.height, level.width)
+        spans.append(Span(level.name, *size, start, stop, first, last, patch=patch))
         start, first = stop, last
     return tuple(spans)
 
 
 def grid_positions(levels: Sequence[Span], device: torch.device) -> Tensor:
-    """Row and column of every position, float (L, 2), in units of the finest map.
+    """Row and column of every patch or vector of latents, float (N, 2), in codes of the finest map.
 
-    All maps cover the same image: a coarse code lies at the centre of the fine ones in its patch.
+    All maps cover the same image: a coarse code or a patch lies at the centre of what it covers.
     """
     height, width = (max(getattr(span, side) for span in levels) for side in ("height", "width"))
     grids = []
     for span in levels:
-        rows = (torch.arange(span.height, device=device) + 0.5) * (height / span.height) - 0.5
-        columns = (torch.arange(span.width, device=device) + 0.5) * (width / span.width) - 0.5
+        down, across = span.height // span.patch, span.width // span.patch
+        rows = (torch.arange(down, device=device) + 0.5) * (height / down) - 0.5
+        columns = (torch.arange(across, device=device) + 0.5) * (width / across) - 0.5
         grid = torch.cartesian_prod(rows, columns)
         # Chunks of latents share a row and column.
-        grids.append(grid.repeat_interleave((span.stop - span.start) // len(grid), dim=0))
+        chunks = (span.stop - span.start) // (span.patch**2 * len(grid))
+        grids.append(grid.repeat_interleave(chunks, dim=0))
     return torch.cat(grids)
 
 
-def maps_to_sequence(maps: CodeMaps, spec: CodeSpec) -> Tensor:
+def maps_to_sequence(maps: CodeMaps, spec: CodeSpec, patch: int = 1) -> Tensor:
     """Flatten code maps to tokens.
 
     Args:
         maps: level name -> integers (B, height, width) in [0, vocabulary), which is not checked.
         spec: levels, shapes and vocabularies of the maps.
+        patch: side of the patches whose codes follow each other, row by row; 1 orders each map so.
 
     Returns:
         int64 (B, L) with L = `spec.length`, values in [0, sum of the vocabularies).
@@ -95,7 +106,7 @@ def maps_to_sequence(maps: CodeMaps, spec: CodeSpec) -> Tensor:
     Raises:
         ValueError: a level is missing or unknown, or a map has the wrong shape or holds floats.
     """
-    spans = level_spans(spec)
+    spans = level_spans(spec, patch)
     if set(maps) != {span.name for span in spans}:
         expected = ", ".join(span.name for span in spans)
         raise ValueError(
@@ -110,17 +121,24 @@ def maps_to_sequence(maps: CodeMaps, spec: CodeSpec) -> Tensor:
             )
         if codes.is_floating_point():
             raise ValueError(f"code map {span.name} holds {codes.dtype}; codes are integers")
-    return torch.cat([maps[span.name].flatten(1).long() + span.first for span in spans], dim=1)
+    parts = [_in_patches(maps[span.name], patch).long() + span.first for span in spans]
+    return torch.cat(parts, dim=1)
 
 
-def sequence_to_maps(sequence: Tensor, spec: CodeSpec) -> CodeMaps:
+def sequence_to_maps(sequence: Tensor, spec: CodeSpec, patch: int = 1) -> CodeMaps:
     """Invert `maps_to_sequence`: int64 (B, L) -> level name -> int64 (B, height, width)."""
-    return {
-        span.name: (sequence[:, span.start : span.stop] - span.first).unflatten(
-            1, (span.height, span.width)
-        )
-        for span in level_spans(spec)
-    }
+    maps = {}
+    for span in level_spans(spec, patch):
+        codes = sequence[:, span.start : span.stop] - span.first
+        patches = codes.unflatten(1, (span.height // patch, span.width // patch, patch, patch))
+        maps[span.name] = patches.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return maps
+
+
+def _in_patches(values: Tensor, patch: int) -> Tensor:
+    """(B, height, width) to (B, height x width), patch after patch."""
+    rows = values.unflatten(2, (-1, patch)).unflatten(1, (-1, patch))  # (B, h, patch, w, patch)
+    return rows.transpose(2, 3).flatten(1)
 
 
 def check_codes(sequence: Tensor, levels: Sequence[Span]) -> None:
@@ -140,11 +158,15 @@ def check_codes(sequence: Tensor, levels: Sequence[Span]) -> None:
 
 
 def known_tokens(
-    known: CodeMaps | None, keep: CodeMaps | None, num_images: int, spec: CodeSpec
+    known: CodeMaps | None,
+    keep: CodeMaps | None,
+    num_images: int,
+    spec: CodeSpec,
+    patch: int = 1,
 ) -> Tensor | None:
     """Tokens (num_images, L) of codes to keep, -1 where one is to be sampled; None without any.
 
-    `known` and `keep` as in `TransformerPrior.sample`.
+    `known` and `keep` as in `TransformerPrior.sample`, `patch` as in `maps_to_sequence`.
 
     Raises:
         ValueError: only one of the maps is given, their shape or type is wrong, codes are out of
@@ -162,12 +184,13 @@ def known_tokens(
             raise ValueError(f"keep needs a bool map {name!r} of shape {tuple(codes.shape)}")
     # Codes that are not kept may be any number; 0 is a code of every level.
     valid = {name: torch.where(keep[name], codes, 0) for name, codes in known.items()}
-    tokens = maps_to_sequence(valid, spec)
+    tokens = maps_to_sequence(valid, spec, patch)
     if len(tokens) != num_images:
         raise ValueError(f"{num_images} images need as many known codes, not {len(tokens)}")
     levels = level_spans(spec)
     check_codes(tokens, levels)
-    return torch.where(torch.cat([keep[span.name].flatten(1) for span in levels], 1), tokens, -1)
+    kept = torch.cat([_in_patches(keep[span.name], patch) for span in levels], 1)
+    return torch.where(kept, tokens, -1)
 
 
 def latent_level(spec: CodeSpec) -> Level:

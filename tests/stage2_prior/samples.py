@@ -14,6 +14,13 @@ RASTER = {
     "two maps": (((2, 2, 5), (3, 3, 7)), {}),
     "two maps, rows and columns": (((2, 2, 5), (4, 3, 7)), {"positions": "2d"}),
 }
+PATCHES = {
+    "patches of a map": (((4, 6, 11),), {"patch": 2}),
+    "patches of two maps, rows and columns": (
+        ((2, 2, 5), (4, 4, 7)),
+        {"patch": 2, "positions": "2d"},
+    ),
+}
 MASKED = {
     f"masked, {name}": (levels, {**options, "order": "masked"})
     for name, (levels, options) in RASTER.items()
@@ -47,7 +54,7 @@ def random_maps(prior: TransformerPrior, batch: int, seed: int = 0) -> CodeMaps:
 
 def start_tokens(prior: TransformerPrior, labels: Tensor) -> Tensor:
     """First tokens of sequences with these labels."""
-    return torch.where(labels < 0, prior.null_token, labels + prior.num_codes)
+    return torch.where(labels < 0, prior.null_token, labels + prior.first_class)
 
 
 def all_sequences(prior: TransformerPrior) -> Tensor:

@@ -10,17 +10,24 @@ from latent_prior.stage2_prior.prior import TransformerPrior
 
 @torch.no_grad()
 def slow_outputs(prior: TransformerPrior, start: int, sequence: Tensor) -> Tensor:
-    """Head outputs of L positions, float64 (L, outputs), given tokens (L,) or vectors (L, D)."""
+    """Head outputs for L codes or vectors, float64 (L, outputs), given tokens (L,) or (L, D)."""
     bidirectional = prior.config.order == "masked"
     if prior.latents:
         codes = [prior.projection.weight.double() @ vector.double() for vector in sequence]
     else:
-        codes = [prior.embedding.weight[token].double() for token in sequence]
+        codes = [
+            sum(
+                prior.embedding.weight[token + place * prior.num_codes].double()
+                for place, token in enumerate(patch)
+            )
+            for patch in sequence.split(prior.slots)
+        ]
     stream = [prior.embedding.weight[start].double(), *codes]
-    of_keys = list(range(-1, prior.length))  # positions that the members of the stream carry
+    count = prior.length // prior.slots
+    of_keys = list(range(-1, count))  # positions that the members of the stream carry
     of_queries = list(of_keys)  # positions that they predict
     if not bidirectional:
-        stream, of_keys, of_queries = stream[:-1], of_keys[:-1], list(range(prior.length))
+        stream, of_keys, of_queries = stream[:-1], of_keys[:-1], list(range(count))
     if prior.position_embedding is not None:
         stream = [
             x + prior.position_embedding[position].double() if position >= 0 else x
@@ -32,9 +39,28 @@ def slow_outputs(prior: TransformerPrior, start: int, sequence: Tensor) -> Tenso
         queries = keys = [(float(index),) for index in range(len(stream))]
     for block in prior.blocks:
         stream = slow_block(block, stream, queries, keys, bidirectional=bidirectional)
-    head = prior.head.weight.double()
-    outputs = [head @ (rms(x) * prior.final_gain.double()) for x in stream]
+    if prior.within is not None:
+        stream = [
+            slow_within(prior.within, x, patch[:place], prior.num_codes)
+            for x, patch in zip(stream, sequence.split(prior.slots), strict=True)
+            for place in range(prior.slots)
+        ]
+    heads = prior.head.weight.double().chunk(prior.slots)
+    outputs = [
+        heads[number % prior.slots] @ (rms(x) * prior.final_gain.double())
+        for number, x in enumerate(stream)
+    ]
     return torch.stack(outputs[1:] if bidirectional else outputs)
+
+
+def slow_within(within, x: Tensor, before: Tensor, num_codes: int) -> Tensor:
+    """What predicts the code of a patch after those `before`."""
+    x = x + within.place[len(before)].double()
+    for place, token in enumerate(before):
+        x = x + within.embedding.weight[token + place * num_codes].double()
+    hidden = within.gate_up.weight.double() @ (rms(x) * within.gain.double())
+    gate, up = hidden.chunk(2)
+    return x + within.mlp_out.weight.double() @ (gate * torch.sigmoid(gate) * up)
 
 
 def row_and_column(prior: TransformerPrior, position: int) -> tuple[float, float]:
@@ -42,11 +68,13 @@ def row_and_column(prior: TransformerPrior, position: int) -> tuple[float, float
     if position < 0:
         return -1.0, -1.0
     for level in prior.levels:
-        if level.start <= position < level.stop:
-            chunks = (level.stop - level.start) // (level.height * level.width)
-            row, column = divmod((position - level.start) // chunks, level.width)
-            tall = max(span.height for span in prior.levels) / level.height
-            wide = max(span.width for span in prior.levels) / level.width
+        start, stop = level.start // prior.slots, level.stop // prior.slots
+        if start <= position < stop:
+            down, across = level.height // level.patch, level.width // level.patch
+            chunks = (stop - start) // (down * across)
+            row, column = divmod((position - start) // chunks, across)
+            tall = max(span.height for span in prior.levels) / down
+            wide = max(span.width for span in prior.levels) / across
             return row * tall + (tall - 1) / 2, column * wide + (wide - 1) / 2
     raise AssertionError(position)
 

@@ -7,15 +7,15 @@ from latent_prior.stage2_prior.kv_cache import Decoder
 from latent_prior.stage2_prior.logits import apply_guidance
 from latent_prior.stage2_prior.sequences import maps_to_sequence
 from latent_prior.training.ema import EMA
-from tests.stage2_prior.samples import LATENTS, RASTER, random_maps, start_tokens
+from tests.stage2_prior.samples import LATENTS, PATCHES, RASTER, random_maps, start_tokens
 
 LABELS = torch.tensor([0, 2, -1])
 
 
-@pytest.mark.parametrize("kind", [*RASTER, *LATENTS])
+@pytest.mark.parametrize("kind", [*RASTER, *PATCHES, *LATENTS])
 def test_cached_steps_give_the_outputs_of_forward(make_prior, kind):
     """Of the rows with their classes, and of as many without, which is what guidance computes."""
-    levels, options = (RASTER | LATENTS)[kind]
+    levels, options = (RASTER | PATCHES | LATENTS)[kind]
     prior = make_prior(*levels, **options)
     maps = random_maps(prior, 3)
     sequence = prior._sequence(maps)
@@ -27,13 +27,18 @@ def test_cached_steps_give_the_outputs_of_forward(make_prior, kind):
             torch.cat((start_tokens(prior, LABELS), torch.full_like(LABELS, prior.null_token)))
         )
         for level in prior.levels:
-            for position in range(level.start, level.stop):
-                found = decoder.outputs(decoder.step(x, position), level)
-                within = expected[:, position, level.first : level.last]
-                torch.testing.assert_close(found, within, rtol=1e-5, atol=1e-5)
-                drawn = sequence[:, position]
-                enter = decoder.project if prior.latents else decoder.embed
-                x = enter(torch.cat((drawn, drawn)))
+            for first in range(level.start, level.stop, prior.slots):
+                x = decoder.step(x, first // prior.slots)
+                drawn = sequence[:, first : first + prior.slots].repeat(
+                    2, *[1] * (sequence.ndim - 1)
+                )
+                for slot in range(prior.slots):
+                    found = decoder.outputs(x, level, slot)
+                    within = expected[:, first + slot, level.first : level.last]
+                    torch.testing.assert_close(found, within, rtol=1e-5, atol=1e-5)
+                    if slot + 1 < prior.slots:
+                        decoder.tell(x, drawn[:, slot], slot)
+                x = decoder.project(drawn[:, 0]) if prior.latents else decoder.embed_patch(drawn)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, 2.5])

@@ -9,7 +9,7 @@ from latent_prior.stage2_prior.kv_cache import Decoder
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.sequences import maps_to_sequence
 from latent_prior.stage2_prior.transformer import swiglu_width
-from tests.stage2_prior.samples import LATENTS, MASKED, RASTER, random_maps
+from tests.stage2_prior.samples import LATENTS, MASKED, PATCHES, RASTER, random_maps
 from tests.stage2_prior.slow_transformer import slow_outputs
 
 SHAPES = [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))]
@@ -50,6 +50,43 @@ def test_a_code_changes_only_what_comes_after_it(make_prior, levels):
                 position = level.start + place
                 assert torch.equal(after[:, : position + 1], before[:, : position + 1])
                 assert (after != before)[:, position + 1 :].any(-1).all()
+
+
+def test_with_patches_a_code_changes_only_what_comes_after_it(make_prior):
+    prior = make_prior((2, 2, 5), (4, 4, 7), patch=2)
+    sequence, start = prior._sequence(random_maps(prior, 1)), torch.tensor([prior.null_token])
+    with torch.no_grad():
+        before = prior.logits_of(start, sequence)
+        for position in range(prior.length - 1):
+            changed = sequence.clone()
+            first = prior.levels[position >= 4].first
+            changed[0, position] = first + (changed[0, position] + 1 - first) % 5
+            after = prior.logits_of(start, changed)
+            assert torch.equal(after[:, : position + 1], before[:, : position + 1])
+            assert (after != before)[:, position + 1 :].any(-1).all()
+
+
+def test_completions_with_patches_keep_what_is_known(make_prior):
+    prior = make_prior((4, 4, 11), patch=2)
+    codes = random_maps(prior, 64)
+    keep = {"codes": torch.zeros(64, 4, 4, dtype=torch.bool)}
+    keep["codes"][:, :, :3] = True
+    drawn = prior.sample(64, known=codes, keep=keep)["codes"]
+    assert torch.equal(drawn[:, :, :3], codes["codes"][:, :, :3])
+    assert not torch.equal(drawn, codes["codes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "masked", "patch": 2}, "leave it at 1 for --model.order masked"),
+        ({"latents": (4, 2, 2), "patch": 2}, "leave it at 1 for latents"),
+        ({"patch": 2}, "--model.patch 2 does not divide the sides of the map codes of 3 x 4"),
+    ],
+)
+def test_patches_are_for_maps_of_codes_that_they_cover(make_prior, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_prior(**options)
 
 
 def test_logits_are_those_of_llama_with_the_same_weights(make_prior):
@@ -229,7 +266,7 @@ def test_it_learns_sixteen_images_by_heart(make_prior):
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "dropout": 0.2}])
 @pytest.mark.parametrize("kind", ["two maps", "masked, two maps, rows and columns", *LATENTS])
 def test_saving_and_loading_keeps_every_tensor_and_output(make_prior, tmp_path, kind, options):
-    levels, of_kind = (RASTER | MASKED | LATENTS)[kind]
+    levels, of_kind = (RASTER | PATCHES | MASKED | LATENTS)[kind]
     prior = make_prior(*levels, **of_kind, **options)
     prior.save_pretrained(tmp_path)
     loaded = TransformerPrior.from_pretrained(tmp_path)
@@ -441,9 +478,9 @@ def test_a_completion_that_does_not_fit_is_refused(make_prior):
         prior.sample(2, known=known, keep=keep)
 
 
-@pytest.mark.parametrize("kind", [*RASTER, *MASKED, *LATENTS])
+@pytest.mark.parametrize("kind", [*RASTER, *PATCHES, *MASKED, *LATENTS])
 def test_outputs_are_those_of_plain_loops_over_positions(make_prior, kind):
-    levels, options = (RASTER | MASKED | LATENTS)[kind]
+    levels, options = (RASTER | PATCHES | MASKED | LATENTS)[kind]
     prior = make_prior(*levels, **options)
     sequence = prior._sequence(random_maps(prior, 1))
     if prior.masked:

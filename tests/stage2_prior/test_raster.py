@@ -9,6 +9,7 @@ from tests.stage2_prior.samples import all_sequences, chance_of, counts_of
 DRAWS = 100_000
 ONE = ((1, 3, 3),)
 TWO = ((1, 1, 3), (1, 2, 4))
+PATCHED = ((2, 2, 3),)
 
 
 @pytest.mark.parametrize(
@@ -24,12 +25,15 @@ TWO = ((1, 1, 3), (1, 2, 4))
         (ONE, {"temperature": 1.5, "top_k": 2}),
         (TWO, {"temperature": 2.0, "top_p": 0.8}),
         (TWO, {"guidance_scale": 1.5, "top_k": 3, "top_p": 0.9, "temperature": 1.5}),
+        (PATCHED, {}),
+        (PATCHED, {"guidance_scale": 3.0, "guidance_schedule": "linear"}),
     ],
 )
 def test_frequencies_are_the_exact_distribution(make_prior, levels, settings):
     positions = "2d" if levels == TWO else "1d"
-    prior = make_prior(*levels, width=4, heads=1, depth=1, spread=20.0, positions=positions)
-    sampler, start = Sampler(**settings), prior.num_codes + 1
+    shape = {"width": 4, "heads": 1, "depth": 1, "patch": 2 if levels == PATCHED else 1}
+    prior = make_prior(*levels, spread=20.0, positions=positions, **shape)
+    sampler, start = Sampler(**settings), prior.first_class + 1
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(DRAWS, prior.length, dtype=torch.float64, generator=generator)
     with torch.inference_mode():

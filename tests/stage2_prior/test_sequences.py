@@ -18,6 +18,7 @@ from latent_prior.stage2_prior.sequences import (
     sequence_to_maps,
 )
 
+CPU = torch.device("cpu")
 SHAPES = [((3, 4, 11),), ((2, 2, 5), (4, 3, 7)), ((1, 1, 300), (2, 2, 2), (4, 4, 9))]
 
 
@@ -28,18 +29,39 @@ def random_maps(spec, batch=5, dtype=torch.int64):
     }
 
 
-@pytest.mark.parametrize("levels", SHAPES)
-def test_both_ways_are_inverse(make_spec, levels):
+@pytest.mark.parametrize(
+    ("levels", "patch"),
+    [*((levels, 1) for levels in SHAPES), (((4, 6, 11),), 2), (((3, 3, 5), (6, 3, 7)), 3)],
+)
+def test_both_ways_are_inverse(make_spec, levels, patch):
     spec = make_spec(*levels)
     maps = random_maps(spec)
-    sequence = maps_to_sequence(maps, spec)
+    sequence = maps_to_sequence(maps, spec, patch)
     assert sequence.shape == (5, spec.length)
     assert sequence.dtype == torch.int64
-    restored = sequence_to_maps(sequence, spec)
+    restored = sequence_to_maps(sequence, spec, patch)
     assert list(restored) == [level.name for level in spec.levels]
     for name, codes in maps.items():
         assert torch.equal(restored[name], codes)
-    assert torch.equal(maps_to_sequence(restored, spec), sequence)
+    assert torch.equal(maps_to_sequence(restored, spec, patch), sequence)
+
+
+def test_codes_of_a_patch_follow_each_other_row_by_row(make_spec):
+    codes = torch.arange(8).view(1, 2, 4)
+    sequence = maps_to_sequence({"codes": codes}, make_spec((2, 4, 8)), 2)
+    assert sequence.tolist() == [[0, 1, 4, 5, 2, 3, 6, 7]]
+
+
+def test_a_map_that_patches_do_not_cover_is_named(make_spec):
+    with pytest.raises(ValueError, match="does not divide the sides of the map level0 of 2 x 3"):
+        level_spans(make_spec((2, 3, 5), (4, 6, 5)), 2)
+
+
+def test_a_patch_stands_at_the_middle_of_its_codes(make_spec):
+    spec = make_spec((2, 2, 5), (4, 6, 7))
+    codes, patches = (grid_positions(level_spans(spec, patch), CPU) for patch in (1, 2))
+    middles = codes[4:].view(2, 2, 3, 2, 2).mean((1, 3)).flatten(0, 1)
+    torch.testing.assert_close(patches, torch.cat((codes[:4].mean(0, keepdim=True), middles)))
 
 
 def test_one_level_is_read_in_raster_order(make_spec):
@@ -83,9 +105,6 @@ def test_latents_are_refused():
     spec = CodeSpec("latents", (Level("z", 2, 2, channels=4),), 16, 1, "vae", "0" * 64)
     with pytest.raises(ValueError, match="cannot model latents"):
         level_spans(spec)
-
-
-CPU = torch.device("cpu")
 
 
 def test_grid_positions_of_one_map_are_its_rows_and_columns(make_spec):
