@@ -55,7 +55,7 @@ class ContestOptions(ExperimentOptions):
     """Training seconds of each contestant; null takes the data set's: 600, for cifar10 1,200."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of training and sampling; each contestant runs once for every one."""
-    sweep_images: int = option(200, at_least=0)
+    sweep_images: int = option(400, at_least=0)
     """Images per sampler setting in the sweep (validation split); 0 keeps the default sampler."""
     threads: int | None = option(1, at_least=1)
     """Threads of every run on a CPU; null takes all cores."""
