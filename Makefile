@@ -8,6 +8,8 @@ LAUNCH := $(BIN)/python
 # What the demo shows: mnist, or shapes in colour.
 DATA := mnist
 IMAGES := $(DATA:mnist=mnist5k)
+# More views of the drawn images: without them their prior learns them by heart.
+VIEWS := $(if $(DATA:mnist=),--crops 5 --crop_padding 2)
 OUT := runs/$(DATA:mnist=demo)
 # Two workers with one thread each; nothing may ask the hub. tests/conftest.py orders the tests and says which stay together.
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
@@ -43,14 +45,14 @@ $(OUT)/vqvae/.done:
 	@touch $@
 
 $(OUT)/codes/code_spec.json: $(OUT)/vqvae/.done
-	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset $(IMAGES) --output_dir $(OUT)/codes
+	$(LAUNCH) stage1_autoencoders/encode.py --autoencoder $(OUT)/vqvae/model --dataset $(IMAGES) $(VIEWS) --output_dir $(OUT)/codes
 
 $(OUT)/prior/.done: $(OUT)/codes/code_spec.json
 	$(LAUNCH) stage2_prior/train.py --config stage2_prior/configs/$(DATA)_vqvae.yaml --codes $(OUT)/codes --autoencoder $(OUT)/vqvae/model --output_dir $(OUT)/prior
 	@touch $@
 
 $(OUT)/pipeline/pipeline.json: $(OUT)/prior/.done
-	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --guidance_scale 2 --temperature 0.9 --output_dir $(OUT)/pipeline
+	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --guidance_scale 1.5 --temperature 0.9 --output_dir $(OUT)/pipeline
 
 $(OUT)/samples/grid.png: $(OUT)/pipeline/pipeline.json
 	$(LAUNCH) pipelines/generate.py --pipeline $(OUT)/pipeline --num_images 1000 --output_dir $(OUT)/samples

@@ -37,19 +37,21 @@ class DataSet(NamedTuple):
         budget: training seconds of a contestant in the league.
         first_share: the autoencoder's share of them; the prior needs most.
         classifier: whether the class of an image is measured: the classifier is trained in minutes.
+        views: flags of `encode.py` for more than one view of an image that the prior learns from.
     """
 
     images: str | None
     budget: float
     first_share: float
     classifier: bool
+    views: Flags = {}
 
 
 DataName = Literal["mnist", "cifar10", "shapes"]
 DATA: dict[DataName, DataSet] = {
     "mnist": DataSet("mnist5k", 600, 0.4, classifier=True),
     "cifar10": DataSet(None, 1200, 0.15, classifier=False),
-    "shapes": DataSet("shapes", 600, 0.25, classifier=True),
+    "shapes": DataSet("shapes", 600, 0.25, classifier=True, views={"crops": 5, "crop_padding": 2}),
 }
 
 
@@ -180,6 +182,7 @@ class Experiment(Generic[AnyOptions]):
             "seed": seed,
             # Sampled latents: what the decoder was trained on and the likelihood is defined for.
             "posterior": "sample" if member in LATENT_MEMBERS else None,
+            **self.data.views,
         }
         if not (codes / "code_spec.json").is_file():
             self.command(f"{STAGE1}/encode.py", run, flags)
