@@ -44,7 +44,7 @@ class DataSet(NamedTuple):
     budget: float
     first_share: float
     classifier: bool
-    views: Flags = {}
+    views: Mapping[str, object] = {}
 
 
 DataName = Literal["mnist", "cifar10", "shapes"]
