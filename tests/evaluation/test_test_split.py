@@ -53,7 +53,7 @@ def commands(data, parts, features):
         ("train-autoencoder", {"config": "mnist_vqvae", **vqvae, "output_dir": "vqvae"}),
         ("train-autoencoder", {**vqvae, **streaming, "output_dir": "streamed"}),
         ("encode", {"autoencoder": "vqvae/model", "dataset": data, "output_dir": "codes"}),
-        ("train-prior", {"config": "mnist_vqvae", "codes": "codes", "autoencoder": "vqvae/model", **parts["prior_flags"], **short, "model.positions": "1d", "output_dir": "prior"}),
+        ("train-prior", {"config": "mnist_vqvae", "codes": "codes", "autoencoder": "vqvae/model", **parts["prior_flags"], **short, "model.positions": "1d", "model.patch": 1, "output_dir": "prior"}),
         ("export", {"prior": "prior/model", "output_dir": "llama"}),
         ("assemble", {"autoencoder": "vqvae/model", "prior": "prior/model", "output_dir": "pipeline"}),
         ("sweep", {"pipeline": "pipeline", **scored, "temperature": [0.5, 1], "num_images": 4, "full_images": 4, "output_dir": "sweep"}),
