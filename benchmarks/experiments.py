@@ -49,7 +49,7 @@ class DataSet(NamedTuple):
 
 DataName = Literal["mnist", "cifar10", "shapes"]
 DATA: dict[DataName, DataSet] = {
-    "mnist": DataSet("mnist5k", 600, 0.4, classifier=True),
+    "mnist": DataSet("mnist5k", 600, 0.2, classifier=True),
     "cifar10": DataSet(None, 1200, 0.15, classifier=False),
     "shapes": DataSet("shapes", 600, 0.25, classifier=True, views={"crops": 5, "crop_padding": 2}),
 }

@@ -156,7 +156,7 @@ class Decoder:
         """Head outputs after a step: logits (R, vocabulary of the level), or mixture parameters.
 
         Args:
-            x: what `step` returned, with patches as `tell` has changed it.
+            x: what `step` returned, with patches as `add_code` has changed it.
             level: of the code.
             slot: its place in its patch.
         """
@@ -167,8 +167,8 @@ class Decoder:
             x.addmm_(F.silu(gate).mul_(up), self.within.mlp_out)
         return torch.mm(self._normalise(x), self.heads_of_levels[level.name][slot])
 
-    def tell(self, x: Tensor, tokens: Tensor, slot: int) -> None:
-        """Let x (R, W), in place, predict the codes after those (R,) at a place in their patch."""
+    def add_code(self, x: Tensor, tokens: Tensor, slot: int) -> None:
+        """Add the codes (R,) at a place in their patch to x (R, W), which predicts those after."""
         assert self.within is not None
         x += F.embedding(tokens + slot * self.num_codes, self.within.embedding)
 

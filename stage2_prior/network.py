@@ -224,7 +224,6 @@ class PatchMLP(nn.Module):
 
     def __init__(self, width: int, slots: int, num_codes: int) -> None:
         super().__init__()
-        self.slots = slots
         self.place = nn.Parameter(torch.empty(slots, width))
         # The last code of a patch precedes none.
         self.embedding = nn.Embedding((slots - 1) * num_codes, width)

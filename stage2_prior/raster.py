@@ -34,9 +34,9 @@ def sample_codes(
     sequence = torch.empty(num_images, network.length, dtype=torch.long, device=start.device)
     for level in network.levels:
         for first in range(level.start, level.stop, network.slots):
-            patch = slice(first, first + network.slots)
             x = decoder.step(x, first // network.slots)
-            for slot, position in enumerate(range(patch.start, patch.stop)):
+            for slot in range(network.slots):
+                position = first + slot
                 logits = decoder.outputs(x, level, slot)
                 if guided:
                     conditional, unconditional = logits.chunk(2)
@@ -47,8 +47,9 @@ def sample_codes(
                     tokens = torch.where(known[:, position] < 0, tokens, known[:, position])
                 sequence[:, position] = tokens
                 if slot + 1 < network.slots:
-                    decoder.tell(x, tokens.repeat(2)[: decoder.rows], slot)
-            x = decoder.embed_patch(sequence[:, patch].repeat(2, 1)[: decoder.rows])
+                    decoder.add_code(x, tokens.repeat(2)[: decoder.rows], slot)
+            patch = sequence[:, first : first + network.slots]
+            x = decoder.embed_patch(patch.repeat(2, 1)[: decoder.rows])
     return sequence
 
 

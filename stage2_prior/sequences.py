@@ -187,7 +187,7 @@ def known_tokens(
     tokens = maps_to_sequence(valid, spec, patch)
     if len(tokens) != num_images:
         raise ValueError(f"{num_images} images need as many known codes, not {len(tokens)}")
-    levels = level_spans(spec)
+    levels = level_spans(spec, patch)
     check_codes(tokens, levels)
     kept = torch.cat([_in_patches(keep[span.name], patch) for span in levels], 1)
     return torch.where(kept, tokens, -1)

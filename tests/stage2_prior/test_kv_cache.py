@@ -37,7 +37,7 @@ def test_cached_steps_give_the_outputs_of_forward(make_prior, kind):
                     within = expected[:, first + slot, level.first : level.last]
                     torch.testing.assert_close(found, within, rtol=1e-5, atol=1e-5)
                     if slot + 1 < prior.slots:
-                        decoder.tell(x, drawn[:, slot], slot)
+                        decoder.add_code(x, drawn[:, slot], slot)
                 x = decoder.project(drawn[:, 0]) if prior.latents else decoder.embed_patch(drawn)
 
 
