@@ -129,7 +129,7 @@ def make_bound(pipe: Pipeline, options: LikelihoodOptions) -> tuple[Bound, int |
     Raises:
         ValueError: no images to fit to.
     """
-    if pipe.code_spec.kind == "latents":
+    if pipe.autoencoder.likelihood is not None:
         return Bound(pipe), None
     images = open_images(options, options.fit_split)
     count = min(len(images), options.fit_images)

@@ -10,7 +10,7 @@ all code maps that could produce the image, the bound counts the encoder's (van 
 
     -log p(x) = -log sum_c p(c) p(x | c) <= -log p(x | c(x)) - log p(c(x)).
 
-A model with codes has no likelihood, so it gets a discretised logistic one around its
+A model with codes has no likelihood, nor has an imported tokenizer, so it gets a discretised logistic one around its
 reconstructions, with scales fitted to other images (`fit_logistic`).
 """
 
@@ -47,15 +47,16 @@ class Nats(NamedTuple):
 class Bound:
     """The bound of a pipeline with its prior, if any, and with a fixed one (N(0, I) or uniform).
 
-    A model with codes needs a likelihood p(x | c), see `fit_logistic`.
+    An autoencoder without a likelihood of its own needs one, see `fit_logistic`.
     """
 
     def __init__(self, pipe: Pipeline, likelihood: Likelihood | None = None) -> None:
         self.pipe = pipe
         self.has_posterior = pipe.code_spec.kind == "latents"
-        if self.has_posterior:
+        self.fitted = pipe.autoencoder.likelihood is None
+        if not self.fitted:
             likelihood = pipe.autoencoder.likelihood
-        assert likelihood is not None, "a model with codes needs a fitted likelihood"
+        assert likelihood is not None, "this autoencoder needs a fitted likelihood"
         self.likelihood = likelihood.to(pipe.device)
 
     @torch.no_grad()
@@ -85,10 +86,13 @@ class Bound:
             assert noise is not None, "latents are sampled"
             noise = noise.to(self.pipe.device)
             latents = posterior.from_noise(noise)
-            pixels = self.pipe.autoencoder.nll(images, latents)
-            log_posterior = -(_normal_nats(noise) + posterior.log_variance.flatten(1).sum(1) / 2)
             (level,) = self.pipe.code_spec.levels
             codes = {level.name: latents}
+            if self.fitted:
+                pixels = self.likelihood.nll(images, self.pipe.decode(codes))
+            else:
+                pixels = self.pipe.autoencoder.nll(images, latents)
+            log_posterior = -(_normal_nats(noise) + posterior.log_variance.flatten(1).sum(1) / 2)
             priors = {STANDARD_NORMAL: {level.name: _normal_nats(latents)}}
         if self.pipe.prior is not None:
             learned = self.pipe.prior.nats(codes, labels, generator=masks)

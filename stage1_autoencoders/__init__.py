@@ -19,6 +19,19 @@ MODELS = {
     "vaegan": ("latent_prior.stage1_autoencoders.vaegan", "VAEGAN"),
     "vqgan": ("latent_prior.stage1_autoencoders.vqgan", "VQGAN"),
 }
+# `model_type` -> module and class of tokenizers from elsewhere, which are not trained here.
+IMPORTED = {
+    "latent_prior_imported_vq": ("latent_prior.stage1_autoencoders.imported.models", "ImportedVQ"),
+    "latent_prior_imported_kl": ("latent_prior.stage1_autoencoders.imported.models", "ImportedKL"),
+    "latent_prior_diffusers_vq": (
+        "latent_prior.stage1_autoencoders.imported.diffusers_models",
+        "DiffusersVQ",
+    ),
+    "latent_prior_diffusers_kl": (
+        "latent_prior.stage1_autoencoders.imported.diffusers_models",
+        "DiffusersKL",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -32,8 +45,8 @@ def __getattr__(name: str) -> Any:
 
 
 def model_class(name: str) -> type[Autoencoder]:
-    """Import the class of a model, by its name in `MODELS`."""
-    module, attribute = MODELS[name]
+    """Import the class of a model, by its name in `MODELS` or its type in `IMPORTED`."""
+    module, attribute = (MODELS | IMPORTED)[name]
     model: type[Autoencoder] = getattr(importlib.import_module(module), attribute)
     return model
 
@@ -41,7 +54,7 @@ def model_class(name: str) -> type[Autoencoder]:
 def load_autoencoder(
     path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None
 ) -> Autoencoder:
-    """Load an autoencoder of any type.
+    """Load an autoencoder of any type, an imported tokenizer too.
 
     Raises:
         ValueError: a missing or damaged folder or repository, or another kind of model.
@@ -50,6 +63,8 @@ def load_autoencoder(
 
     folder: Path = local_folder(path_or_hub_id, revision=revision)
     model_type = read_config(folder)["model_type"]
+    if model_type in IMPORTED:
+        return model_class(model_type).from_pretrained(folder)
     for name in MODELS:
         candidate = model_class(name)
         if candidate.config_class.model_type == model_type:

@@ -46,13 +46,13 @@ class Autoencoder(StrictModel):
     `codes` (see `DiscreteOutput`) or a `posterior` (a `Gaussian`); with a critic, also `fakes`.
 
     A model with latents defines `likelihood`, `posterior` and `nll`; one with codes defines none.
+    An imported one with latents has a posterior but no likelihood, and is not trained.
     """
 
     config_class: type[AutoencoderConfig] = AutoencoderConfig
     config: AutoencoderConfig
-    decoder: Decoder
     likelihood: Likelihood | None
-    """Distribution p(image | latents); None for a model with codes."""
+    """Distribution p(image | latents); None for a model with codes or from elsewhere."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config)
@@ -72,7 +72,7 @@ class Autoencoder(StrictModel):
 
     def nll(self, images: Tensor, latents: Tensor) -> Tensor:
         """-log p(images | latents) in nats per image, (B,), for latents (B, C, h, w)."""
-        raise NotImplementedError("a model with codes has no likelihood")
+        raise NotImplementedError("this model has no likelihood")
 
     @torch.no_grad()
     def negative_elbo(self, images: Tensor) -> Tensor:
@@ -105,6 +105,7 @@ class Autoencoder(StrictModel):
     @property
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution, for the adaptive adversarial weight."""
+        assert isinstance(self.decoder, Decoder), "only models of our own are trained"
         return self.decoder.last_layer
 
     @property

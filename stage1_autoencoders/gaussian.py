@@ -23,20 +23,25 @@ LOG_VARIANCE_RANGE = (-20.0, 10.0)
 class Gaussian:
     """A diagonal normal distribution over the latents of each image, float32 also under autocast.
 
-    The log-variance is clamped to `LOG_VARIANCE_RANGE`, but keeps the gradient at the bound, so
-    that a value outside can return.
+    The log-variance is clamped to `bounds`, but keeps the gradient at the bound, so that a value
+    outside can return.
     """
 
     mean: Tensor
     """(B, C, H, W); a flat vector is (B, D, 1, 1)."""
     log_variance: Tensor
     """In nats, same shape as the mean."""
+    bounds: tuple[float, float] | None = LOG_VARIANCE_RANGE
+    """Of the log-variance; None leaves it as it is."""
 
     def __post_init__(self) -> None:
         """Convert to float32 and clamp the log-variance."""
-        log_variance = self.log_variance.float()
-        excess = log_variance - log_variance.clamp(*LOG_VARIANCE_RANGE)
         object.__setattr__(self, "mean", self.mean.float())
+        log_variance = self.log_variance.float()
+        if self.bounds is None:
+            object.__setattr__(self, "log_variance", log_variance)
+            return
+        excess = log_variance - log_variance.clamp(*self.bounds)
         object.__setattr__(self, "log_variance", log_variance - excess.detach())
 
     def sample(self, generator: Generator | None = None) -> Tensor:

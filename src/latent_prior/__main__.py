@@ -15,6 +15,8 @@ from latent_prior.cli import CONSOLE, fail, run, suggestion
 # Verb -> script, in order of use; `accelerate launch -m latent_prior VERB` works as well.
 SCRIPTS = {
     "train-autoencoder": "stage1_autoencoders/train.py",
+    "import-tokenizer": "stage1_autoencoders/import_tokenizer.py",
+    "export-tokenizer": "stage1_autoencoders/export_tokenizer.py",
     "encode": "stage1_autoencoders/encode.py",
     "train-prior": "stage2_prior/train.py",
     "export": "stage2_prior/export.py",

@@ -195,7 +195,7 @@ class StrictModel(PreTrainedModel):
                     f"{', '.join(map(str, sorted(report[problem])[:3]))}"
                 )
         for name, weight in model.state_dict().items():
-            if weight.is_floating_point() and not _in_range(weight):
+            if weight.is_floating_point() and not in_range(weight):
                 raise ValueError(
                     f"{folder}: weight {name} holds numbers that are not finite or beyond "
                     f"{LARGEST_WEIGHT:g}; restore it or train again"
@@ -270,10 +270,15 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+def local_folder(
+    path_or_hub_id: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    patterns: Collection[str] | None = None,
+) -> Path:
     """The folder itself, or a copy of the hub repository in the hub's cache.
 
-    A name that exists, starts with a dot or slash, or does not look like `user/name` is a path.
+    Of a repository only the files whose names fit one of the `patterns`, if given. A name that exists, starts with a dot or slash, or does not look like `user/name` is a path.
 
     Raises:
         ValueError: there is no such folder or repository, or no network.
@@ -289,7 +294,8 @@ def local_folder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
     if text.startswith((".", "/", "~")) or text.count("/") != 1 or text.endswith("/"):
         raise ValueError(f"there is no folder {text}")
     try:
-        return Path(snapshot_download(text, revision=revision))
+        wanted = None if patterns is None else [*patterns]
+        return Path(snapshot_download(text, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
         raise ValueError(f"there is no folder {text}, and it is no hub id: {error}") from error
     except LocalEntryNotFoundError as error:
@@ -345,7 +351,7 @@ def _check_sizes(value: object, where: str) -> None:
             raise ValueError(f"{where} = {item:.6g} is beyond {LARGEST_SIZE:,}; {RESTORE}")
 
 
-def _in_range(weight: Tensor) -> bool:
+def in_range(weight: Tensor) -> bool:
     """Whether all numbers are finite and within `LARGEST_WEIGHT`, at the speed of the memory."""
     flat = weight.detach().reshape(-1).float()
     squares = float(torch.dot(flat, flat))  # NaN and infinity stay, large numbers overflow

@@ -1,0 +1,64 @@
+r"""Export an imported tokenizer as a folder of diffusers, see docs/tokenizers.md.
+
+python stage1_autoencoders/export_tokenizer.py --autoencoder runs/vqgan/model \
+    --output_dir runs/vqgan/diffusers
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latent_prior.cli import answer_early, parse_config, run
+from latent_prior.options import Options, option
+
+
+@dataclass(kw_only=True)
+class ExportTokenizerOptions(Options):
+    """Export an imported tokenizer as a `diffusers.VQModel` or `AutoencoderKL`."""
+
+    autoencoder: str = option(path=True)
+    """Folder or hub id of the tokenizer."""
+    output_dir: str = option(path=True)
+    """Folder to write; an earlier export in it is replaced."""
+
+
+answer_early(__name__, ExportTokenizerOptions)
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from latent_prior.data.codes import write_spec
+from latent_prior.folders import check_replaceable, whole_folder
+from latent_prior.records import write_record
+from latent_prior.stage1_autoencoders import load_autoencoder
+from latent_prior.stage1_autoencoders.imported.diffusers_folders import (
+    CONFIG,
+    WEIGHTS,
+    to_diffusers,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Raises:
+        ValueError: the autoencoder is invalid or cannot be exported, or the folder holds other
+            files.
+    """
+    options = parse_config(ExportTokenizerOptions, argv)
+    output = Path(options.output_dir)
+    check_replaceable(output, "export", "--output_dir ")
+    model = load_autoencoder(options.autoencoder)
+    config, weights = to_diffusers(model)
+    with whole_folder(output, "export") as folder:
+        write_record(folder / CONFIG, config)
+        held = {name: weight.contiguous() for name, weight in weights.items()}
+        save_file(held, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+        write_spec(model.code_spec, folder)
+    print(f"{config['_class_name']} of diffusers: {output}")
+
+
+if __name__ == "__main__":
+    run(main)
