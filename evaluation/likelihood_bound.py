@@ -10,8 +10,8 @@ all code maps that could produce the image, the bound counts the encoder's (van 
 
     -log p(x) = -log sum_c p(c) p(x | c) <= -log p(x | c(x)) - log p(c(x)).
 
-A model with codes has no likelihood, nor has an imported tokenizer, so it gets a discretised logistic one around its
-reconstructions, with scales fitted to other images (`fit_logistic`).
+A model with codes has no likelihood, nor has an imported tokenizer, so it gets a discretised
+logistic one around its reconstructions, with scales fitted to other images (`fit_logistic`).
 """
 
 from __future__ import annotations

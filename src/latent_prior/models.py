@@ -278,7 +278,8 @@ def local_folder(
 ) -> Path:
     """The folder itself, or a copy of the hub repository in the hub's cache.
 
-    Of a repository only the files whose names fit one of the `patterns`, if given. A name that exists, starts with a dot or slash, or does not look like `user/name` is a path.
+    Of a repository only the files whose names fit one of the `patterns`, if given. A name that
+    exists, starts with a dot or slash, or does not look like `user/name` is a path.
 
     Raises:
         ValueError: there is no such folder or repository, or no network.

@@ -12,7 +12,6 @@ import typing
 from pathlib import Path
 from typing import Any
 
-
 from latent_prior.records import convert_record
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage1_autoencoders.imported.diffusers_models import (
@@ -148,12 +147,12 @@ def read_diffusers(
         "image_channels": channels[0],
         "unit_pixels": unit_pixels,
     }
-    if not any((folder / name).is_file() for name in PREFERRED):
-        if weights_name is None and (shards := sorted(folder.glob("*.index.json"))):
-            raise ValueError(
-                f"{shards[0]}: weights in several files are not read; save the model again as one, "
-                'with max_shard_size="50GB"'
-            )
+    whole = weights_name or any((folder / name).is_file() for name in PREFERRED)
+    if not whole and (shards := sorted(folder.glob("*.index.json"))):
+        raise ValueError(
+            f"{shards[0]}: weights in several files are not read; save the model again as one, "
+            'with max_shard_size="50GB"'
+        )
     file = find_weights(folder, weights_name, PREFERRED)
     weights = state_of(read_file(file), (), file)
     check_format(weights, "diffusers", file)

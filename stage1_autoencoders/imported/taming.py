@@ -259,8 +259,8 @@ def _used_only(weights: Weights, path: Path) -> Weights:
     if used is None:
         return weights
     size = shape_of(weights, "quantize.embedding.weight", path, 2)[0]
-    whole = used.ndim == 1 and len(used) > 0 and used.dtype == torch.int64
-    if not whole or not (0 <= int(used.min()) and int(used.max()) < size):
+    listed = used.ndim == 1 and len(used) > 0 and used.dtype == torch.int64
+    if not listed or bool(((used < 0) | (used >= size)).any()):
         raise ValueError(f"{path}: quantize.used must list codes below {size}; download it again")
     of_codes = ("quantize.embedding.weight", "quantize.logits.weight", "quantize.logits.bias")
     return weights | {name: weights[name][used] for name in of_codes if name in weights}

@@ -21,6 +21,44 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)
 """Range of the log-variance in latent diffusion (Rombach et al., 2022)."""
 
 
+class Lookup(nn.Module):
+    """A codebook that is only read.
+
+    Args:
+        size: number of codes.
+        dim: length of a code vector.
+        search: how a vector finds its code: the nearest row; the nearest one after both sides were
+            scaled to length 1, as in LlamaGen, where the scaled row is also the code's vector; or
+            the largest of the logits that a 1x1 convolution gives, as in taming's Gumbel model
+            without its noise (Jang et al., 2017, https://arxiv.org/abs/1611.01144).
+    """
+
+    def __init__(self, size: int, dim: int, search: Search = "euclidean") -> None:
+        super().__init__()
+        self.cosine = search == "cosine"
+        self.embedding = nn.Embedding(size, dim)
+        self.logits = nn.Conv2d(dim, size, 1) if search == "logits" else None
+
+    def codes(self, vectors: Tensor) -> Tensor:
+        """(B, D, h, w) to int64 (B, h, w); the lower index of a tie."""
+        if self.logits is not None:
+            return self.logits(vectors).argmax(1)
+        B, D, h, w = vectors.shape
+        rows = vectors.float().permute(0, 2, 3, 1).reshape(-1, D)
+        if self.cosine:
+            rows = F.normalize(rows, dim=1)
+        return nearest_codes(rows, self.rows().float()).view(B, h, w)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """(B, h, w) to (B, D, h, w)."""
+        return F.embedding(codes, self.rows()).permute(0, 3, 1, 2)
+
+    def rows(self) -> Tensor:
+        """The codes' vectors (K, D)."""
+        rows = self.embedding.weight
+        return F.normalize(rows, dim=1) if self.cosine else rows
+
+
 class Tokenizer(Autoencoder):
     """Abstract: an autoencoder whose weights come from elsewhere and are not trained here."""
 
@@ -135,41 +173,3 @@ class GaussianTokenizer(Tokenizer):
     def _predict(self, latents: Tensor) -> Tensor:
         shift, scale = self.affine()
         return self.pixels_of((latents.float() / scale + shift).to(self.dtype))
-
-
-class Lookup(nn.Module):
-    """A codebook that is only read.
-
-    Args:
-        size: number of codes.
-        dim: length of a code vector.
-        search: how a vector finds its code: the nearest row; the nearest one after both sides were
-            scaled to length 1, as in LlamaGen, where the scaled row is also the code's vector; or
-            the largest of the logits that a 1x1 convolution gives, as in taming's Gumbel model
-            without its noise (Jang et al., 2017, https://arxiv.org/abs/1611.01144).
-    """
-
-    def __init__(self, size: int, dim: int, search: Search = "euclidean") -> None:
-        super().__init__()
-        self.cosine = search == "cosine"
-        self.embedding = nn.Embedding(size, dim)
-        self.logits = nn.Conv2d(dim, size, 1) if search == "logits" else None
-
-    def codes(self, vectors: Tensor) -> Tensor:
-        """(B, D, h, w) to int64 (B, h, w); the lower index of a tie."""
-        if self.logits is not None:
-            return self.logits(vectors).argmax(1)
-        B, D, h, w = vectors.shape
-        rows = vectors.float().permute(0, 2, 3, 1).reshape(-1, D)
-        if self.cosine:
-            rows = F.normalize(rows, dim=1)
-        return nearest_codes(rows, self.rows().float()).view(B, h, w)
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        """(B, h, w) to (B, D, h, w)."""
-        return F.embedding(codes, self.rows()).permute(0, 3, 1, 2)
-
-    def rows(self) -> Tensor:
-        """The codes' vectors (K, D)."""
-        rows = self.embedding.weight
-        return F.normalize(rows, dim=1) if self.cosine else rows
