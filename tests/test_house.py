@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "latent_prior"
 ROOMS = ("stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
 SCRIPTS = (
-    "train", "encode", "export", "assemble", "describe", "generate", "latents", "score", "likelihood", "sweep",
+    "train", "encode", "export", "assemble", "describe", "generate", "latents", "score", "likelihood", "sweep", "import_tokenizer", "export_tokenizer",
 )  # fmt: skip
 # From the lowest room to the highest; a file may import from its own room and those listed for it.
 SHARED = {
@@ -190,7 +190,8 @@ def test_third_parties_that_load_weights_by_themselves_are_imported_in_known_fil
         "cleanfid": {"latent_prior.evaluation.features.networks"},  # TorchScript of known digest
         # A network without weights; PNG's coder.
         "torchvision": {"latent_prior.losses.perceptual", "latent_prior.data.images"},
-        "timm": set(), "clip": set(), "open_clip": set(), "torch_fidelity": set(), "diffusers": set(),
+        "timm": set(), "clip": set(), "open_clip": set(), "torch_fidelity": set(),
+        "diffusers": {"latent_prior.stage1_autoencoders.imported.diffusers_models"},  # built without weights
     }  # fmt: skip
     for package, known in loaders.items():
         users = {
@@ -225,7 +226,7 @@ def test_every_script_answers_help_before_it_imports_torch():
     scripts = [path for path in FILES if path.stem in SCRIPTS]
     scripts.sort(key=lambda path: name_of(path) == of_models)
     assert {name_of(path) for path in scripts} >= {
-        of_models, "latent_prior.stage1_autoencoders.encode", "latent_prior.stage2_prior.train", "latent_prior.stage2_prior.export",
+        of_models, "latent_prior.stage1_autoencoders.encode", "latent_prior.stage1_autoencoders.import_tokenizer", "latent_prior.stage1_autoencoders.export_tokenizer", "latent_prior.stage2_prior.train", "latent_prior.stage2_prior.export",
         "latent_prior.pipelines.assemble", "latent_prior.pipelines.describe", "latent_prior.pipelines.generate", "latent_prior.pipelines.latents", "latent_prior.evaluation.score",
         "latent_prior.evaluation.likelihood", "latent_prior.evaluation.gan_baseline.train", "latent_prior.evaluation.gan_baseline.generate", "latent_prior.evaluation.sweep",
     }  # fmt: skip
