@@ -456,7 +456,9 @@ def killed_until_done(tmp_path_factory) -> Callable[..., int]:
 
 
 def _defaults(module: ModuleType) -> dict[str, object]:
-    return {} if module.__name__.endswith(("assemble", "export", "_tokenizer")) else {"cpu_threads": 1}
+    return (
+        {} if module.__name__.endswith(("assemble", "export", "_tokenizer")) else {"cpu_threads": 1}
+    )
 
 
 def _tree(folder: Path) -> dict[str, int]:

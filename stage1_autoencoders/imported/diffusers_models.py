@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latent_prior.data.codes import Level
 from latent_prior.options import option
 from latent_prior.stage1_autoencoders.autoencoder import AutoencoderConfig
-from latent_prior.stage1_autoencoders.imported.network import check_divisible
+from latent_prior.stage1_autoencoders.imported.network import GROUPS, check_divisible
 from latent_prior.stage1_autoencoders.imported.tokenizer import (
     LATENTS,
     DiscreteTokenizer,
@@ -64,6 +64,10 @@ class DiffusersOptions(ModelOptions):
                 raise ValueError(
                     f"{name} must have one entry for each of block_out_channels {self.block_out_channels}"
                 )
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise ValueError(
+                f"norm_num_groups {self.norm_num_groups} must divide block_out_channels {self.block_out_channels}"
+            )
 
     @property
     def downsampling(self) -> int:
@@ -96,6 +100,23 @@ class DiffusersVQOptions(DiffusersOptions):
     scaling_factor: float = 0.18215
     """Factor of vectors in pipelines of diffusers; not used here."""
     force_upcast: bool = False
+
+    def __post_init__(self) -> None:
+        """Also check what spatial norms need.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        super().__post_init__()
+        if self.norm_type == "spatial":
+            if self.vq_embed_dim not in (None, self.latent_channels):
+                raise ValueError(
+                    f"norm_type spatial needs vq_embed_dim {self.vq_embed_dim} to be latent_channels {self.latent_channels}"
+                )
+            if any(width % GROUPS for width in self.block_out_channels):
+                raise ValueError(
+                    f"norm_type spatial has {GROUPS} groups, which must divide block_out_channels {self.block_out_channels}"
+                )
 
 
 @dataclass(kw_only=True)

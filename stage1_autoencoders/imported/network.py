@@ -193,7 +193,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) to the same shape."""
         B, C, H, W = x.shape
-        positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        positions = self.norm(x.flatten(2)).transpose(1, 2)  # (B, H * W, C)
         heads = (layer(positions)[:, None] for layer in (self.q, self.k, self.v))
         mixed = self.out(F.scaled_dot_product_attention(*heads)[:, 0])
         return mixed.transpose(1, 2).reshape(B, C, H, W) + x

@@ -50,8 +50,8 @@ class Lookup(nn.Module):
         return nearest_codes(rows, self.rows().float()).view(B, h, w)
 
     def vectors(self, codes: Tensor) -> Tensor:
-        """(B, h, w) to (B, D, h, w)."""
-        return F.embedding(codes, self.rows()).permute(0, 3, 1, 2)
+        """(B, h, w) to (B, D, h, w); contiguous, as the originals have it, to equal their bits."""
+        return F.embedding(codes, self.rows()).permute(0, 3, 1, 2).contiguous()
 
     def rows(self) -> Tensor:
         """The codes' vectors (K, D)."""

@@ -131,9 +131,7 @@ def test_a_network_without_attention_in_the_middle(source, imported, inputs):
 
 
 @pytest.mark.parametrize("wrapper", ["first_stage_model.", "module.", "_orig_mod.module."])
-def test_prefixes_of_models_around_the_tokenizer_are_removed(
-    source, imported, tokenizer, wrapper
-):
+def test_prefixes_of_models_around_the_tokenizer_are_removed(source, imported, tokenizer, wrapper):
     folder = source("ldm_kl")
     path = checkpoint_in(folder)
     content = torch.load(path, weights_only=True)
