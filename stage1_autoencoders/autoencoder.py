@@ -16,6 +16,7 @@ from latent_prior.losses.likelihoods import Likelihood
 from latent_prior.models import ModelConfig, StrictModel
 from latent_prior.stage1_autoencoders.blocks import Decoder
 from latent_prior.stage1_autoencoders.gaussian import Gaussian
+from latent_prior.stage1_autoencoders.imported import network
 from latent_prior.stage1_autoencoders.options import ModelOptions
 
 
@@ -105,7 +106,7 @@ class Autoencoder(StrictModel):
     @property
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution, for the adaptive adversarial weight."""
-        assert isinstance(self.decoder, Decoder), "only models of our own are trained"
+        assert isinstance(self.decoder, Decoder | network.Decoder), "others are not trained"
         return self.decoder.last_layer
 
     @property

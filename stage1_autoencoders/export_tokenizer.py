@@ -1,4 +1,4 @@
-r"""Export an imported tokenizer as a folder of diffusers, see docs/tokenizers.md.
+r"""Export a tokenizer as a folder of diffusers, see docs/tokenizers.md.
 
 python stage1_autoencoders/export_tokenizer.py --autoencoder runs/vqgan/model \
     --output_dir runs/vqgan/diffusers
@@ -14,10 +14,10 @@ from latent_prior.options import Options, option
 
 @dataclass(kw_only=True)
 class ExportTokenizerOptions(Options):
-    """Export an imported tokenizer as a `diffusers.VQModel` or `AutoencoderKL`."""
+    """Export a tokenizer as a `diffusers.VQModel` or `AutoencoderKL`."""
 
     autoencoder: str = option(path=True)
-    """Folder or hub id of the tokenizer."""
+    """Folder or hub id: an imported tokenizer, or a vqvae or vqgan with --model.network ddpm."""
     output_dir: str = option(path=True)
     """Folder to write; an earlier export in it is replaced."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_prior.data.codes import CodeMaps, Level
 from latent_prior.losses.bounded import bounded
@@ -17,6 +17,7 @@ from latent_prior.stage1_autoencoders.autoencoder import (
     quantized_objective,
 )
 from latent_prior.stage1_autoencoders.blocks import Decoder, Encoder
+from latent_prior.stage1_autoencoders.imported import network
 from latent_prior.stage1_autoencoders.options import (
     BackboneOptions,
     ModelOptions,
@@ -41,6 +42,9 @@ class VQVAEOptions(QuantizerOptions, BackboneOptions, ModelOptions):
     """Shape of a VQ-VAE, and how its codebook learns."""
 
     quantizer: QuantizerName = "ema"
+    network: Literal["plain", "ddpm"] = "plain"
+    """Encoder and decoder: this project's, or VQGAN's own (Esser et al., 2021), which diffusers can
+    compute; the latter have attention in the middle and one more block per decoder resolution."""
     reconstruction: Literal["l1", "l2"] = "l2"
     """Reconstruction error to minimise: mean absolute or mean squared difference."""
 
@@ -48,6 +52,42 @@ class VQVAEOptions(QuantizerOptions, BackboneOptions, ModelOptions):
         """Also check that the options fit the quantizer."""
         super().__post_init__()
         check_quantizer(self)
+        if self.network == "ddpm":
+            self._check_ddpm()
+
+    def _check_ddpm(self) -> None:
+        """Check what that network cannot have.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        if not isinstance(self.blocks, int) or self.blocks < 1:
+            raise ValueError(
+                f"--model.network ddpm needs --model.blocks to be one number above 0, not {self.blocks}"
+            )
+        if self.upsampling != "nearest":
+            raise ValueError("--model.network ddpm needs --model.upsampling nearest")
+        for multiplier in self.multipliers:
+            if self.width * multiplier % network.GROUPS:
+                raise ValueError(
+                    f"--model.network ddpm needs --model.width times each multiplier to be divisible by "
+                    f"{network.GROUPS}, not {self.width} x {multiplier}"
+                )
+
+    def ddpm_shape(self, image_size: int, code_dim: int) -> network.NetworkOptions:
+        """The shape of encoder and decoder with `network` ddpm."""
+        widths = [self.width * multiplier for multiplier in self.multipliers]
+        assert isinstance(self.blocks, int)
+        return network.NetworkOptions(
+            width=widths[0],
+            encoder_widths=widths,
+            decoder_widths=widths,
+            blocks=self.blocks,
+            attention_levels=[
+                level for level in range(len(widths)) if image_size >> level in self.attention
+            ],
+            inner_channels=code_dim,
+        )
 
 
 class VQVAEConfig(AutoencoderConfig, VQVAEOptions):
@@ -66,8 +106,16 @@ class VQVAE(Autoencoder):
         super().__init__(config)
         self.quantizer = make_quantizer(config)
         size, channels = config.image_size, config.image_channels
-        self.encoder = Encoder(config, size, channels, self.quantizer.dim)
-        self.decoder = Decoder(config, size, self.quantizer.dim, channels)
+        dim = self.quantizer.dim
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if config.network == "ddpm":
+            shape = config.ddpm_shape(size, dim)
+            self.encoder = network.Encoder(shape, channels, dim)
+            self.decoder = network.Decoder(shape, dim, channels)
+        else:
+            self.encoder = Encoder(config, size, channels, dim)
+            self.decoder = Decoder(config, size, dim, channels)
         self.post_init()
 
     def forward(self, images: Tensor) -> DiscreteOutput:

@@ -35,6 +35,18 @@ class VQVAE2Options(VQVAEOptions):
     num_levels: int = option(2, at_least=2)
     """Code maps, each with its own codebook and half the size of the one below."""
 
+    def __post_init__(self) -> None:
+        """Also refuse another network.
+
+        Raises:
+            ValueError: naming the flag.
+        """
+        super().__post_init__()
+        if self.network != "plain":
+            raise ValueError(
+                f"--model.network {self.network} is for one code map, --model.type vqvae or vqgan"
+            )
+
     def check_image_size(self, image_size: int) -> None:
         """Also check that the image size fits the levels.
 

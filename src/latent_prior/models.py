@@ -44,7 +44,7 @@ LARGEST_SIZE = 1 << 24
 LARGEST_WEIGHT = 1e15
 """Weights beyond it, up or down, are damage; counters of codes stay far below."""
 # Keys that models saved by earlier versions do not have.
-_ADDED_LATER = {"training", "trained_classes", "patch"}
+_ADDED_LATER = {"training", "trained_classes", "patch", "network"}
 
 # What transformers itself adds to a config.json, besides `architectures` and `model_type`.
 _TRANSFORMERS_KEYS = {

@@ -12,6 +12,9 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from latent_prior.records import convert_record
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage1_autoencoders.imported.diffusers_models import (
@@ -25,7 +28,7 @@ from latent_prior.stage1_autoencoders.imported.diffusers_models import (
     package_fields,
 )
 from latent_prior.stage1_autoencoders.imported.models import ImportedKL, ImportedVQ
-from latent_prior.stage1_autoencoders.imported.network import GROUPS
+from latent_prior.stage1_autoencoders.imported.network import GROUPS, NetworkOptions
 from latent_prior.stage1_autoencoders.imported.shapes import checked_config
 from latent_prior.stage1_autoencoders.imported.weight_files import (
     Weights,
@@ -37,6 +40,8 @@ from latent_prior.stage1_autoencoders.imported.weight_files import (
     renamed,
     state_of,
 )
+from latent_prior.stage1_autoencoders.quantizers.codebooks import Codebook
+from latent_prior.stage1_autoencoders.vqvae import VQVAE
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model"
@@ -167,9 +172,10 @@ def read_diffusers(
 def to_diffusers(model: Autoencoder) -> tuple[dict[str, Any], Weights]:
     """The config and the weights of the same function as a model of diffusers.
 
-    A tokenizer of the package keeps its weights. Those of taming, latent diffusion and LlamaGen
-    have only other names; codes of length 1 are stored so, and the nearest code is then the same
-    for vectors of any length.
+    A tokenizer of the package keeps its weights. Those of taming, latent diffusion and LlamaGen,
+    and VQ-VAEs of this project with `network` ddpm, have only other names; codes of length 1 are
+    stored so, and the nearest code is then the same for vectors of any length. A VQ-VAE has no 1x1
+    convolutions, so the package's are the identity.
 
     Raises:
         ValueError: naming the part that the package's models lack.
@@ -179,35 +185,54 @@ def to_diffusers(model: Autoencoder) -> tuple[dict[str, Any], Weights]:
         kind: str = "VQModel" if isinstance(model, DiffusersVQ) else "AutoencoderKL"
         config = {name: getattr(model.config, name) for name in package_fields(OPTIONS[kind])}
         weights = dict(model.state_dict())
-    elif isinstance(model, ImportedVQ | ImportedKL):
+    elif isinstance(model, ImportedVQ | ImportedKL | VQVAE):
         _check_expressible(model)
-        kind = "VQModel" if isinstance(model, ImportedVQ) else "AutoencoderKL"
-        config = _config_of(model)
-        weights = _named_for_diffusers(model)
+        kind = "AutoencoderKL" if isinstance(model, ImportedKL) else "VQModel"
+        shape = _shape_of(model)
+        config = _network_config(shape) | _own_config(model)
+        weights = _renamed_out(_own_weights(model), last=len(shape.decoder_widths) - 1)
     else:
         raise ValueError(
-            f"a {type(model).__name__} of this project cannot be a model of diffusers, which halves "
-            "an image by 3x3 convolutions, not 4x4, and has other norms: only imported "
-            "tokenizers are exported"
+            f"a {type(model).__name__} cannot be a model of diffusers, which has one map of codes or "
+            "a Gaussian posterior over a grid: export an imported tokenizer, or a vqvae or vqgan "
+            "that was trained with --model.network ddpm"
         )
     channels, size = model.config.image_channels, model.config.image_size
     described = {"_class_name": kind, "in_channels": channels, "out_channels": channels}
     return described | config | {"sample_size": size}, weights
 
 
-def _check_expressible(model: ImportedVQ | ImportedKL) -> None:
-    config = model.config
+def _check_expressible(model: ImportedVQ | ImportedKL | VQVAE) -> None:
+    """Check that the package can compute a model.
+
+    Raises:
+        ValueError: naming the part that it lacks.
+    """
+    if isinstance(model, VQVAE):
+        config = model.config
+        if config.network != "ddpm":
+            raise ValueError(
+                "this autoencoder cannot be a model of diffusers, which halves an image by 3x3 "
+                "convolutions, not 4x4, and has other norms: train one with --model.network ddpm"
+            )
+        if not isinstance(model.quantizer, Codebook):
+            raise ValueError(
+                f"this autoencoder cannot be a model of diffusers, whose codes are a table: train "
+                f"one with --model.quantizer ema or gradient, not {config.quantizer}"
+            )
+        return
+    shape = model.config
     reasons = {
-        "encoder and decoder differ in width": config.encoder_widths != config.decoder_widths,
+        "encoder and decoder differ in width": shape.encoder_widths != shape.decoder_widths,
         "the first convolution is not as wide as the first level": (
-            config.width != config.encoder_widths[0]
+            shape.width != shape.encoder_widths[0]
         ),
-        "resolutions change without convolutions": not config.resampling_convolutions,
+        "resolutions change without convolutions": not shape.resampling_convolutions,
     }
     if isinstance(model, ImportedVQ):
         reasons["logits choose its codes"] = model.config.search == "logits"
     else:
-        inner, latent = model.config.inner_channels, model.config.latent_channels
+        inner, latent = shape.inner_channels, model.config.latent_channels
         reasons["the 1x1 convolutions change the number of channels"] = inner != latent
     for reason, applies in reasons.items():
         if applies:
@@ -216,45 +241,73 @@ def _check_expressible(model: ImportedVQ | ImportedKL) -> None:
             )
 
 
-def _config_of(model: ImportedVQ | ImportedKL) -> dict[str, Any]:
-    config = model.config
+def _shape_of(model: ImportedVQ | ImportedKL | VQVAE) -> NetworkOptions:
+    if isinstance(model, VQVAE):
+        return model.config.ddpm_shape(model.config.image_size, model.quantizer.dim)
+    return model.config
+
+
+def _network_config(shape: NetworkOptions) -> dict[str, Any]:
+    """The package's config of an encoder and decoder."""
     down = [
-        f"{'Attn' if level in config.attention_levels else ''}DownEncoderBlock2D"
-        for level in range(len(config.encoder_widths))
+        f"{'Attn' if level in shape.attention_levels else ''}DownEncoderBlock2D"
+        for level in range(len(shape.encoder_widths))
     ]
-    shared = {
-        "block_out_channels": config.encoder_widths,
+    return {
+        "block_out_channels": shape.encoder_widths,
         "down_block_types": down,
         "up_block_types": [name.replace("DownEncoder", "UpDecoder") for name in reversed(down)],
-        "layers_per_block": config.blocks,
+        "layers_per_block": shape.blocks,
         "act_fn": "silu",
         "norm_num_groups": GROUPS,
-        "mid_block_add_attention": config.middle_attention,
-        "latent_channels": config.inner_channels,
+        "mid_block_add_attention": shape.middle_attention,
+        "latent_channels": shape.inner_channels,
     }
-    if isinstance(model, ImportedVQ):
-        sizes = {
-            "num_vq_embeddings": model.config.codebook_size,
-            "vq_embed_dim": model.config.code_dim,
+
+
+def _own_config(model: ImportedVQ | ImportedKL | VQVAE) -> dict[str, Any]:
+    """The package's config of codes or latents."""
+    if isinstance(model, ImportedKL):
+        return {
+            "use_quant_conv": model.config.latent_convolutions,
+            "use_post_quant_conv": model.config.latent_convolutions,
+            "scaling_factor": model.config.scale,
+            "shift_factor": model.config.shift or None,
         }
-        return shared | sizes
-    return shared | {
-        "use_quant_conv": model.config.latent_convolutions,
-        "use_post_quant_conv": model.config.latent_convolutions,
-        "scaling_factor": model.config.scale,
-        "shift_factor": model.config.shift or None,
-    }
+    rows = _code_vectors(model)
+    return {"num_vq_embeddings": rows.shape[0], "vq_embed_dim": rows.shape[1]}
 
 
-def _named_for_diffusers(model: ImportedVQ | ImportedKL) -> Weights:
-    last = len(model.config.decoder_widths) - 1
-    turned: Weights = {}
-    for name, value in model.state_dict().items():
-        turned[
-            re.sub(r"^decoder\.levels\.(\d+)", lambda m: f"decoder.levels.{last - int(m[1])}", name)
-        ] = value
+def _own_weights(model: ImportedVQ | ImportedKL | VQVAE) -> Weights:
+    """All weights, with the codes' vectors as they are compared and returned."""
+    weights = dict(model.state_dict())
+    if isinstance(model, ImportedKL):
+        return weights
+    if isinstance(model, VQVAE):
+        dim = model.quantizer.dim
+        weights = {
+            name: value for name, value in weights.items() if not name.startswith("quantizer.")
+        }
+        for name in ("quant_conv", "post_quant_conv"):
+            weights[f"{name}.weight"] = torch.eye(dim)[:, :, None, None].clone()
+            weights[f"{name}.bias"] = torch.zeros(dim)
+    return weights | {"quantize.embedding.weight": _code_vectors(model)}
+
+
+def _code_vectors(model: ImportedVQ | VQVAE) -> Tensor:
     if isinstance(model, ImportedVQ):
-        turned["quantize.embedding.weight"] = model.quantize.rows()
+        return model.quantize.rows().detach()
+    assert isinstance(model.quantizer, Codebook)
+    return model.quantizer.entries().detach()
+
+
+def _renamed_out(weights: Weights, last: int) -> Weights:
+    """Weights by the package's names; its decoder is counted from the lowest resolution."""
+    turned: Weights = {}
+    for name, value in weights.items():
+        if match := re.match(r"decoder\.levels\.(\d+)", name):
+            name = f"decoder.levels.{last - int(match[1])}{name[match.end() :]}"
+        turned[name] = value
     return renamed(turned, _NAMES)
 
 

@@ -135,6 +135,11 @@ class Decoder(nn.Module):
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the last convolution."""
+        return self.conv_out.weight
+
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, out_channels, h * downsampling, w * downsampling)."""
         x = self.middle(self.conv_in(vectors))

@@ -6,7 +6,12 @@ import json
 import pytest
 import torch
 
-from latent_prior.stage1_autoencoders import export_tokenizer, import_tokenizer, load_autoencoder
+from latent_prior.stage1_autoencoders import (
+    export_tokenizer,
+    import_tokenizer,
+    load_autoencoder,
+    train,
+)
 from tests.stage1_autoencoders.imported.conftest import flags_of
 
 diffusers = pytest.importorskip("diffusers")
@@ -175,3 +180,63 @@ def test_an_image_larger_than_the_sample_size_is_encoded_whole(imported, source)
     images = torch.zeros(2, 3, 256, 256)
     assert model.encode(images)["codes"].shape == (2, 64, 64)
     assert dataclasses.replace(model.code_spec).image_size == 256
+
+
+@pytest.mark.parametrize(
+    ("member", "others"),
+    [
+        ("vqvae", {}),
+        ("vqgan", {"model.distance": "cosine", "critic.width": 4, "critic.layers": 2, "critic.adaptive": True}),
+        ("vqvae", {"model.quantizer": "gradient", "model.multipliers": [1, 2, 2], "channels": 1}),
+    ],
+)  # fmt: skip
+def test_a_model_trained_here_becomes_a_vq_model_bit_by_bit(call, images, tmp_path, member, others):
+    flags = {
+        "model.type": member, "model.network": "ddpm", "model.width": 32, "model.multipliers": [1, 2],
+        "model.blocks": 1, "model.attention": 8, "model.codebook_size": 16, "model.code_dim": 4,
+        "max_steps": 3, "batch_size": 8, "warmup_steps": 1, "image_size": 16, "dataset": images,
+    } | others  # fmt: skip
+    call(train, **flags, output_dir=tmp_path / "run")
+    back = export(call, tmp_path / "run/model", tmp_path / "back")
+    ours = load_autoencoder(tmp_path / "run/model")
+    shown = pictures(back, 16)
+    with torch.no_grad():
+        latents = back.encode(shown).latents
+        assert torch.equal(latents, ours.encoder(shown))
+        codes = ours.encode(shown)["codes"]
+        assert torch.equal(back.quantize(latents)[2][2].view(codes.shape), codes)
+        vectors = back.quantize.embedding(codes).permute(0, 3, 1, 2)
+        assert torch.equal(vectors, ours.embed(shown)["vectors"])
+        decoded = back.decode(vectors, force_not_quantize=True).sample
+        assert torch.equal(decoded.clamp(-1, 1), ours.decode({"codes": codes}))
+
+
+@pytest.mark.parametrize(
+    ("member", "shape", "reason"),
+    [
+        ("vqvae", {}, "train one with --model.network ddpm"),
+        ("vae", {}, "a VAE cannot be a model of diffusers"),
+        ("vqvae", {"network": "ddpm", "width": 32, "blocks": 1, "quantizer": "fsq"}, "whose codes are a table"),
+    ],
+)  # fmt: skip
+def test_which_models_of_this_project_stay_here(refused, parts, tmp_path, member, shape, reason):
+    parts["autoencoder"](member, **shape).save_pretrained(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    said = refused(
+        export_tokenizer, autoencoder=tmp_path / "model", output_dir=tmp_path / "out/back"
+    )
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("member", "shape", "reason"),
+    [
+        ("vqvae", {"width": 24, "blocks": 1}, "divisible by 32, not 24 x 1"),
+        ("vqvae", {"width": 32, "blocks": [1, 2]}, "--model.blocks to be one number above 0"),
+        ("vqvae", {"width": 32, "blocks": 1, "upsampling": "transposed"}, "--model.upsampling nearest"),
+        ("vqvae2", {"width": 32, "blocks": 1}, "is for one code map"),
+    ],
+)  # fmt: skip
+def test_what_the_ddpm_network_cannot_have(parts, member, shape, reason):
+    with pytest.raises(ValueError, match=reason):
+        parts["autoencoder"](member, network="ddpm", **shape)
