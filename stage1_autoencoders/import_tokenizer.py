@@ -58,6 +58,9 @@ from latent_prior.stage1_autoencoders.imported.llamagen import read_llamagen
 from latent_prior.stage1_autoencoders.imported.taming import read_taming
 from latent_prior.stage1_autoencoders.imported.weight_files import ENDINGS, find_weights
 
+# Weights of these names are taken where a folder holds several files.
+HUB_FORM = {"taming": (), "llamagen": ("model.safetensors",)}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point.
@@ -102,7 +105,7 @@ def read_tokenizer(options: ImportOptions) -> Autoencoder:
             **factors,
         )
     else:
-        path = file or find_weights(folder, options.weights)
+        path = file or find_weights(folder, options.weights, HUB_FORM[options.format])
         if options.format == "llamagen":
             model = read_llamagen(path, image_size=options.image_size, l2_norm=options.l2_norm)
         else:

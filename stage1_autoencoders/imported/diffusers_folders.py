@@ -30,6 +30,7 @@ from latent_prior.stage1_autoencoders.imported.diffusers_models import (
 from latent_prior.stage1_autoencoders.imported.models import ImportedKL, ImportedVQ
 from latent_prior.stage1_autoencoders.imported.network import GROUPS, NetworkOptions
 from latent_prior.stage1_autoencoders.imported.shapes import checked_config
+from latent_prior.stage1_autoencoders.imported.tokenizer import CHOICES
 from latent_prior.stage1_autoencoders.imported.weight_files import (
     Weights,
     check_format,
@@ -197,6 +198,7 @@ def to_diffusers(model: Autoencoder) -> tuple[dict[str, Any], Weights]:
             "a Gaussian posterior over a grid: export an imported tokenizer, or a vqvae or vqgan "
             "that was trained with --model.network ddpm"
         )
+    weights.pop(CHOICES, None)
     channels, size = model.config.image_channels, model.config.image_size
     described = {"_class_name": kind, "in_channels": channels, "out_channels": channels}
     return described | config | {"sample_size": size}, weights

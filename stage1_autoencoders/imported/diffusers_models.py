@@ -179,6 +179,7 @@ class DiffusersVQ(DiscreteTokenizer):
         dim = config.vq_embed_dim or config.latent_channels
         # The package's own look-up holds the distances to all codes in memory at once.
         self.quantize = Lookup(config.num_vq_embeddings, dim)
+        self._store_choices(config.act_fn, config.norm_num_groups, config.unit_pixels)
         self.post_init()
 
     @property
@@ -209,6 +210,8 @@ class DiffusersKL(GaussianTokenizer):
         self.encoder, self.decoder = model.encoder, model.decoder
         self.quant_conv = model.quant_conv or nn.Identity()
         self.post_quant_conv = model.post_quant_conv or nn.Identity()
+        scale = config.scaling_factor, config.shift_factor, config.latents_mean, config.latents_std
+        self._store_choices(config.act_fn, config.norm_num_groups, config.unit_pixels, *scale)
         self.post_init()
 
     @property

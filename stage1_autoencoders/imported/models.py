@@ -52,6 +52,7 @@ class ImportedVQ(DiscreteTokenizer):
         self.quantize = Lookup(config.codebook_size, config.code_dim, config.search)
         self.post_quant_conv = nn.Conv2d(config.code_dim, inner, 1)
         self.decoder = Decoder(config, inner, config.image_channels)
+        self._store_choices(config.search)
         self.post_init()
 
     @property
@@ -96,6 +97,7 @@ class ImportedKL(GaussianTokenizer):
             self.post_quant_conv: nn.Module = nn.Conv2d(latent, inner, 1)
         else:
             self.quant_conv, self.post_quant_conv = nn.Identity(), nn.Identity()
+        self._store_choices(config.shift, config.scale)
         self.post_init()
 
     @property

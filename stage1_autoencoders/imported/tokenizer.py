@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from latent_prior.stage1_autoencoders.vae import LATENTS, VAEOutput
 from latent_prior.stage1_autoencoders.vqvae import CODES, VECTORS
 
 Search = Literal["euclidean", "cosine", "logits"]
+CHOICES = "choices"
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 """Range of the log-variance in latent diffusion (Rombach et al., 2022)."""
 
@@ -66,6 +68,17 @@ class Tokenizer(Autoencoder):
     decoder: nn.Module
     quant_conv: nn.Module
     post_quant_conv: nn.Module
+
+    choices: Tensor
+
+    def _store_choices(self, *choices: object) -> None:
+        """Store a digest of what no other weight tells, uint8 (32,), among the weights.
+
+        The same file read in two ways gives other codes, so the fingerprint must differ as well.
+        """
+        digest = hashlib.sha256(repr(choices).encode()).digest()
+        values = torch.tensor(list(digest), dtype=torch.uint8, device="cpu")
+        self.register_buffer(CHOICES, values)
 
     @property
     def downsampling(self) -> int:

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latent_prior.files import open_regular
-from latent_prior.models import ModelConfig, StrictModel, in_range
+from latent_prior.models import ModelConfig, in_range
+from latent_prior.stage1_autoencoders.imported.tokenizer import CHOICES, Tokenizer
 
-Model = TypeVar("Model", bound=StrictModel)
+Model = TypeVar("Model", bound=Tokenizer)
 Weights = dict[str, Tensor]
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -208,6 +209,7 @@ def filled(
     with torch.device("meta"):  # no memory and no random numbers for weights to be replaced
         model = model_class(config)
     expected = model.state_dict()
+    choices = expected.pop(CHOICES)
     weights = {
         name: value.flatten(1)
         if name in expected and expected[name].ndim == 2 and value.shape[2:] == (1, 1)
@@ -232,7 +234,7 @@ def filled(
                 f"{path}: {name} holds numbers that are not finite or no weights: {_AGAIN}"
             )
     copies = {name: value.float().clone() for name, value in weights.items()}
-    model.load_state_dict(copies, assign=True)
+    model.load_state_dict(copies | {CHOICES: choices}, assign=True)
     return model.requires_grad_(False).eval()
 
 

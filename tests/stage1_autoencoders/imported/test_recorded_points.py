@@ -211,3 +211,23 @@ def test_pixels_between_zero_and_one(source, imported, inputs):
         assert torch.equal(codes["codes"], signed.encode((images + 1) / 2)["codes"])
         vectors = unit.quantize.vectors(codes["codes"])
         close(unit.decode(codes), (2 * signed.pixels_of(vectors) - 1).clamp(-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "value"),
+    [
+        ("llamagen_vq_l2", "l2_norm", "false"),
+        ("ldm_kl", "scaling_factor", 0.5),
+        ("diffusers_vq_amused", "unit_pixels", True),
+        ("diffusers_kl", "shift_factor", 0.1),
+    ],
+)
+def test_one_file_read_in_two_ways_is_two_tokenizers(
+    source, imported, tokenizer, name, flag, value
+):
+    """A prior must not take the codes of the other reading, so the fingerprints differ."""
+    plain = load_autoencoder(tokenizer(name))
+    other = imported(**flags_of(name, source(name)), **{flag: value})
+    assert torch.equal(other.encoder.conv_in.weight, plain.encoder.conv_in.weight)
+    assert other.code_spec.levels == plain.code_spec.levels
+    assert other.fingerprint != plain.fingerprint
