@@ -17,7 +17,7 @@ from latent_prior.stage1_autoencoders.autoencoder import (
     quantized_objective,
 )
 from latent_prior.stage1_autoencoders.blocks import Decoder, Encoder
-from latent_prior.stage1_autoencoders.imported import network
+from latent_prior.stage1_autoencoders.imported import network as ddpm
 from latent_prior.stage1_autoencoders.options import (
     BackboneOptions,
     ModelOptions,
@@ -68,17 +68,17 @@ class VQVAEOptions(QuantizerOptions, BackboneOptions, ModelOptions):
         if self.upsampling != "nearest":
             raise ValueError("--model.network ddpm needs --model.upsampling nearest")
         for multiplier in self.multipliers:
-            if self.width * multiplier % network.GROUPS:
+            if self.width * multiplier % ddpm.GROUPS:
                 raise ValueError(
                     f"--model.network ddpm needs --model.width times each multiplier to be divisible by "
-                    f"{network.GROUPS}, not {self.width} x {multiplier}"
+                    f"{ddpm.GROUPS}, not {self.width} x {multiplier}"
                 )
 
-    def ddpm_shape(self, image_size: int, code_dim: int) -> network.NetworkOptions:
+    def ddpm_shape(self, image_size: int, code_dim: int) -> ddpm.NetworkOptions:
         """The shape of encoder and decoder with `network` ddpm."""
         widths = [self.width * multiplier for multiplier in self.multipliers]
         assert isinstance(self.blocks, int)
-        return network.NetworkOptions(
+        return ddpm.NetworkOptions(
             width=widths[0],
             encoder_widths=widths,
             decoder_widths=widths,
@@ -111,8 +111,8 @@ class VQVAE(Autoencoder):
         self.decoder: nn.Module
         if config.network == "ddpm":
             shape = config.ddpm_shape(size, dim)
-            self.encoder = network.Encoder(shape, channels, dim)
-            self.decoder = network.Decoder(shape, dim, channels)
+            self.encoder = ddpm.Encoder(shape, channels, dim)
+            self.decoder = ddpm.Decoder(shape, dim, channels)
         else:
             self.encoder = Encoder(config, size, channels, dim)
             self.decoder = Decoder(config, size, dim, channels)

@@ -120,4 +120,7 @@ def _from_full_resolution(weights: Weights) -> Weights:
 
 def _hint(name: str) -> str:
     """The shape was read from the weights, so one that does not fit is none of this network."""
-    return "the file is incomplete or of a changed network; download it again or name another"
+    return (
+        "the file is incomplete or of a changed network (names are those of this project); "
+        "download it again or name another"
+    )

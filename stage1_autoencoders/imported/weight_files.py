@@ -105,6 +105,8 @@ def _reason(path: Path, message: str) -> str:
             "weights_only=False); torch.save({k: d[k] for k in ('state_dict', 'model', 'ema') "
             "if k in d}, 'converted.ckpt')\""
         )
+    if "TorchScript" in message:
+        return f"{path} is TorchScript, a program, and is not read: name a file of weights"
     return f"{path} is damaged or no checkpoint of torch: {_AGAIN}"
 
 
@@ -239,7 +241,7 @@ def filled(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that another program wrote, maybe with NaN.
+    """A JSON object that another program wrote.
 
     Raises:
         ValueError: it cannot be read or is no object.
@@ -247,9 +249,13 @@ def read_json(path: Path) -> dict[str, Any]:
     with open_regular(path, 1 << 24) as file:
         content = file.read()
     try:
-        values = json.loads(content)
+        values = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): {_AGAIN}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no object of names and values: {_AGAIN}")
     return values
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number")

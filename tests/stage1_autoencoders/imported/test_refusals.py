@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -171,6 +172,14 @@ def test_weights_that_are_missing_surplus_or_damaged(says, source, change, reaso
     assert reason in says("taming_vq_plain", folder)
 
 
+def test_torchscript_is_not_run(says, source):
+    folder = source("taming_vq_plain")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated since torch 2.14
+        torch.jit.script(torch.nn.Linear(1, 1)).save(str(checkpoint_in(folder)))
+    assert "is TorchScript, a program, and is not read" in says("taming_vq_plain", folder)
+
+
 def test_a_list_of_codes_in_use_that_names_others(says, source):
     folder = source("taming_vq_plain")
     edit_state(folder, lambda s: s.update({"quantize.used": torch.tensor([1, 99])}))
@@ -254,6 +263,7 @@ DIFFUSERS = [
     ("diffusers_vq_amused", {"mid_block_add_attention": True}, "misses decoder.mid_block.attentions.0.group_norm.bias and 19 others: correct mid_block_add_attention"),
     ("diffusers_vq_spatial", {"norm_type": "group"}, "and 119 others: correct norm_type"),
     ("diffusers_kl", {"use_post_quant_conv": False}, "has no place for post_quant_conv.bias and 1 others"),
+    ("diffusers_kl", {"shift_factor": float("nan")}, "config.json is not JSON (NaN is no number)"),
     ("diffusers_kl", {"latents_mean": [0.0]}, "latents_mean must have 4 numbers, not 1"),
     ("diffusers_kl", {"scaling_factor": "small"}, "scaling_factor: Expected float, got str"),
 ]  # fmt: skip
