@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from latent_prior.stage1_autoencoders import (
     export_tokenizer,
@@ -12,7 +13,7 @@ from latent_prior.stage1_autoencoders import (
     load_autoencoder,
     train,
 )
-from tests.stage1_autoencoders.imported.conftest import flags_of
+from tests.stage1_autoencoders.imported.conftest import checkpoint_in, flags_of
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -146,6 +147,30 @@ def test_a_vqgan_becomes_a_vq_model_bit_by_bit(call, tokenizer, inputs, tmp_path
     call(import_tokenizer, **flags, output_dir=tmp_path / "again")
     again = load_autoencoder(tmp_path / "again")
     assert torch.equal(again.encode(inputs["images"])["codes"], indices)
+
+
+def test_latents_without_convolutions_become_an_autoencoder_kl(call, source, inputs, tmp_path):
+    """FLUX's form: bit by bit but for the scale, which the package leaves to its pipelines."""
+    folder = source("ldm_kl")
+    state = torch.load(checkpoint_in(folder), weights_only=True)["state_dict"]
+    kept = {n: v.clone() for n, v in state.items() if n.startswith(("encoder", "decoder"))}
+    save_file(kept, tmp_path / "ae.safetensors")
+    flags = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "image_size": 32}
+    model = tmp_path / "model"
+    call(
+        import_tokenizer,
+        format="taming",
+        source=tmp_path / "ae.safetensors",
+        output_dir=model,
+        **flags,
+    )
+    back, ours = export(call, model, tmp_path / "back"), load_autoencoder(model)
+    with torch.no_grad():
+        mean = back.encode(inputs["images"]).latent_dist.mean
+        assert torch.equal(mean, ours.encoder(inputs["images"]).chunk(2, 1)[0])
+        assert torch.equal(back.decode(mean).sample, ours.decode_unbounded(mean))
+        scaled = (mean - back.config.shift_factor) * back.config.scaling_factor
+        torch.testing.assert_close(ours.encode(inputs["images"])["latents"], scaled)
 
 
 def test_codes_of_length_one_are_stored_so(call, tokenizer, inputs, tmp_path):
