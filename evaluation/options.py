@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from latent_prior.data.captions import NO_CAPTIONS
 from latent_prior.options import (
     ComputeOptions,
     ImageOptions,
@@ -76,6 +77,7 @@ class ReferenceOptions(ComputeOptions, ReadOptions):
             dataset=dataset,
             image_column=self.image_column,
             label_column=self.label_column,
+            caption_column=NO_CAPTIONS,
             image_size=self.image_size,
             channels=self.channels or 3,
             on_corrupt=self.on_corrupt,

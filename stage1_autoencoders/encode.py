@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_prior.data.codes import CodeMaps, fit_images
+from latent_prior.data.codes import CAPTIONS, CodeMaps, fit_images
 from latent_prior.data.codes_dataset import (
     codes_features,
     join_shards,
@@ -67,9 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_found(options)
     names = choose_splits(options)
     sets = {name: open_images(options, name) for name in names}
+    captions = any(images.has_captions for images in sets.values())
     settings = dump_config(options) | {
         "autoencoder_fingerprint": autoencoder.fingerprint,
         "images_fingerprint": {name: images.fingerprint for name, images in sets.items()},
+        CAPTIONS: {n: images.captions_fingerprint for n, images in sets.items()}
+        if captions
+        else None,
     }
     stored = check_output_dir(
         final, SETTINGS_FILE, settings, "codes", may_change=changeable(options)
@@ -122,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             join_shards(folder, files, spec, recorded)
             write_record(folder / SETTINGS_FILE, recorded)
         remove(shard_folder)
+        names = list(codes_features(spec, captions=captions))
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
-        print(f"codes: {final} ({counts} images, {list(codes_features(spec))} per row)")
+        print(f"codes: {final} ({counts} images, {names} per row)")
     accelerator.wait_for_everyone()
 
 
@@ -194,7 +199,7 @@ def find_shard(folder: Path, shard: str) -> Path | None:
 
 def encode_images(
     autoencoder: Autoencoder, images: ImageSet, split: str, first: int, options: EncodeOptions
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Any]:
     """Columns of one shard: all views of an image, then of the next; view 0 is unaugmented."""
     last = min(first + options.shard_images, len(images))
     maps: dict[str, list[NDArray[Any]]] = {}
@@ -212,9 +217,14 @@ def encode_images(
     count = len(views)
     rows = np.arange(first, last)
     labels = {} if images.labels is None else {"label": images.labels.numpy()[rows].repeat(count)}
+    captions = {}
+    if images.has_captions:
+        listed = map(list, images.captions(range(first, last)))
+        captions[CAPTIONS] = [each for each in listed for _ in range(count)]
     return {
         **{name: np.concatenate(parts) for name, parts in maps.items()},
         **labels,
+        **captions,
         "view": np.tile(np.arange(count, dtype=np.uint16), len(rows)),
         "source_index": images.source_index[rows].repeat(count),
     }

@@ -207,6 +207,9 @@ class ImageOptions(ReadOptions):
     dataset: str = option("mnist5k", path=True)
     """Images: `mnist5k` or `shapes` (embedded), a folder of images, of parquet or arrow files, or a
     hub id."""
+    caption_column: str | None = None
+    """Column with the captions; null uses those of `shapes` and of a folder: `text` of its metadata
+    files, or .txt files beside the images. `none` means no captions."""
     resize: int | None = option(None, at_least=1)
     """Length of the shorter side, in pixels, before cropping (antialiased); null: image_size."""
     crop_padding: int = option(0, at_least=0)

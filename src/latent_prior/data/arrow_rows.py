@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,40 @@ from numpy.typing import NDArray
 from latent_prior.files import open_regular
 
 _RESIDENT = 16 * 2**20  # bytes of the files that may count as this process's memory
+_ROWS = 1024  # whose texts are looked up at a time
 _AROUND = 64 * 2**10  # bytes that become resident around the one that is read: Linux maps 16 pages
 
 
+class _Texts(NamedTuple):
+    """A column of lists of text in one record batch: views of its buffers.
+
+    Numpy never reads beyond them, whatever numbers a damaged file holds.
+    """
+
+    column: Any
+    """The Arrow array."""
+    lists: NDArray[np.int32]
+    """(rows + 1,), where the texts of each row begin among those of the batch."""
+    texts: NDArray[np.int32]
+    """(texts + 1,), where each text begins, in bytes."""
+    data: NDArray[np.uint8]
+
+    def row(self, row: int) -> list[str]:
+        """The texts of a row."""
+        first, last = self.lists[row : row + 2].tolist()
+        ends = self.texts[first : last + 1].tolist()
+        return [self.data[a:b].tobytes().decode() for a, b in itertools.pairwise(ends)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.lists.nbytes + self.texts.nbytes + self.data.nbytes
+
+
 class MappedTable:
-    """Rows of fixed size in Arrow stream files, as written by `datasets`, without copying columns.
+    """Rows of Arrow stream files, as written by `datasets`, without copying columns.
+
+    The columns are of fixed size; one of lists of text may come on top.
 
     Only a view of each record batch is kept in memory. Pages that were read would stay resident, so
     that after an epoch the whole dataset counts as this process's memory (and a job with a memory
@@ -30,14 +60,26 @@ class MappedTable:
     Args:
         paths: the files, in the order of their rows.
         columns: name -> numpy type of one row, with its shape: `np.dtype((np.uint8, (2, 3)))`.
+        texts: a column of lists of text that the files may have; all of them or none.
+
+    Attributes:
+        has_texts: whether they have it.
 
     Raises:
         ValueError: a file is missing, truncated or no Arrow stream, or a column is missing or has
             another type or shape.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Mapping[str, np.dtype[Any]]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        columns: Mapping[str, np.dtype[Any]],
+        texts: str | None = None,
+    ) -> None:
         self.columns = dict(columns)
+        self.has_texts = False
+        self._texts_column = texts
+        self._texts: list[_Texts] = []  # for each record batch
         self._maps: list[mmap.mmap] = []
         self._touched = 0
         self._chunks: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
@@ -78,6 +120,38 @@ class MappedTable:
                     values[number] = self._chunks[name][chunk][row]
             self._let_go(len(part) * size)
         return copies
+
+    def texts(self, indices: NDArray[np.integer]) -> Iterator[list[str]]:
+        """The texts of rows, one row after another.
+
+        Raises:
+            ValueError: a file was damaged after it was checked.
+        """
+        assert self.has_texts
+        assert not indices.size or 0 <= indices.min() <= indices.max() < len(self)
+        for begin in range(0, len(indices), _ROWS):
+            part = indices[begin : begin + _ROWS]
+            chunks = np.searchsorted(self._firsts, part, "right") - 1
+            self._check(chunks)
+            within = part - self._firsts[chunks]
+            for chunk, row in zip(chunks.tolist(), within.tolist(), strict=True):
+                texts = self._texts[chunk].row(row)
+                yield texts
+                self._let_go(3 * _AROUND + sum(map(len, texts)))
+
+    def check_texts(self, rows: range) -> None:
+        """Check that rows hold lists of text, none of them empty; for `check_rows`.
+
+        Raises:
+            ValueError: what is wrong with them.
+        """
+        for chunk in range(*np.searchsorted(self._firsts, (rows.start, rows.stop)).tolist()):
+            texts = self._texts[chunk]
+            texts.column.validate(full=True)  # offsets and UTF-8
+            used = texts.texts[texts.lists[0] : texts.lists[-1] + 1]
+            if not ((np.diff(texts.lists) > 0).all() and (np.diff(used) > 0).all()):
+                raise ValueError("there is an empty list or text")
+            self._let_go(texts.nbytes)
 
     def pieces(self, name: str, rows: range) -> Iterator[tuple[int, NDArray[Any]]]:
         """Rows of a column in order: the first row's number, and at most 16 MiB, (rows, *shape).
@@ -126,13 +200,28 @@ class MappedTable:
         reader = pyarrow.ipc.open_stream(buffer)
         if missing := set(self.columns) - set(reader.schema.names):
             raise ValueError(f"{path.name} has no column {', '.join(sorted(missing))}")
+        has_texts = self._texts_column in reader.schema.names
+        if len(self._maps) > 1 and has_texts != self.has_texts:
+            raise ValueError(
+                f"{path.name} has {'a' if has_texts else 'no'} column {self._texts_column}, unlike "
+                "the file before it"
+            )
+        self.has_texts = has_texts
         for batch in filter(len, reader):
             batch.validate()  # of damaged offsets, pyarrow makes arrays of negative length
+            arrays: list[tuple[str, NDArray[Any]]] = []
             for name, kind in self.columns.items():
                 values = _flat(batch.column(name), name, kind)
+                self._chunks[name].append(values.reshape(-1, *kind.shape))
+                arrays.append((name, values))
+            if has_texts:
+                name = str(self._texts_column)
+                texts = _texts(batch.column(name), name)
+                self._texts.append(texts)
+                arrays += [(name, part) for part in (texts.lists, texts.texts, texts.data)]
+            for name, values in arrays:
                 if not 0 <= values.ctypes.data - buffer.address <= len(mapped) - values.nbytes:
                     raise ValueError(f"column {name} of {path.name} is compressed")
-                self._chunks[name].append(values.reshape(-1, *kind.shape))
             yield len(batch)
             self._let_go((1 + len(self.columns)) * _AROUND)
 
@@ -164,3 +253,20 @@ def _flat(column: Any, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
     if not pyarrow.types.is_primitive(values.type) or values.type.to_pandas_dtype() != kind.base:
         raise ValueError(f"column {name} holds {values.type} instead of {kind.base}")
     return values.to_numpy(zero_copy_only=True)
+
+
+def _texts(column: Any, name: str) -> _Texts:
+    """An Arrow column of lists of text, without a copy."""
+    import pyarrow
+
+    if column.type != pyarrow.list_(pyarrow.string()):
+        raise ValueError(f"column {name} holds {column.type} instead of lists of text")
+    values = column.values
+    _, offsets, data = values.buffers()
+    texts = np.frombuffer(offsets or b"\0\0\0\0", np.int32)
+    return _Texts(
+        column,
+        column.offsets.to_numpy(),
+        texts[values.offset : values.offset + len(values) + 1],
+        np.frombuffer(data or b"", np.uint8),
+    )

@@ -22,7 +22,8 @@ from latent_prior.records import convert_record, write_record
 SPEC_FILE = "code_spec.json"
 LARGEST_SIDE, LARGEST_VOCABULARY = 1 << 16, 1 << 24
 LARGEST_FLOAT16 = 65504.0
-RESERVED = ("label", "view", "source_index")
+CAPTIONS = "captions"
+RESERVED = ("label", CAPTIONS, "view", "source_index")
 """Columns of a codes dataset that are no levels."""
 
 CodeMaps = dict[str, torch.Tensor]

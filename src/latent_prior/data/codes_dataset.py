@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ import torch
 import xxhash
 
 from latent_prior.data.arrow_rows import MappedTable
-from latent_prior.data.codes import SPEC_FILE, CodeSpec, write_spec
+from latent_prior.data.codes import CAPTIONS, SPEC_FILE, CodeSpec, write_spec
 from latent_prior.data.fingerprints import fingerprint_of
 from latent_prior.manifests import Manifest, read_manifest
 from latent_prior.records import parse_record, read_record
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 AGAIN = "encode again"
+_ROWS = 1024  # that are looked up at a time
 _Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.\-]*$")]
 """Name of a file or folder within another."""
 
@@ -80,7 +81,7 @@ class CodesTable(MappedTable):
         if spec.class_names:
             columns["label"] = np.dtype(np.int64)
         columns |= {"view": np.dtype(np.uint16), "source_index": np.dtype(np.int64)}
-        super().__init__(paths, columns)
+        super().__init__(paths, columns, CAPTIONS)
         self.paths, self.spec, self.folder, self.manifest = paths, spec, folder, manifest
         self.labels: NDArray[np.integer] | None = None
         if spec.class_names:
@@ -98,7 +99,7 @@ class CodesTable(MappedTable):
         return fingerprint_of(json.dumps(self.spec.to_dict(), sort_keys=True), *files)
 
     def check_rows(self, path: Path, rows: range) -> None:
-        """Compare a file's digest, codes and labels with what they must be.
+        """Compare a file's digest, codes, labels and captions with what they must be.
 
         Raises:
             ValueError: naming the file.
@@ -119,6 +120,13 @@ class CodesTable(MappedTable):
                         f"{path}: column {level.name} holds code {highest}, "
                         f"outside its vocabulary of {level.vocabulary}; encode again"
                     )
+        if self.has_texts:
+            try:
+                self.check_texts(rows)
+            except ValueError as error:  # pyarrow's are, too
+                raise ValueError(
+                    f"{path}: column {CAPTIONS} is damaged ({error}); encode again"
+                ) from error
         if self.labels is None:
             return
         classes = len(self.spec.class_names)
@@ -177,13 +185,7 @@ class CodesSplit:
             IndexError: an index is out of range.
             ValueError: a file is damaged or was exchanged.
         """
-        rows = indices.numpy()
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        if isinstance(self.chosen, range):
-            rows = self.chosen.start + self.chosen.step * rows
-        else:
-            rows = self.chosen[rows]
+        rows = self._stored_rows(indices)
         batch = {}
         levels = [level.name for level in self.table.spec.levels]
         for name, values in self.table.rows(rows, levels).items():
@@ -192,6 +194,59 @@ class CodesSplit:
         known = self.table.labels
         labels = np.full(len(rows), -1) if known is None else known[rows]
         return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether every row has captions, those of its image."""
+        return self.table.has_texts
+
+    def captions(self, indices: torch.Tensor | Sequence[int]) -> list[list[str]]:
+        """Read the captions of rows, one or several for each; none is empty.
+
+        Raises:
+            IndexError: an index is out of range.
+            ValueError: there are no captions, or a file is damaged or was exchanged.
+        """
+        self._check_captions()
+        return list(self.table.texts(self._stored_rows(torch.as_tensor(indices))))
+
+    def distinct_captions(self) -> Iterator[str]:
+        """Every caption of every image, in order; views of an image do not repeat its captions.
+
+        Captions are read one after another, so that memory does not grow with the dataset.
+
+        Raises:
+            ValueError: there are no captions, or a file is damaged or was exchanged.
+        """
+        self._check_captions()
+        before = -1
+        for begin in range(0, len(self), _ROWS):
+            rows = self._stored_rows(torch.arange(begin, min(begin + _ROWS, len(self))))
+            images = self.table.rows(rows, ["source_index"])["source_index"].tolist()
+            for image, captions in zip(images, self.table.texts(rows), strict=True):
+                if image != before:
+                    yield from captions
+                before = image
+
+    def _check_captions(self) -> None:
+        if not self.has_captions:
+            raise ValueError(
+                f"--codes {self.table.folder}: the codes have no captions; encode images that have "
+                "some (--caption_column)"
+            )
+
+    def _stored_rows(self, indices: torch.Tensor) -> NDArray[np.integer]:
+        """The rows of the table at indices of the chosen ones.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        rows = indices.numpy()
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        if isinstance(self.chosen, range):
+            return self.chosen.start + self.chosen.step * rows
+        return self.chosen[rows]
 
     def _choose(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values of the chosen rows, from those of all rows."""
@@ -262,9 +317,9 @@ def _read_spec(folder: Path, split: str) -> CodeSpec:
     return spec
 
 
-def codes_features(spec: CodeSpec) -> Features:
-    """Columns: one per level, `label` if classes have names, `view` and `source_index`."""
-    from datasets import Array2D, Array3D, ClassLabel, Features, Value
+def codes_features(spec: CodeSpec, *, captions: bool) -> Features:
+    """Columns: one per level, `label` if classes have names, `captions`, `view`, `source_index`."""
+    from datasets import Array2D, Array3D, ClassLabel, Features, List, Value
 
     columns: dict[str, Any] = {}
     for level in spec.levels:
@@ -272,11 +327,19 @@ def codes_features(spec: CodeSpec) -> Features:
         columns[level.name] = array(level.shape, level.dtype.base.name)
     if spec.class_names:
         columns["label"] = ClassLabel(names=list(spec.class_names))
+    if captions:
+        columns[CAPTIONS] = List(Value("string"))
     return Features({**columns, "view": Value("uint16"), "source_index": Value("int64")})
 
 
-def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Write rows as one Arrow file; codes must lie in their vocabulary."""
+def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, Any]) -> None:
+    """Write rows as one Arrow file; codes must lie in their vocabulary.
+
+    Args:
+        path: the new file.
+        spec: of the codes.
+        columns: arrays by name; `captions`, if there are any, is a list of lists of text.
+    """
     from datasets.arrow_writer import ArrowWriter
 
     for level in spec.levels:
@@ -289,7 +352,8 @@ def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, NDArray[Any]])
     rows = dict(columns)
     if spec.class_names:  # this split may have no labels although another one has
         rows.setdefault("label", np.full(len(columns["view"]), -1))
-    with ArrowWriter(path=str(path), features=codes_features(spec)) as writer:
+    features = codes_features(spec, captions=CAPTIONS in rows)
+    with ArrowWriter(path=str(path), features=features) as writer:
         writer.write_batch(rows)
         writer.finalize()
 

@@ -82,7 +82,7 @@ def _described(table: ImageTable, options: ImageOptions) -> str:
         words.append(f"{len(seen) - len(readable)} unreadable")
     if len(seen) < len(table):
         words.append(f"by {len(seen):,} headers")
-    return ", ".join([*words, *_classes(table)])
+    return ", ".join([*words, *_classes(table), *_captions(table)])
 
 
 def _sizes(seen: Sequence[Header]) -> str:
@@ -107,3 +107,10 @@ def _classes(table: ImageTable) -> list[str]:
     ]
     unlabelled = int((table.labels < 0).sum())
     return [*words, *([f"{unlabelled:,} without a class"] if unlabelled else [])]
+
+
+def _captions(table: ImageTable) -> list[str]:
+    if table.captions is None:
+        return []
+    without = sum(1 for _ in table.captions.problems())
+    return [f"captions of {len(table) - without:,}"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latent_prior.data.captions import OTHERWISE, Captions
 from latent_prior.data.fingerprints import fingerprint_of
 from latent_prior.data.found import MOST_HEADERS, headers
 from latent_prior.data.image_files import UNREADABLE, read_header, read_image
@@ -31,6 +33,8 @@ from latent_prior.options import ImageOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_CAPTIONS = 1024  # images whose captions are in memory at a time
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ class ImageSet:
         options: their size and columns.
         channels: 1 or 3.
         source_index: int64 (N,), row of every image in its source; skipped rows are missing.
-        skipped: number of unreadable rows that were left out.
+        skipped: number of rows that were left out: unreadable, or without a caption.
         cached: decoded images, uint8 (N, C, R, R), if they fit into `cache_mb`; R is `resize` or
             `image_size`.
     """
@@ -111,6 +115,27 @@ class ImageSet:
         labels = np.zeros(0) if self.table.labels is None else self.table.labels
         rows = (labels.tobytes(), self.source_index.astype(np.int64).tobytes())
         return fingerprint_of(self.table.contents(), *rows, *self.class_names)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether every image has one caption or several."""
+        return self.table.captions is not None
+
+    def captions(self, indices: Sequence[int] | Tensor) -> list[tuple[str, ...]]:
+        """The captions of images, read from their table; each has at least one."""
+        assert self.table.captions is not None
+        rows = self.source_index[torch.as_tensor(indices).numpy()]
+        return self.table.captions.read(rows.tolist())
+
+    @functools.cached_property
+    def captions_fingerprint(self) -> str | None:
+        """A sha256 over the captions of all images; None without captions."""
+        if not self.has_captions:
+            return None
+        batches = torch.arange(len(self)).split(_CAPTIONS)
+        return fingerprint_of(
+            *(fingerprint_of(*map(json.dumps, self.captions(batch))) for batch in batches)
+        )
 
     def array(self, index: int) -> NDArray[np.uint8]:
         """One image as uint8 (H, W, C).
@@ -152,13 +177,16 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
     """Open one split of a dataset.
 
     Raises:
-        ValueError: there is no such dataset, split or column, or an image cannot be read.
+        ValueError: there is no such dataset, split or column, or an image cannot be read or has
+            no captions although others have.
     """
     table = open_source(options).table(split)
     if len(table) == 0:
         raise ValueError(f"--dataset {options.dataset}: split {split!r} holds no images")
     channels = options.channels or _channels(table, options)
     images = ImageSet(table, options, channels, np.arange(len(table)))
+    if table.captions is not None:
+        _check_captions(images, table.captions)
     side = options.resize or options.image_size
     fits = side is not None and len(table) * images.channels * side**2 <= options.cache_mb * 2**20
     if fits or options.on_corrupt == "skip":
@@ -283,31 +311,48 @@ def _channels(table: ImageTable, options: ImageOptions) -> Literal[1, 3]:
     return 1 if seen and all(header.grey for header in seen) else 3
 
 
+def _check_captions(images: ImageSet, captions: Captions) -> None:
+    """Refuse images without usable captions, or leave them out if asked to."""
+    count, options = len(images), images.options
+    usable = np.ones(count, dtype=bool)
+    for row, problem in captions.problems():
+        if options.on_corrupt == "error":
+            raise ValueError(f"{images.table.name_of(row)} {problem}; add it, {OTHERWISE}")
+        usable[row] = False
+    if not usable.any():
+        raise ValueError(f"--dataset {options.dataset}: not one image has usable captions")
+    _keep(images, usable, "without usable captions")
+
+
+def _keep(images: ImageSet, kept: NDArray[np.bool_], others: str) -> None:
+    """Leave out all but some images, and say which the others are."""
+    left_out = int(len(kept) - kept.sum())
+    images.source_index = images.source_index[kept]
+    images.skipped += left_out
+    if left_out and is_main_process():
+        print(f"{images.options.dataset}: left out {left_out} of {len(kept)} images {others}")
+
+
 def _decode_all(images: ImageSet, side: int | None) -> None:
-    """Decode all rows: fill the cache if `side` is set, and skip unreadable images if asked to."""
+    """Decode all images: fill the cache if `side` is set, skip unreadable ones if asked to."""
     count, skip = len(images), images.options.on_corrupt == "skip"
     cached = torch.empty((count, images.channels, side, side), dtype=torch.uint8) if side else None
     readable = np.ones(count, dtype=bool)
 
-    def decode(row: int) -> None:
+    def decode(index: int) -> None:
         try:
-            array = images.decode_row(row)
+            array = images.array(index)
         except ValueError:
             if not skip:
                 raise
-            readable[row] = False
+            readable[index] = False
         else:
             if cached is not None:
-                cached[row] = torch.from_numpy(array.copy()).permute(2, 0, 1)
+                cached[index] = torch.from_numpy(array.copy()).permute(2, 0, 1)
 
     in_threads(decode, range(count))
-    images.source_index = np.flatnonzero(readable)
-    images.skipped = int(count - readable.sum())
-    if len(images) == 0:
+    if not readable.any():
         raise ValueError(f"--dataset {images.options.dataset}: not one image can be read")
-    if images.skipped and is_main_process():
-        print(
-            f"{images.options.dataset}: left out {images.skipped} of {count} images that cannot be read"
-        )
+    _keep(images, readable, "that cannot be read")
     if cached is not None:
-        images.cached = cached[torch.from_numpy(readable)] if images.skipped else cached
+        images.cached = cached if readable.all() else cached[torch.from_numpy(readable)]

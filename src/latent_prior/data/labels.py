@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,27 +199,36 @@ def read_label_table(path: Path) -> dict[str, str]:
     Raises:
         ValueError: naming the file and why it cannot be read.
     """
-    text = _decoded(read_regular(path, TABLE_LIMIT))
+    rows = csv_rows(path, _decoded(read_regular(path, TABLE_LIMIT)))
+    columns = [name.strip().lower() for name in next(rows, [])]
+    files = [columns.index(name) for name in _FILES if name in columns]
+    classes = [columns.index(name) for name in _CLASSES if name in columns]
+    if not files or not classes:
+        raise ValueError(
+            f"{path} needs the columns file and class in its first line, not "
+            f"{', '.join(columns)[:100] or 'nothing'}"
+        )
+    file, label = files[0], classes[0]
+    return {
+        _unguarded(row[file]).replace("\\", "/").removeprefix("./"): _unguarded(row[label])
+        if label < len(row)
+        else ""
+        for row in rows
+        if file < len(row)
+    }
+
+
+def csv_rows(path: Path, text: str, *, strict: bool = False) -> Iterator[list[str]]:
+    """Rows of a table, the first one included; of `,;` and tabs, that line's most frequent divides.
+
+    Raises:
+        ValueError: naming the file and why it cannot be read; if `strict`, also for quotes that
+            are not closed or stand within a cell.
+    """
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     delimiter = max(",;\t", key=first_line.count)
     try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        columns = [name.strip().lower() for name in next(rows, [])]
-        files = [columns.index(name) for name in _FILES if name in columns]
-        classes = [columns.index(name) for name in _CLASSES if name in columns]
-        if not files or not classes:
-            raise ValueError(
-                f"{path} needs the columns file and class in its first line, not "
-                f"{', '.join(columns)[:100] or 'nothing'}"
-            )
-        file, label = files[0], classes[0]
-        return {
-            _unguarded(row[file]).replace("\\", "/").removeprefix("./"): _unguarded(row[label])
-            if label < len(row)
-            else ""
-            for row in rows
-            if file < len(row)
-        }
+        yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=strict)
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table ({error})") from error
 

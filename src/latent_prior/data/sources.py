@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from latent_prior.data.captions import CAPTION_COLUMN, NO_CAPTIONS, Captions
 from latent_prior.data.embedded import shapes
 from latent_prior.data.embedded.mnist5k import digits
 from latent_prior.data.fingerprints import files_fingerprint, fingerprint_of
@@ -61,6 +62,7 @@ class ImageTable:
         contents: a fingerprint of the encoded images, computed when called.
         path_of: row -> the image's own file, None for an image stored in a table.
         remark: why there are no labels although there is a column for them.
+        captions: those of every row, or None.
     """
 
     read: Callable[[int], bytes]
@@ -71,6 +73,7 @@ class ImageTable:
     contents: Callable[[], str]
     path_of: Callable[[int], Path | None] = lambda row: None
     remark: str | None = None
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         """Number of rows, including unreadable images."""
@@ -224,7 +227,19 @@ class _DatasetsSource(ImageSource):
             lambda: self._contents(rows, split),
             path_of,
             labels.remark,
+            self._captions(rows),
         )
+
+    def _captions(self, rows: Any) -> Captions | None:
+        """The captions of a split; it may have none although another one has."""
+        column = self.options.caption_column or self._own_captions(rows)
+        if column in (None, NO_CAPTIONS) or column not in rows.column_names:
+            return None
+        return Captions(rows, column)
+
+    def _own_captions(self, rows: Any) -> str | None:
+        """The column of captions that nobody has to ask for."""
+        return CAPTION_COLUMN if self._is_image_folder(rows) else None
 
     def stream_fingerprint(self, split: str) -> str:
         streaming = getattr(self.options, "streaming", False)
@@ -326,13 +341,12 @@ class _DatasetsSource(ImageSource):
                 f"--dataset {path}: its {tables.kind if tables else 'arrow'} files cannot be read "
                 f"({_first_line(error)})"
             ) from error
-        splits, remarks = image_splits(path, files)
+        splits, self.remarked = image_splits(path, files, self.options)
         if not splits:
             raise ValueError(
                 f"--dataset {path}: the folder holds no images and no parquet or arrow files"
                 + "".join(f"; {each}" for each in ignored(files, []))
             )
-        self.remarked = [*remarks, *ignored(files, images)]
         return splits
 
     def _split(self, splits: dict[str, Any], split: str) -> Any:
@@ -348,9 +362,14 @@ class _DatasetsSource(ImageSource):
                 f"it has: {', '.join(splits)}{few}"
             )
         names = splits[split].column_names  # None for some streams
-        for flag in ("image_column", "label_column"):
+        elsewhere = {name for rows in splits.values() for name in rows.column_names or ()}
+        for flag, others in (
+            ("image_column", {NO_LABELS}),
+            ("label_column", {NO_LABELS}),
+            ("caption_column", {NO_CAPTIONS, *elsewhere}),  # a split may have none
+        ):
             column = getattr(self.options, flag)
-            if None not in (column, names) and column not in (*names, NO_LABELS):
+            if None not in (column, names) and column not in {*names, *others}:
                 raise ValueError(
                     f"--{flag} {column}: there is no such column; there are: {', '.join(names)}"
                 )
@@ -395,6 +414,9 @@ class _EmbeddedShapes(_DatasetsSource):
                 f"--dataset shapes: {folder} cannot be read ({_first_line(error)}); delete it, and "
                 "it is drawn again"
             ) from error
+
+    def _own_captions(self, rows: Any) -> str | None:
+        return "caption"
 
     def _contents(self, rows: Any, split: str) -> str:
         """What is drawn; another version of PIL may round a grey level otherwise."""

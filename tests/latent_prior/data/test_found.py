@@ -19,12 +19,12 @@ def test_what_is_not_used_is_told(tmp_path, options):
     for number in range(13):
         write(tmp_path / f"{number}.heic", b"")
     write(tmp_path / "no_ending", b"")
-    write(tmp_path / "metadata.csv", b"file_name,text\n")
+    write(tmp_path / "labels.csv", b"file,class\n")
     line = found(options(tmp_path))
     assert line.startswith(
         "train: 6 images, 8 x 8, RGB, no classes; validation: none; test: none; "
     )
-    assert "metadata.csv is not read; 15 files ignored (.heic, .csv, without ending)" in line
+    assert "labels.csv is not read; 15 files ignored (.heic, .csv, without ending)" in line
 
 
 def test_mixed_colours_sizes_and_depths(tmp_path, options):

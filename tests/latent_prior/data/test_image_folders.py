@@ -5,6 +5,7 @@ import pytest
 from latent_prior.data.image_folders import image_splits
 from latent_prior.data.listing import files_below
 from latent_prior.data.splits import split_named
+from latent_prior.options import ImageOptions
 from tests.latent_prior.samples import encoded, pixels, write
 
 
@@ -16,7 +17,7 @@ def splits(root, *names):
             [str(cell["path"]).removeprefix(f"{root}/") for cell in rows["image"]],
             rows["label"] if "label" in rows.column_names else None,
         )
-        for split, rows in image_splits(root, files_below(root))[0].items()
+        for split, rows in image_splits(root, files_below(root), ImageOptions())[0].items()
     }
 
 
@@ -33,7 +34,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
 
 def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path):
     splits(tmp_path, "10/a.png", "2/a.png", "1/a.png", "0/a.png")
-    rows = image_splits(tmp_path, files_below(tmp_path))[0]["train"]
+    rows = image_splits(tmp_path, files_below(tmp_path), ImageOptions())[0]["train"]
     assert rows.features["label"].names == ["0", "1", "2", "10"]
 
 
