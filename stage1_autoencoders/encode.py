@@ -67,13 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_found(options)
     names = choose_splits(options)
     sets = {name: open_images(options, name) for name in names}
-    captions = any(images.has_captions for images in sets.values())
+    captions = {n: s.captions_fingerprint for n, s in sets.items() if s.has_captions}
     settings = dump_config(options) | {
         "autoencoder_fingerprint": autoencoder.fingerprint,
         "images_fingerprint": {name: images.fingerprint for name, images in sets.items()},
-        CAPTIONS: {n: images.captions_fingerprint for n, images in sets.items()}
-        if captions
-        else None,
+        CAPTIONS: captions or None,
     }
     stored = check_output_dir(
         final, SETTINGS_FILE, settings, "codes", may_change=changeable(options)
@@ -126,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             join_shards(folder, files, spec, recorded)
             write_record(folder / SETTINGS_FILE, recorded)
         remove(shard_folder)
-        names = list(codes_features(spec, captions=captions))
+        columns = list(codes_features(spec, captions=bool(captions)))
         counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
-        print(f"codes: {final} ({counts} images, {names} per row)")
+        print(f"codes: {final} ({counts} images, {columns} per row)")
     accelerator.wait_for_everyone()
 
 

@@ -240,3 +240,166 @@ def test_a_flipped_bit_of_a_header_is_an_error_like_others_or_has_no_effect(tmp_
         except ValueError:
             refused += 1
     assert refused > 200
+
+
+# Lists of text
+
+WORDS = ["a", "two words", "é\u0301 🐝", "עברית", "x" * 300, "new\nline"]
+
+
+def texts(count: int, start: int = 0) -> list[list[str]]:
+    """One text or several for each row."""
+    return [
+        [WORDS[(n + k) % len(WORDS)] for k in range(1 + n % 3)] for n in range(start, start + count)
+    ]
+
+
+LISTS = pyarrow.list_(pyarrow.string())
+
+
+def with_texts(count: int, start: int = 0, kind=LISTS) -> dict:
+    return {
+        "place": made(count, start)["place"],
+        "captions": pyarrow.array(texts(count, start), kind),
+    }
+
+
+PLACE = {"place": COLUMNS["place"]}
+
+
+@pytest.fixture
+def words(tmp_path):
+    """13 rows in three files and five chunks, one of them empty."""
+    paths = [
+        write(tmp_path / "a", with_texts(3), with_texts(1, 3)), write(tmp_path / "b", with_texts(0, 4)),
+        write(tmp_path / "c", with_texts(5, 4), with_texts(4, 9)),
+    ]  # fmt: skip
+    return MappedTable(paths, PLACE, "captions")
+
+
+def test_texts_are_found_in_any_order_over_chunks_and_files(words, monkeypatch):
+    assert words.has_texts
+    words.check_texts(range(13))
+    random = np.random.default_rng(0)
+    for indices in (np.arange(13), random.integers(0, 13, 40), np.array([12]), np.arange(0)):
+        for step in (1024, 3):
+            monkeypatch.setattr(arrow_rows, "_ROWS", step)
+            assert list(words.texts(indices)) == [texts(13)[index] for index in indices]
+    for place in (-1, 13):
+        with pytest.raises(AssertionError):
+            next(words.texts(np.array([0, place])))
+
+
+def test_a_slice_of_an_arrow_column_has_its_own_texts(tmp_path):
+    """Its offsets do not begin at 0."""
+    part = {name: pyarrow.array(column)[3:7] for name, column in with_texts(9).items()}
+    found = MappedTable([write(tmp_path / "a", part)], PLACE, "captions")
+    found.check_texts(range(4))
+    assert list(found.texts(np.arange(4))) == texts(4, 3)
+
+
+def test_files_without_texts_have_none(tmp_path):
+    found = MappedTable([write(tmp_path / "a", {"place": made(2)["place"]})], PLACE, "captions")
+    assert not found.has_texts
+    with pytest.raises(AssertionError):
+        next(found.texts(np.arange(2)))
+    assert not MappedTable([], PLACE, "captions").has_texts
+    empty = MappedTable([write(tmp_path / "b", with_texts(0))], PLACE, "captions")
+    assert empty.has_texts
+    assert list(empty.texts(np.arange(0))) == []
+
+
+def test_some_files_with_texts_and_some_without_are_told(tmp_path):
+    paths = [
+        write(tmp_path / "a", with_texts(2)),
+        write(tmp_path / "b", {"place": made(2)["place"]}),
+    ]
+    with pytest.raises(ValueError, match="b has no column captions, unlike the file before it"):
+        MappedTable(paths, PLACE, "captions")
+    with pytest.raises(ValueError, match="a has a column captions, unlike the file before it"):
+        MappedTable(paths[::-1], PLACE, "captions")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pyarrow.array(["a", "b"]), pyarrow.array([[1], [2]]), pyarrow.array([["a"], ["b"]], pyarrow.large_list(pyarrow.string())),
+     pyarrow.array([["a"], ["b"]], pyarrow.list_(pyarrow.large_string())), pyarrow.array([[["a"]], [["b"]]])],
+    ids=lambda column: str(column.type),
+)  # fmt: skip
+def test_other_columns_are_no_lists_of_text(tmp_path, column):
+    path = write(tmp_path / "a", {"place": made(2)["place"], "captions": column})
+    with pytest.raises(ValueError, match=r"column captions holds .* instead of lists of text"):
+        MappedTable([path], PLACE, "captions")
+
+
+def test_compressed_texts_are_told(tmp_path):
+    """Of small ones pyarrow leaves the buffers as they are."""
+    part = {"place": np.zeros(1, np.int64), "captions": pyarrow.array([["x" * 10_000]])}
+    path = write(tmp_path / "a", part, compression="zstd")
+    with pytest.raises(ValueError, match="of a is compressed"):
+        MappedTable([path], PLACE, "captions")
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [([["a"], []], "empty list or text"), ([["a"], None], "empty list or text"), ([["a"], ["b", ""]], "empty list or text"),
+     ([["a"], [None]], "empty list or text")],
+)  # fmt: skip
+def test_rows_without_text_are_told(tmp_path, cells, said):
+    part = {
+        "place": made(2)["place"],
+        "captions": pyarrow.array(cells, pyarrow.list_(pyarrow.string())),
+    }
+    with pytest.raises(ValueError, match=said):
+        MappedTable([write(tmp_path / "a", part)], PLACE, "captions").check_texts(range(2))
+
+
+def damaged_texts(lists: list[int], starts: list[int], data: bytes) -> pyarrow.Array:
+    """Two rows whose buffers hold these numbers and bytes."""
+    buffers = [None, pyarrow.py_buffer(np.array(starts, np.int32)), pyarrow.py_buffer(data)]
+    inner = pyarrow.Array.from_buffers(pyarrow.string(), len(starts) - 1, buffers)
+    outer = [None, pyarrow.py_buffer(np.array(lists, np.int32))]
+    kind = pyarrow.list_(pyarrow.string())
+    return pyarrow.Array.from_buffers(kind, len(lists) - 1, outer, children=[inner])
+
+
+@pytest.mark.parametrize(
+    ("lists", "starts", "data"),
+    [([0, 2, 1], [0, 1, 2], b"ab"), ([0, 9, 2], [0, 1, 2], b"ab"), 
+     ([0, 1, 2], [0, 9, 2], b"ab"), ([0, 1, 2], [0, -5, 2], b"ab"), ([0, 1, 2], [1, 0, 2], b"ab"),
+     ([0, 1, 2], [0, 1, 2], b"a\xff"), ([0, 1, 2], [0, 1, 3], "aé"[:1].encode() + b"\xc3\x28"), ([0, 1, 2], [0, 2, 3], "aé".encode())],
+)  # fmt: skip
+def test_damaged_offsets_and_text_are_told(tmp_path, lists, starts, data):
+    column = damaged_texts(lists, starts, data)
+    path = write(tmp_path / "a", {"place": made(2)["place"], "captions": column})
+
+    def read() -> None:
+        found = MappedTable([path], PLACE, "captions")
+        found.check_texts(range(2))
+
+    with pytest.raises(ValueError, match=r"."):
+        read()
+
+
+def test_a_flipped_bit_of_texts_is_an_error_or_other_text(tmp_path):
+    """Also in a file that changes after it was checked: nothing beyond the buffers is read."""
+    path = write(tmp_path / "a", with_texts(4))
+    content, refused = path.read_bytes(), 0
+    for late in (False, True):
+        for bit in range(0, 8 * len(content), 7):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(content if late else flipped)
+            try:
+                found = MappedTable([path], PLACE, "captions")
+                if not found.has_texts:  # its name has another letter
+                    continue
+                found.check_texts(range(len(found)))
+                if late:
+                    with path.open("r+b") as file:
+                        file.write(flipped)
+                rows = list(found.texts(np.arange(len(found))))
+                assert all(isinstance(text, str) for row in rows for text in row)
+            except ValueError:
+                refused += 1
+    assert refused > 200

@@ -9,8 +9,15 @@ import pyarrow
 import pytest
 import torch
 
+from latent_prior.data import codes_dataset
 from latent_prior.data.codes import SPEC_FILE, CodeSpec, Level, write_spec
-from latent_prior.data.codes_dataset import codes_features, measure_latents, open_codes, write_shard
+from latent_prior.data.codes_dataset import (
+    codes_features,
+    join_shards,
+    measure_latents,
+    open_codes,
+    write_shard,
+)
 from latent_prior.folders import whole_folder
 from tests.latent_prior.code_samples import LATENTS, SPEC, columns, write_codes
 
@@ -364,6 +371,105 @@ def test_codes_from_before_manifests_are_read_with_a_warning(tmp_path, caplog):
 def test_no_folder_at_all_is_told(tmp_path):
     with pytest.raises(ValueError, match="there is no codes dataset"):
         open_codes(tmp_path / "nowhere")
+
+
+def captioned(count, start=0, views=1):
+    """Rows of `SPEC` with one caption or two, which views of an image share."""
+    texts = [[f"a {n}", f"🐝 {n}"][: 1 + n % 2] for n in range(start, start + count)]
+    rows = columns(count * views, start)
+    rows["source_index"] = np.arange(start, start + count).repeat(views)
+    return rows | {"captions": [each for each in texts for _ in range(views)]}
+
+
+def test_captions_come_back_row_by_row(tmp_path):
+    parts = [captioned(5), captioned(1300, 5)]
+    folder = write_codes(tmp_path / "codes", *parts)
+    expected = parts[0]["captions"] + parts[1]["captions"]
+    split = open_codes(folder)[0]["train"]
+    assert split.has_captions
+    assert split.captions(range(1305)) == expected
+    order = torch.randperm(1305)
+    assert split.captions(order) == [expected[n] for n in order]
+    odd = split.rows(split.labels == 1)
+    assert odd.captions([1, 0]) == [expected[n] for n in np.flatnonzero(split.labels == 1)[[1, 0]]]
+    assert split.captions([]) == []
+    for index in (-1, 1305):
+        with pytest.raises(IndexError, match="of 1305"):
+            split.captions([0, index])
+    stored = datasets.load_from_disk(folder)["train"]
+    assert stored.features == codes_features(SPEC, captions=True)
+    assert stored["captions"][:] == expected
+
+
+def test_captions_of_each_image_once(tmp_path, monkeypatch):
+    folder = write_codes(tmp_path / "codes", captioned(700, views=3), captioned(4, 700, views=2))
+    split = open_codes(folder)[0]["train"]
+    expected = [text for row in captioned(704)["captions"] for text in row]
+    monkeypatch.setattr(codes_dataset, "_ROWS", 256)  # three views lie across its ends
+    assert list(split.distinct_captions()) == expected
+    assert list(split.rows(split.view == 0).distinct_captions()) == expected
+    assert list(split.rows(split.source_index >= 700).distinct_captions()) == expected[-6:]
+
+
+def test_codes_without_captions_say_so(tmp_path):
+    split = open_codes(write_codes(tmp_path / "codes", columns(3)))[0]["train"]
+    assert not split.has_captions
+    for read in (lambda: split.captions([0]), lambda: next(split.distinct_captions())):
+        with pytest.raises(ValueError, match="the codes have no captions; encode images that have"):
+            read()
+
+
+def test_one_split_may_have_captions_alone(tmp_path):
+    paths = {"train": tmp_path / "a.arrow", "test": tmp_path / "b.arrow"}
+    write_shard(paths["train"], SPEC, captioned(3))
+    write_shard(paths["test"], SPEC, columns(3))
+    join_shards(tmp_path / "codes", {name: [path] for name, path in paths.items()}, SPEC, {})
+    splits = open_codes(tmp_path / "codes")[0]
+    assert splits["train"].captions([2]) == [["a 2"]]
+    assert not splits["test"].has_captions
+    assert set(datasets.load_from_disk(tmp_path / "codes")) == {"train", "test"}
+
+
+def test_captions_stay_on_disk(tmp_path):
+    """5 MB of captions, of which a batch and a walk over all keep little."""
+    rows = columns(5000) | {"captions": [[f"{n} " + "x" * 1000] for n in range(5000)]}
+    folder = write_codes(tmp_path / "codes", rows)
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        split = open_codes(folder)[0]["train"]
+        assert split.captions(torch.tensor([4999])) == [rows["captions"][4999]]
+        assert sum(len(text) for text in split.distinct_captions()) > 5_000_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**21
+    assert pyarrow.total_allocated_bytes() < before + 2**20
+
+
+def test_damaged_captions_are_told(tmp_path):
+    """In a folder from before manifests, which would name the file at once."""
+    folder = write_codes(tmp_path / "codes", columns(3) | {"captions": [["abcdef"]] * 3})
+    arrow = next(folder.rglob("*.arrow"))
+    content = arrow.read_bytes()
+    arrow.write_bytes(content.replace(b"abcdef", b"abc\xffef"))
+    split = open_codes(folder)[0]["train"]
+    for read in (lambda: split.captions([0]), lambda: split.batch(torch.tensor([0]))):
+        with pytest.raises(ValueError, match=r"arrow: column captions is damaged .*; encode again"):
+            read()
+
+
+def test_a_changed_caption_changes_the_fingerprint_and_is_refused(tmp_path):
+    with whole_folder(tmp_path / "codes", "codes") as folder:
+        write_codes(folder, captioned(9))
+    split = open_codes(tmp_path / "codes")[0]["train"]
+    with whole_folder(tmp_path / "other", "codes") as folder:
+        write_codes(folder, captioned(9) | {"captions": [["b"]] * 9})
+    assert open_codes(tmp_path / "other")[0]["train"].table.fingerprint != split.table.fingerprint
+    arrow = next((tmp_path / "codes").rglob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes().replace(b"a 4", b"a 5"))
+    with pytest.raises(ValueError, match="arrow is damaged or was exchanged"):
+        open_codes(tmp_path / "codes")[0]["train"].captions([0])
 
 
 def change_spec(folder, **changes):
