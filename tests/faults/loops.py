@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
 import resource
@@ -22,6 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from faults.commands import Place
 from faults.trials import MEMORY
@@ -30,7 +33,9 @@ from PIL import Image
 from latent_prior.cli import parse_config
 from latent_prior.data.codes_dataset import open_codes
 from latent_prior.data.image_files import decode_image, resize_and_crop
+from latent_prior.data.images import open_images
 from latent_prior.manifests import write_manifest
+from latent_prior.options import ImageOptions
 from latent_prior.pipelines.folder import read_folder
 from latent_prior.stage1_autoencoders.options import TrainOptions
 
@@ -128,13 +133,57 @@ def arrow(place: Place, chance: random.Random) -> Callable[[], None]:
         try:
             for split in open_codes(folder)[0].values():
                 split.batch(torch.arange(len(split)))
+                if split.has_captions:
+                    split.captions(torch.arange(len(split)))
         finally:
             path.write_bytes(seeds[path])
 
     return read
 
 
-LOOPS = {"images": images, "presets": presets, "indices": indices, "arrow": arrow}
+def described(place: Place, chance: random.Random) -> Callable[[], None]:
+    """A folder of images whose metadata file was changed, of each of the three kinds."""
+    folder = place.work / "described"
+    for number in range(3):
+        path = folder / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+    table = pyarrow.table(
+        {
+            "file_name": [f"{n}.png" for n in range(3)],
+            "text": ["a é", "b\nc, d", "e"],
+            "kind": [1, 2, 1],
+        }
+    )
+    packed = io.BytesIO()
+    pyarrow.parquet.write_table(table, packed)
+    csv = b'file_name,text,kind\n0.png,a,1\n1.png,"b\nc, d",2\n2.png,\xc3\xa9,1\n'
+    lines = "\n".join(json.dumps(row) for row in table.to_pylist()).encode()
+    seeds = {"csv": csv, "jsonl": lines, "parquet": packed.getvalue()}
+
+    def read() -> None:
+        kind = chance.choice(list(seeds))
+        path = folder / f"metadata.{kind}"
+        path.write_bytes(change(seeds[kind], chance))
+        flags = {"label_column": "kind"} if chance.random() < 0.5 else {}
+        skip = "skip" if chance.random() < 0.5 else "error"
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                images = open_images(
+                    ImageOptions(dataset=str(folder), on_corrupt=skip, **flags), "train"
+                )
+                if images.has_captions:
+                    images.captions(range(len(images)))
+        finally:
+            path.unlink()
+
+    return read
+
+
+LOOPS = {
+    "images": images, "presets": presets, "indices": indices, "arrow": arrow,
+    "metadata": described,
+}  # fmt: skip
 
 
 def loop(name: str, place: Place, seed: int, seconds: float) -> tuple[int, list[str]]:

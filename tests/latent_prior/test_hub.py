@@ -37,6 +37,8 @@ said([pipe.autoencoder.fingerprint, pipe.sampler.temperature])
 options = ImageOptions(dataset="tester/data", image_size=8, channels=3)
 images = open_images(options, "train")
 said([len(images), images.labels.tolist(), int(images.read([4])[0, 0, 0, 0])])
+captioned = open_images(ImageOptions(dataset="tester/data", caption_column="prompt"), "train")
+said([images.has_captions, captioned.captions([4, 0])])
 """
 
 STREAM = """
@@ -96,7 +98,12 @@ def hub(hub_double, tmp_path_factory):
     """A hub with a dataset and what a first client has pushed."""
     table = tmp_path_factory.mktemp("table") / "train.parquet"
     images = [{"bytes": encoded(pixels(n)), "path": None} for n in range(5)]
-    datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1, 0]}).to_parquet(table)
+    columns = {
+        "image": images,
+        "label": [0, 1, 0, 1, 0],
+        "prompt": [f"of {n} 🐝" for n in range(5)],
+    }
+    datasets.Dataset.from_dict(columns).to_parquet(table)
     with hub_double() as hub:
         hub.repos["datasets", "tester/data"] = {
             "data/train-00000-of-00001.parquet": table.read_bytes()
@@ -133,17 +140,18 @@ def test_what_comes_down_is_what_went_up_also_later_without_a_network(hub, tmp_p
     environment = hub.environment(tmp_path)
     expected = [
         hub.fingerprint, hub.fingerprint, [hub.fingerprint, 0.5], [5, [0, 1, 0, 1, 0], 4],
+        [False, [["of 4 🐝"], ["of 0 🐝"]]],
     ]  # fmt: skip
     found = client(PULL + STREAM + WRONG, environment)
-    assert found[:5] == [*expected, [[n, n, n % 2] for n in range(5)]]
-    for text, part in zip(found[5:], TOLD, strict=True):
+    assert found[:6] == [*expected, [[n, n, n % 2] for n in range(5)]]
+    for text, part in zip(found[6:], TOLD, strict=True):
         assert part in text
         assert "\n" not in text
 
     # Port 9 refuses: cached copies serve without retries, and what is missing is named.
     found = client(PULL + WRONG, {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert found[:4] == expected
+    assert found[:5] == expected
     for place in (0, 1, 2, 5, 6, 7):
-        assert "cannot be reached" in found[4 + place] or "cannot be read" in found[4 + place]
-        assert "check the" in found[4 + place]
-        assert "\n" not in found[4 + place]
+        assert "cannot be reached" in found[5 + place] or "cannot be read" in found[5 + place]
+        assert "check the" in found[5 + place]
+        assert "\n" not in found[5 + place]

@@ -691,3 +691,168 @@ def test_two_processes_draw_the_latents_of_one(one_and_two):
     for level in one[1].levels:
         assert np.array_equal(*(splits["train"].column(level.name) for splits, _ in (one, two)))
     assert one[1] == two[1]
+
+
+# Captions
+
+
+def caption_rows(folder, change=()):
+    """One caption or two for every image, which name its file; `change` replaces some."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    listed = {path: [f"🐝 {path}", f"also {path}"][: 1 + n % 2] for n, path in enumerate(paths)}
+    return listed | dict(change)
+
+
+@pytest.fixture
+def captioned(images, tmp_path):
+    """`captioned({file: captions})`: the 40 shapes with a metadata file, backwards."""
+
+    def make(change=(), name="captioned"):
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(images, folder)
+        rows = caption_rows(folder, change)
+        lines = [json.dumps({"file_name": path, "text": text}) for path, text in rows.items()]
+        (folder / "metadata.jsonl").write_text("\n".join(lines[::-1]))
+        return folder
+
+    return make
+
+
+def assert_captions_belong_to_images(split, folder):
+    """By the place of each file among all of them, as `source_index` counts."""
+    expected = list(caption_rows(folder).values())
+    assert column(split, "source_index").size
+    assert [row["captions"] for row in rows(split)] == [
+        expected[place] for place in column(split, "source_index")
+    ]
+
+
+@pytest.mark.parametrize("cache_mb", [0, 2048])
+def test_every_view_has_the_captions_of_its_image(write, captioned, cache_mb):
+    folder = captioned()
+    split, codes = write(dataset=folder, crops=1, flip=True, crop_padding=2, cache_mb=cache_mb)
+    assert split.column_names == ["codes", "label", "captions", "view", "source_index"]
+    assert len(split) == 160
+    assert_captions_belong_to_images(split, folder)
+    opened = open_codes(codes)[0]["train"]
+    assert opened.has_captions
+    assert opened.captions(range(160)) == [row["captions"] for row in rows(split)]
+    once = [text for texts in caption_rows(folder).values() for text in texts]
+    assert list(opened.distinct_captions()) == once
+    plain, _ = write("plain", dataset=folder, caption_column="none", crops=1, flip=True, crop_padding=2)  # fmt: skip
+    assert "captions" not in plain.column_names
+    assert_same_rows(plain, split.remove_columns("captions"))
+
+
+def test_what_is_left_out_moves_no_caption(write, captioned, capfd):
+    """An image that cannot be read, one without a row, and one with an empty caption."""
+    folder = captioned({"apple/003.png": [""], "car/020.png": None})
+    (folder / "bee" / "019.png").write_bytes(b"no image")
+    split, _ = write(dataset=folder, on_corrupt="skip", flip=True)
+    said = capfd.readouterr().out
+    assert "left out 2 of 40 images without usable captions" in said
+    assert "left out 1 of 38 images that cannot be read" in said
+    assert "40 images, 16 x 16, RGB, 1 unreadable, 3 classes, captions of 38" in said
+    assert len(split) == 74
+    assert_captions_belong_to_images(split, folder)
+
+
+def test_two_processes_write_the_captions_of_one(
+    write, two_processes, captioned, autoencoder_folder, tmp_path
+):
+    folder = captioned()
+    one, _ = write("one", dataset=folder, flip=True)
+    flags = {"autoencoder": autoencoder_folder, "dataset": folder, "shard_images": 7, "flip": True}
+    two_processes([(encode.__name__, {**flags, "output_dir": tmp_path / "two"})])
+    two = load_from_disk(str(tmp_path / "two"))["train"]
+    assert_captions_belong_to_images(two, folder)
+    assert rows(one) == rows(two)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_captions(write, captioned, stopped):
+    folder = captioned()
+    stopped(dataset=folder)
+    split, _ = write(dataset=folder)
+    assert_captions_belong_to_images(split, folder)
+
+
+def test_shards_of_other_captions_are_thrown_away(write, captioned, stopped):
+    folder = captioned({"bee/019.png": ["old"]})
+    stopped(dataset=folder)
+    captioned()
+    split, _ = write(dataset=folder)
+    assert_captions_belong_to_images(split, folder)
+
+
+def test_finished_codes_of_other_captions_are_not_taken_for_these(
+    write, refused, captioned, autoencoder_folder
+):
+    folder = captioned()
+    _, codes = write(dataset=folder)
+    write(dataset=folder)
+    captioned({"bee/019.png": ["new"]})
+    flags = {"autoencoder": autoencoder_folder, "dataset": folder, "output_dir": codes}
+    said = refused(encode, **flags)
+    assert f"--output_dir {codes} holds codes with captions = " in said
+    settings = json.loads((codes / "encode.json").read_text())
+    del settings["captions"]  # as versions before captions wrote it
+    (codes / "encode.json").write_text(json.dumps(settings))
+    assert "holds codes with captions = None" in refused(encode, **flags)
+
+
+def test_codes_from_before_captions_are_still_those_of_images_without(write):
+    _, folder = write()
+    settings = json.loads((folder / "encode.json").read_text())
+    assert settings.pop("captions") is settings.pop("caption_column") is None
+    (folder / "encode.json").write_text(json.dumps(settings))
+    (folder / MANIFEST).unlink()
+    written = (folder / "code_spec.json").stat().st_mtime_ns
+    write()
+    assert (folder / "code_spec.json").stat().st_mtime_ns == written
+
+
+def test_a_split_without_captions_beside_one_with_them(
+    call, two_splits, autoencoder_folder, tmp_path
+):
+    rows = [f"{path.relative_to(two_splits / 'train')},a" for path in two_splits.glob("train/*/*")]
+    text = "\n".join(["file_name,text", *rows])
+    (two_splits / "train" / "metadata.csv").write_text(text)
+    flags = {"autoencoder": autoencoder_folder, "dataset": two_splits}
+    call(encode, output_dir=tmp_path / "codes", **flags)
+    splits, _ = open_codes(tmp_path / "codes")
+    assert list(splits["train"].distinct_captions()) == ["a"] * 12
+    assert not splits["validation"].has_captions
+    assert len(load_from_disk(str(tmp_path / "codes"))["validation"]) == 6
+
+
+def test_the_drawn_shapes_have_captions(call, autoencoder_folder, tmp_path):
+    flags = {"autoencoder": autoencoder_folder, "dataset": "shapes", "split": "validation"}
+    call(encode, output_dir=tmp_path / "codes", **flags)
+    split = load_from_disk(str(tmp_path / "codes"))["validation"]
+    assert len(split) == 823
+    for row in rows(split):
+        (caption,) = row["captions"]
+        name, place = split.features["label"].int2str(row["label"]).split(", ")
+        assert f"{name} at the {place} on a " in caption
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "culprit"),
+    [
+        ({"bee/019.png": [""]}, {}, "bee/019.png has a caption without text"),
+        ({"bee/019.png": None}, {}, "bee/019.png has no caption"),
+        ({"bee/xyz.png": ["a"]}, {}, "names 'bee/xyz.png', which is no image"),
+        ({"../xyz.png": ["a"]}, {}, "names '../xyz.png', a file outside"),
+        ({"bee/019.png": ["x" * 70_000]}, {}, "bee/019.png has captions of 70,000 bytes"),
+        ({}, {"caption_column": "txt"}, "--caption_column txt: there is no such column"),
+        ({}, {"label_column": "txt"}, "--label_column txt: there is no such column"),
+    ],
+    ids=["empty", "null", "missing", "outside", "long", "caption column", "label column"],
+)
+def test_wrong_captions_are_one_sentence(
+    refused, captioned, autoencoder_folder, tmp_path, change, flags, culprit
+):
+    settings = {"autoencoder": autoencoder_folder, "dataset": captioned(change), **flags}
+    said = refused(encode, output_dir=tmp_path / "codes", **settings)
+    assert culprit in said

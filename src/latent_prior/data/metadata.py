@@ -8,7 +8,7 @@ Names are only looked up among the images that were listed.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,8 +194,8 @@ def _place(base: str, row: dict[str, Any], where: str) -> str:
     name = row.get(FILE_COLUMN)
     if not isinstance(name, str) or not name:
         raise ValueError(
-            f"{where}, names no image by {FILE_COLUMN}; its columns are "
-            f"{', '.join(map(str, row))[:100] or 'empty'}; name the column, or fill in the row"
+            f"{where}, names no image by {FILE_COLUMN}; its columns are {_listed(row)}; name the "
+            "column, or fill in the row"
         )
     place = posixpath.normpath(name.replace("\\", "/"))
     if place.startswith(("/", "../")) or place == "..":
@@ -223,8 +223,7 @@ def _check_columns(
         # Under their default names, text files and folders may serve.
         if name not in (None, default, NO_CAPTIONS, *known):
             raise ValueError(
-                f"--{flag}_column {name}: there is no such column; there are: "
-                f"{', '.join(known)[:1000]}"
+                f"--{flag}_column {name}: there is no such column; there are: {_listed(known)}"
             )
     named = options.caption_column or CAPTION_COLUMN
     cells = columns.get(named, [])
@@ -250,6 +249,11 @@ def _check_columns(
             ) from error
         del columns[named]
         remarks.append(f"no classes, because the column {named} {problem}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names of columns in one line."""
+    return " ".join(", ".join(names).split())[:400] or "none"
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:

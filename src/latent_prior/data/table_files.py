@@ -84,7 +84,7 @@ def _columns(path: Path) -> list[str]:
             except pyarrow.ArrowInvalid:  # the other of Arrow's two forms
                 file.seek(0)
                 return list(pyarrow.ipc.open_file(file).schema.names)
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(
             f"--dataset: {path} cannot be read as a table ({reason}); repair it or move it away"

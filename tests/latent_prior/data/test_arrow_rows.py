@@ -365,7 +365,7 @@ def damaged_texts(lists: list[int], starts: list[int], data: bytes) -> pyarrow.A
 
 @pytest.mark.parametrize(
     ("lists", "starts", "data"),
-    [([0, 2, 1], [0, 1, 2], b"ab"), ([0, 9, 2], [0, 1, 2], b"ab"), 
+    [([0, 2, 1], [0, 1, 2], b"ab"), ([0, 9, 2], [0, 1, 2], b"ab"),
      ([0, 1, 2], [0, 9, 2], b"ab"), ([0, 1, 2], [0, -5, 2], b"ab"), ([0, 1, 2], [1, 0, 2], b"ab"),
      ([0, 1, 2], [0, 1, 2], b"a\xff"), ([0, 1, 2], [0, 1, 3], "aé"[:1].encode() + b"\xc3\x28"), ([0, 1, 2], [0, 2, 3], "aé".encode())],
 )  # fmt: skip

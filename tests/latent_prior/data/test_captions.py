@@ -19,7 +19,7 @@ from latent_prior.data import metadata
 from latent_prior.data.captions import CAPTIONS_LIMIT, NO_CAPTIONS
 from latent_prior.data.embedded.shapes import drawing
 from latent_prior.data.found import found
-from latent_prior.data.images import open_images
+from latent_prior.data.images import open_images, stream_images
 from latent_prior.data.sources import open_source
 from tests.latent_prior.samples import encoded, pixels, write
 
@@ -270,6 +270,17 @@ def test_captions_of_tables_stay_on_disk(tmp_path, options):
         tracemalloc.stop()
     assert peak < 3 * 2**20
     assert pyarrow.total_allocated_bytes() < before + 2**20
+
+
+def test_streams_pass_over_captions(tmp_path, described, options):
+    """Streams train autoencoders, which read none."""
+    folder = described("jsonl", rows(SEVERAL))
+    table = saved(tmp_path / "d", SEVERAL, "parquet")
+    for chosen in (options(folder), options(table, caption_column="prompt")):
+        size = dataclasses.replace(chosen, image_size=8, channels=3)
+        assert [int(array[0, 0, 0]) for _, array, _ in stream_images(size, "train")] == list(
+            range(8)
+        )
 
 
 def test_shapes_have_captions(options):
