@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,10 @@ class Place:
 
 
 def _make_images(folder: Path) -> None:
-    """Bars and boxes in three classes, 20 of each to train and 8 to test, grey, 16 x 16."""
+    """Bars and boxes in three classes, 20 of each to train and 8 to test, grey, 16 x 16.
+
+    Those to train with have captions.
+    """
     generator = np.random.default_rng(0)
     for split, count in (("train", 20), ("test", 8)):
         for number, name in enumerate(("across", "down", "box")):
@@ -188,3 +192,12 @@ def _make_images(folder: Path) -> None:
                 path = folder / split / name / f"{index:03d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(path)
+    train = folder / "train"
+    rows = [
+        {
+            "file_name": str(path.relative_to(train)),
+            "text": [f"{path.parent.name} {path.stem}", "é"],
+        }
+        for path in sorted(train.rglob("*.png"))
+    ]
+    (train / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))

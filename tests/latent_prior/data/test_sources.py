@@ -6,11 +6,13 @@ from itertools import chain, islice
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 
 from latent_prior.data.images import open_images
 from latent_prior.data.sources import open_source
+from latent_prior.data.table_files import image_tables
 from latent_prior.options import ImageOptions
 from tests.latent_prior.samples import CLASSES, encoded, pixels, write
 
@@ -403,6 +405,24 @@ def test_the_records_of_a_saved_data_set_may_be_damaged(tmp_path, options, file,
     write(tmp_path / "d" / file, content)
     with contextlib.suppress(ValueError):  # some are not needed
         assert len(open_source(options(tmp_path / "d")).table("train")) == 12
+
+
+def test_a_flipped_bit_of_a_tables_header_is_a_sentence(tmp_path):
+    """Whatever pyarrow raises, such as "Integers with more than 64 bits not implemented"."""
+    path = tmp_path / "x.arrow"
+    table = pyarrow.table({"image": [b"a"], "label": [1]})
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    content, refused = path.read_bytes(), 0
+    for bit in range(0, 8 * len(content), 3):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            image_tables(tmp_path, [path], "image", beside=False)
+        except ValueError:
+            refused += 1
+    assert refused > 50
 
 
 def test_lists_of_numbers_are_no_images(tmp_path, options):
