@@ -208,7 +208,9 @@ class CodesSplit:
             ValueError: there are no captions, or a file is damaged or was exchanged.
         """
         self._check_captions()
-        return list(self.table.texts(self._stored_rows(torch.as_tensor(indices))))
+        return list(
+            self.table.texts(self._stored_rows(torch.as_tensor(indices, dtype=torch.int64)))
+        )
 
     def distinct_captions(self) -> Iterator[str]:
         """Every caption of every image, in order; views of an image do not repeat its captions.

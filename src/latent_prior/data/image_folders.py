@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from latent_prior.data.captions import CAPTION_COLUMN
 from latent_prior.data.labels import natural_order
 from latent_prior.data.listing import LABELS_FILE, images_among
-from latent_prior.data.metadata import captioned_splits, describe_images
+from latent_prior.data.metadata import LABEL_COLUMN, captioned_splits, describe_images
 from latent_prior.data.splits import (
     FEWEST,
     SPLITS,
@@ -55,13 +55,14 @@ def image_splits(
     depths = {split: {len(p) for p, s in zip(places, names, strict=True) if s == split}
               for split in dict.fromkeys(names)}  # fmt: skip
     mixed = next((split for split, found in depths.items() if len(found) > 1), None)
-    remarks = [f"no classes, because images of {mixed} lie at different depths"] if mixed else []
     classes = [] if mixed else natural_order({parts[-1] for parts in places if parts})
     described = describe_images(folder, files, images, options, class_folders=len(classes) > 1)
     columns, caption = described.columns, options.caption_column or CAPTION_COLUMN
     captioned = (
         captioned_splits(columns[caption], images, names, options) if caption in columns else set()
     )
+    unclear = mixed and (options.label_column or LABEL_COLUMN) not in columns
+    remarks = [f"no classes, because images of {mixed} lie at different depths"] if unclear else []
     remarks += described.remarks
     parts = missing_parts(set(names))
     if parts and names.count("train") >= FEWEST:

@@ -124,7 +124,7 @@ class ImageSet:
     def captions(self, indices: Sequence[int] | Tensor) -> list[tuple[str, ...]]:
         """The captions of images, read from their table; each has at least one."""
         assert self.table.captions is not None
-        rows = self.source_index[torch.as_tensor(indices).numpy()]
+        rows = self.source_index[torch.as_tensor(indices, dtype=torch.int64).numpy()]
         return self.table.captions.read(rows.tolist())
 
     @functools.cached_property

@@ -179,8 +179,8 @@ def _read_tables(
         if not rows:
             raise ValueError(f"{path} holds no rows; fill it, or move it away")
     columns = {name: cells for name, cells in columns.items() if name in known}
-    counts = ((strays, "belong to no image"), (repeated, "name an image again"))
-    remarks = [f"{count:,} rows of metadata {why}" for count, why in counts if count]
+    counts = ((strays, "without an image"), (repeated, "of an image that has one"))
+    remarks = [f"{n:,} row{'s' * (n > 1)} of metadata {why} left out" for n, why in counts if n]
     _check_columns(columns, known, options, remarks)
     return Described(columns, list(tables), remarks)
 

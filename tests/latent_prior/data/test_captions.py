@@ -111,6 +111,7 @@ SEVERAL = [[text, f"another {n}"] if n % 2 else [text] for n, text in enumerate(
 def test_an_image_may_have_several_captions(described, options, kind):
     images = open_images(options(described(kind, rows(SEVERAL))), "train")
     assert captions(images) == {number: tuple(cell) for number, cell in enumerate(SEVERAL)}
+    assert images.captions([]) == []
     assert images.captions(torch.tensor([3, 3, 1])) == [tuple(SEVERAL[n]) for n in (3, 3, 1)]
 
 
@@ -197,6 +198,14 @@ def test_class_folders_are_the_classes_unless_a_column_is_named(folder, options)
     named = open_images(options(folder, label_column="label"), "train")
     assert named.labels.tolist() == [0, 1] * 6
     assert named.captions([4]) == [("of bee/01.png",)]
+
+
+def test_images_at_several_depths_have_the_classes_of_a_column(described, options):
+    folder = described("jsonl", [*rows(label=[1, 2] * 4), {"file_name": "a/8.png", "text": "a"}])
+    write(folder / "a" / "8.png", encoded(pixels(8)))
+    line = found(options(folder))
+    assert "2 classes, 1 without a class, captions of 9" in line
+    assert "depths" not in line
 
 
 def test_without_a_column_text_there_are_classes_alone(described, options):
@@ -465,7 +474,7 @@ def test_rows_and_images_that_do_not_fit_are_left_out_when_asked(described, opti
     assert "left out 3 of 8 images without usable captions" in capsys.readouterr().out
     line = found(chosen)
     assert "captions of 5; " in line
-    assert "2 rows of metadata belong to no image; 1 rows of metadata name an image again" in line
+    assert "2 rows of metadata without an image left out; 1 row of metadata of an image" in line
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,7 @@ def test_captions_come_back_row_by_row(tmp_path):
     assert split.captions(order) == [expected[n] for n in order]
     odd = split.rows(split.labels == 1)
     assert odd.captions([1, 0]) == [expected[n] for n in np.flatnonzero(split.labels == 1)[[1, 0]]]
-    assert split.captions([]) == []
+    assert split.captions([]) == odd.captions([]) == []
     for index in (-1, 1305):
         with pytest.raises(IndexError, match="of 1305"):
             split.captions([0, index])
