@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latent_prior.data.images import open_images
 from latent_prior.data.labels import write_labels
 from latent_prior.data.listing import files_below, images_among
 from latent_prior.evaluation.options import Candidate, ScoreOptions
@@ -53,6 +54,17 @@ def test_image_flags_reach_the_candidates(tmp_path):
     save(tmp_path, "1.png", size=(8, 8))
     scored = open_candidate(Candidate("a", str(tmp_path), None), options(image_size=8, channels=1))
     assert [image.shape for image in scored.arrays(range(2))] == [(8, 8, 1)] * 2
+
+
+def test_captions_are_nothing_that_is_scored(tmp_path):
+    """A metadata file of another kind, and captions that would be refused elsewhere."""
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    for name, content in (("metadata.csv", "name,text\n0.png,\n"), ("0.txt", "")):
+        (tmp_path / name).write_text(content)
+    images = open_images(options().image_options(str(tmp_path)), "train")
+    assert len(images) == 3
+    assert not images.has_captions
 
 
 def test_sampler_settings_are_read(tmp_path):
