@@ -16,21 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_prior.stage2_prior.network import CodeTransformer, PatchMLP
+from latent_prior.stage2_prior.network import CodeTransformer, PatchMLP, Prefix
 from latent_prior.stage2_prior.sequences import Span
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, Block
 
+# Added to the score of what must not be seen: its weight is then exactly 0. Infinity would make NaN
+# of a row that sees nothing else.
+NEVER = -1e9
 
-def decoder_for(network: CodeTransformer, rows: int) -> Decoder:
-    """A decoder for `rows` sequences; the network's last one if rows, device and weights match."""
+
+def decoder_for(network: CodeTransformer, rows: int, front: int = 1) -> Decoder:
+    """A decoder for `rows` sequences after `front` positions; the last one if all of it matches."""
     parameters = list(network.parameters())
     versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
     # Fused optimizers change weights without their versions. Norms cost less than a step.
     norms = torch.stack([torch.linalg.vector_norm(p.detach()).float() for p in parameters])
-    key = (rows, network.device, versions, norms.tolist())
+    key = (rows, front, network.device, versions, norms.tolist())
     if network.last_decoder is None or network.last_decoder[0] != key:
         network.last_decoder = None  # two caches at once could exceed the memory
-        network.last_decoder = (key, Decoder(network, rows))
+        network.last_decoder = (key, Decoder(network, rows, front))
     return network.last_decoder[1]
 
 
@@ -58,18 +62,27 @@ class Decoder:
     All intermediate results and their views are allocated once, so that a step creates neither
     tensors nor views per block.
 
-    Shapes: R rows (sequences), L positions, W width, H heads, D = W / H channels per head, S
-    positions so far.
+    Shapes: R rows (sequences), P positions in front of the codes, L positions of codes, W width, H
+    heads, D = W / H channels per head, S positions so far.
     """
 
-    def __init__(self, network: CodeTransformer, rows: int) -> None:
-        """Copy the weights and reserve the cache: 8 x depth x rows x L x W bytes."""
+    def __init__(self, network: CodeTransformer, rows: int, front: int = 1) -> None:
+        """Copy the weights and reserve the cache: 8 x depth x rows x (P + L - 1) x W bytes.
+
+        Args:
+            network: with the weights.
+            rows: R.
+            front: P.
+        """
         config, device = network.config, network.device
         heads, head_width = config.heads, config.width // config.heads
-        self.rows = rows
+        self.rows, self.before = rows, front - 1
         self.embedding = network.embedding.weight.float()
         projection, positions = network.projection, network.position_embedding
         self.projection = None if projection is None else _transposed(projection.weight)
+        of_text = network.text_projection
+        self.text_projection = None if of_text is None else _transposed(of_text.weight)
+        self.text_bias = None if of_text is None else of_text.bias.float()
         self.position_embedding = None if positions is None else positions.float()
         self.blocks = [_block_weights(block, head_width) for block in network.blocks]
         head = network.head.weight.unflatten(0, (network.slots, -1))
@@ -84,14 +97,17 @@ class Decoder:
         self.within = None if network.within is None else _patch_weights(network.within)
         self.epsilon = torch.tensor(math.sqrt(config.width * NORM_EPSILON), device=device)
 
-        rotation = network.rotation()  # (L, 3, 1, D / 2)
+        rotation = network.rotation(front)  # (P + L - 1, 3, 1, D / 2)
         self.query_rotation, self.key_value_rotation = rotation[:, 0], rotation[:, 1:].unsqueeze(1)
 
-        steps = network.length // network.slots
+        steps = self.before + network.length // network.slots
         cache = torch.empty(2, config.depth, rows, heads, steps, head_width, device=device)
-        self.keys, self.values = cache.flatten(2, 3).unbind(0)  # (depth, R H, L, D) each
-        # (L, depth, R, 2, H, D / 2)
+        self.keys, self.values = cache.flatten(2, 3).unbind(0)  # (depth, R H, P + L - 1, D) each
+        # (P + L - 1, depth, R, 2, H, D / 2)
         self.new_key_value = _as_pairs(cache).permute(4, 1, 2, 0, 3, 5)
+
+        self.padding: Tensor | None = None
+        """Added to the scores of the positions in front, (R H, 1, P - 1)."""
 
         self.norm = torch.empty(rows, 1, device=device)
         self.normalised = torch.empty(rows, config.width, device=device)
@@ -106,8 +122,46 @@ class Decoder:
         self.gate, self.up = self.gate_up.chunk(2, dim=1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Inputs of a step from class tokens: int64 (R,) -> (R, W)."""
+        """Inputs of a step from class or null tokens: int64 (R,) -> (R, W)."""
         return F.embedding(tokens, self.embedding)
+
+    def read(self, start: Prefix) -> Tensor:
+        """Take in what stands in front of the codes of R images; returns the first step's inputs.
+
+        All P - 1 positions before the last are computed at once. Every image costs the same
+        whatever the others' lengths, so that it does not depend on them.
+        """
+        heads, head_width = self.new_key_value.shape[4], self.keys.shape[-1]
+        inputs = self.embed(start.tokens[:, -1])
+        if not self.before:
+            return inputs
+        if self.text_projection is None or start.states is None:
+            x = F.embedding(start.tokens[:, :-1].clamp(min=0), self.embedding)  # (R, P - 1, W)
+        else:
+            x = start.states.float() @ self.text_projection + self.text_bias
+        seen = start.tokens[:, :-1] >= 0
+        hidden = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, NEVER)
+        self.padding = hidden.repeat_interleave(heads, 0).unsqueeze(1)
+        causal = torch.full((self.before, self.before), NEVER, device=x.device).triu(1)
+        mask = (hidden[:, None, None] + causal).clamp(min=NEVER)
+        rotation = self.query_rotation[: self.before]  # (P - 1, 1, D / 2)
+        of_keys = self.key_value_rotation[: self.before]  # (P - 1, 1, 2, 1, D / 2)
+        for index, weights in enumerate(self.blocks):
+            qkv = self._normalised(x) @ weights.qkv
+            pairs = _as_pairs(qkv.unflatten(-1, (3, heads, head_width)))
+            stored = self.new_key_value[: self.before, index]  # (P - 1, R, 2, H, D / 2)
+            torch.mul(pairs[:, :, 1:].transpose(0, 1), of_keys, out=stored)
+            query = torch.view_as_real(pairs[:, :, 0] * rotation).flatten(-2).transpose(1, 2)
+            shape = (self.rows, heads, -1, head_width)
+            key, value = (
+                cache[index].narrow(1, 0, self.before).view(shape)
+                for cache in (self.keys, self.values)
+            )
+            attended = F.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
+            x = x + attended.transpose(1, 2).flatten(2) @ weights.attention_out
+            gate, up = (self._normalised(x) @ weights.gate_up).chunk(2, dim=-1)
+            x = x + (F.silu(gate) * up) @ weights.mlp_out
+        return inputs
 
     def embed_patch(self, tokens: Tensor) -> Tensor:
         """Inputs of a step from the codes of a patch: int64 (R, slots) -> (R, W)."""
@@ -125,7 +179,7 @@ class Decoder:
         """Activations that predict the code, patch or vector at `position`, given all before it.
 
         Args:
-            x: (R, W), the embedded class token at position 0, then what was sampled last; it is
+            x: (R, W), what `read` returned at position 0, then what was sampled last; it is
                 overwritten.
             position: 0, 1, ..., L / slots - 1, in this order.
 
@@ -134,6 +188,7 @@ class Decoder:
         """
         if self.position_embedding is not None:
             x += self.position_embedding[position]
+        position += self.before
         query_rotation = self.query_rotation[position]
         key_value_rotation = self.key_value_rotation[position]
         keys = self.keys.narrow(2, 0, position + 1).transpose(2, 3).unbind(0)  # (R H, D, S) each
@@ -145,6 +200,8 @@ class Decoder:
             torch.mul(self.key_value, key_value_rotation, out=new_key_value[index])
             torch.mul(self.query, query_rotation, out=self.rotated_pairs)
             torch.bmm(self.rotated_query, keys[index], out=scores)
+            if self.padding is not None:
+                scores[..., : self.before] += self.padding
             torch.softmax(scores, dim=-1, out=scores)
             torch.bmm(scores, values[index], out=self.attended_heads)
             x.addmm_(self.attended, weights.attention_out)
@@ -171,6 +228,11 @@ class Decoder:
         """Add the codes (R,) at a place in their patch to x (R, W), which predicts those after."""
         assert self.within is not None
         x += F.embedding(tokens + slot * self.num_codes, self.within.embedding)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """As `_normalise`, of any shape (..., W)."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / norm.hypot(self.epsilon)
 
     def _normalise(self, x: Tensor) -> Tensor:
         """RMSNorm without the factor sqrt(W), which the next matrix holds."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from latent_prior.stage2_prior.logits import apply_guidance, choose, filter_logits, guidance_scales
-from latent_prior.stage2_prior.network import CodeTransformer
+from latent_prior.stage2_prior.network import CodeTransformer, Prefix
 from latent_prior.stage2_prior.sampler import Sampler
 
 
@@ -52,7 +52,7 @@ def uniforms_per_image(length: int, steps: int) -> int:
 
 def sample_codes(
     network: CodeTransformer,
-    start: Tensor,
+    start: Prefix,
     known: Tensor | None,
     sampler: Sampler,
     uniforms: Tensor,
@@ -66,16 +66,16 @@ def sample_codes(
 
     Args:
         network: of masked order.
-        start: first tokens (B,).
+        start: what stands in front of the codes of B images.
         known: int64 (B, L), known tokens, -1 where one is to be sampled; None samples all.
         sampler: the settings.
         uniforms: (B, uniforms_per_image(L, steps)) in [0, 1).
     """
     if known is None:
-        known = torch.full((len(start), network.length), -1, device=start.device)
-    guided = sampler.guidance_scale != 1 and bool((start != network.null_token).any())
+        known = torch.full((len(start), network.length), -1, device=uniforms.device)
+    null = start.without(network.null_token)
+    guided = sampler.guidance_scale != 1 and not torch.equal(start.tokens, null.tokens)
     scales = guidance_scales(sampler, sampler.steps)
-    null = torch.full_like(start, network.null_token)
     hidden = known < 0
     sequence = torch.where(hidden, network.mask_token, known)
     num_masks = hidden.sum(1, keepdim=True)  # at first
@@ -84,7 +84,7 @@ def sample_codes(
     gumbel = -torch.log(-torch.log(to_choose.clamp(min=2.0**-60))).float()
     for step in range(sampler.steps):
         if guided and scales[step] != 1:
-            both = network.logits_of(torch.cat((start, null)), sequence.repeat(2, 1))
+            both = network.logits_of(start.joined(null), sequence.repeat(2, 1))
             conditional, unconditional = both.chunk(2)
             logits = apply_guidance(conditional, unconditional, scales[step])
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,21 @@ from latent_prior.stage2_prior.transformer import (
 )
 
 
+class TextSpec(TypedDict):
+    """How a prior reads captions."""
+
+    length: int
+    """Most tokens in a caption, T."""
+    vocabulary: int
+    """Tokens of the prior's own tokenizer; 0 with an encoder."""
+    width: int
+    """Numbers in each state of the encoder, D; 0 without one."""
+    sha256: str
+    """Of `tokenizer.json`, or of the encoder's weights."""
+    encoder: str | None
+    """Folder or hub id of the encoder, from where the prior was trained."""
+
+
 class PriorConfig(ModelConfig, PriorOptions):
     """Shape of a prior, and the codes it models."""
 
@@ -33,6 +48,45 @@ class PriorConfig(ModelConfig, PriorOptions):
     """`CodeSpec.to_dict` of the codes; vocabulary, length and classes come from it."""
     trained_classes: list[int] | None = None
     """Numbers of the classes with training images; null: all."""
+    text: TextSpec | None = None
+    """How captions are read; of a prior with the condition text only."""
+
+    def __post_init__(self, class_conditional: bool | None = None, **undeclared: Any) -> None:
+        """Read `class_conditional` of earlier versions as `condition`, then check the options."""
+        if class_conditional is not None:
+            self.condition = "class" if class_conditional else "none"
+        super().__post_init__(**undeclared)
+
+
+class Prefix(NamedTuple):
+    """What stands in front of the codes of B images.
+
+    Attributes:
+        tokens: int64 (B, P), the class; or the tokens of the caption, then the null token. Shorter
+            captions have -1 in front.
+        states: float (B, P - 1, D) of a text encoder in place of the caption's tokens, whose
+            numbers are then 0.
+    """
+
+    tokens: Tensor
+    states: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.tokens)
+
+    def without(self, null_token: int) -> Prefix:
+        """The same number of positions, all padding but the null token."""
+        tokens = torch.full_like(self.tokens, -1)
+        tokens[:, -1] = null_token
+        return Prefix(tokens, self.states)
+
+    def joined(self, other: Prefix) -> Prefix:
+        """The images of both, of equally many positions."""
+        states = None
+        if self.states is not None and other.states is not None:
+            states = torch.cat((self.states, other.states))
+        return Prefix(torch.cat((self.tokens, other.tokens)), states)
 
 
 class CodeTransformer(StrictModel):
@@ -41,9 +95,11 @@ class CodeTransformer(StrictModel):
     Its head is categorical over codes, or a mixture of Gaussians over latents (`mixtures`). In
     raster order a position sees all positions before it, in masked order every unmasked position.
 
-    Token numbers: codes first (with patches once for every place in a patch), then classes, then
-    the null class ("any class"), which replaces the labels that label dropout hides and starts
-    every sequence of a prior without classes. A masked prior has one more token, the mask. The head
+    Token numbers: codes first (with patches once for every place in a patch), then classes or the
+    tokens of captions, then the null token. That one means "any class": it replaces the labels that
+    label dropout hides and starts every sequence of a prior without classes; after a caption, or
+    without the dropped one, it starts the image (Ramesh et al., Zero-shot text-to-image generation,
+    2021, https://arxiv.org/abs/2102.12092). A masked prior has one more token, the mask. The head
     has outputs for codes only.
 
     Attributes:
@@ -81,12 +137,17 @@ class CodeTransformer(StrictModel):
             self.levels = sequences.level_spans(spec, config.patch)
             self.length, self.num_codes = spec.length, self.levels[-1].last
             self.projection = None
-        self.num_classes = len(spec.class_names) if config.class_conditional else 0
+        if (config.condition == "text") != (config.text is not None):
+            raise ValueError("a prior whose condition is text, and no other, says how to read it")
+        self.num_classes = len(spec.class_names) if config.condition == "class" else 0
         self.first_class = self.slots * self.num_codes
-        self.null_token = self.first_class + self.num_classes
+        self.text_vocabulary = 0 if config.text is None else config.text["vocabulary"]
+        self.null_token = self.first_class + self.num_classes + self.text_vocabulary
         self.mask_token = self.null_token + 1
         hidden = swiglu_width(config.width, config.mlp_ratio)
         self.embedding = nn.Embedding(self.null_token + 1 + self.masked, config.width)
+        state_width = 0 if config.text is None else config.text["width"]
+        self.text_projection = nn.Linear(state_width, config.width) if state_width else None
         # Rotation alone suffices for one code map in raster order, as in Llama.
         one_map = len(self.levels) == 1 and not self.latents
         one_code_each = one_map and self.slots == 1
@@ -108,11 +169,11 @@ class CodeTransformer(StrictModel):
         self._no_split_modules, self._input_embed_layer = ["Block"], "embedding"
         self.post_init()
 
-    def logits_of(self, start: Tensor, sequence: Tensor) -> Tensor:
+    def logits_of(self, start: Prefix, sequence: Tensor) -> Tensor:
         """Outputs of the head for every position, teacher-forced.
 
         Args:
-            start: first tokens (B,), a class or the null class.
+            start: what stands in front of the codes.
             sequence: tokens int64 (B, L), or normalised latents (B, L, D). In raster order a
                 position sees those before it, in masked order all of them and itself.
 
@@ -121,49 +182,75 @@ class CodeTransformer(StrictModel):
         """
         seen = sequence if self.masked else sequence[:, : -self.slots]
         if self.projection is not None:
-            first = self.embedding(start).unsqueeze(1)
-            vectors = self.projection(seen.to(self.projection.weight.dtype))
-            x = torch.cat((first, vectors.to(first.dtype)), dim=1)
+            x = self.projection(seen.to(self.projection.weight.dtype))
         elif self.slots > 1:
-            patches = self.embedding(self.in_slots(seen)).sum(2)
-            x = torch.cat((self.embedding(start).unsqueeze(1), patches), dim=1)
+            x = self.embedding(self.in_slots(seen)).sum(2)
         else:
-            x = self.embedding(torch.cat((start.unsqueeze(1), seen), dim=1))
+            x = self.embedding(seen)
+        first = self.embed_prefix(start)
+        x = torch.cat((first, x.to(first.dtype)), dim=1)
+        # The last token of the prefix precedes a masked sequence, but is the first input of a
+        # raster one.
+        front = first.shape[1] - (0 if self.masked else 1)
         if self.position_embedding is not None:
-            # The class token precedes a masked sequence, but is the first input of a raster one.
-            x = x + F.pad(self.position_embedding, (0, 0, int(self.masked), 0))
+            x = x + F.pad(self.position_embedding, (0, 0, front, 0))
         x = self.dropout(x)
-        rotation = self.rotation()
+        rotation, mask = self.rotation(first.shape[1]), self.attention_mask(start, x.shape[1])
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, use_reentrant=False)
+                x = checkpoint(block, x, rotation, mask, use_reentrant=False)
             else:
-                x = block(x, rotation)
+                x = block(x, rotation, mask)
+        x = x[:, front:]
         if self.within is not None:
             x = self.within(x, self.in_slots(sequence))
-        return self._head_outputs(normalise(x[:, 1:] if self.masked else x))
+        return self._head_outputs(normalise(x))
+
+    def embed_prefix(self, start: Prefix) -> Tensor:
+        """Inputs of the Transformer in front of the codes, (B, P, W); padding is any number."""
+        if self.text_projection is None or start.states is None:
+            return self.embedding(start.tokens.clamp(min=0))
+        states = self.text_projection(start.states.to(self.text_projection.weight.dtype))
+        return torch.cat((states, self.embedding(start.tokens[:, -1:])), dim=1)
+
+    def attention_mask(self, start: Prefix, length: int) -> Tensor | None:
+        """Which of `length` positions each one sees, bool (B, 1, length, length or 1).
+
+        None where there is no padding to hide: then `Block` knows the order.
+        """
+        if start.tokens.shape[1] == 1:
+            return None
+        front = start.tokens >= 0
+        seen = F.pad(front, (0, length - front.shape[1]), value=True)[:, None, None]
+        if self.masked:
+            return seen
+        # Padding sees itself, or its softmax would divide by 0.
+        both = torch.ones(length, length, dtype=torch.bool, device=front.device)
+        return (seen & both.tril()) | both.diag().diag()
 
     def in_slots(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N x slots) by patch (B, N, slots), with numbers of their own in each place."""
         places = torch.arange(self.slots, device=tokens.device) * self.num_codes
         return tokens.unflatten(1, (-1, self.slots)) + places
 
-    def rotation(self) -> Tensor:
+    def rotation(self, front: int = 1) -> Tensor:
         """Factors that rotate queries and keys, complex64 (positions, 3, 1, head width / 2).
 
         With 2-D positions in raster order, a query has the position of the code or patch to
-        predict, a key that of the one it carries; the class token lies outside the image.
+        predict, a key that of the one it carries. The `front` tokens of the prefix lie outside the
+        image, on its diagonal.
         """
         head_width, device = self.config.width // self.config.heads, self.embedding.weight.device
         if self.config.positions == "1d":
-            positions = self.length // self.slots + self.masked
+            positions = front + self.length // self.slots - (0 if self.masked else 1)
             line = torch.arange(positions, device=device).unsqueeze(1)
             return rotations(line, line, head_width)
         grid = sequences.grid_positions(self.levels, device)
-        with_class = F.pad(grid, (0, 0, 1, 0), value=-1.0)
+        outside = torch.arange(-front, 0, dtype=grid.dtype, device=device)
+        keys = torch.cat((outside.unsqueeze(1).expand(-1, 2), grid))
         if self.masked:
-            return rotations(with_class, with_class, head_width)
-        return rotations(grid, with_class[:-1], head_width)
+            return rotations(keys, keys, head_width)
+        return rotations(keys[1:], keys[:-1], head_width)
 
     def _prepare_latents(self, spec: CodeSpec, config: PriorConfig) -> None:
         """Set what only a prior over latents has."""

@@ -28,10 +28,10 @@ class PriorOptions(Options):
     """MLP size: as many weights as a plain MLP with mlp_ratio x width hidden channels."""
     dropout: float = option(0.1, at_least=0, at_most=1)
     """Dropout of the input embedding and of the outputs of attention and MLP."""
-    class_conditional: bool = True
-    """Condition on the image's class if the codes have classes."""
+    condition: Literal["class", "text", "none"] = "class"
+    """Condition on the image's class if the codes have classes, on its caption, or on nothing."""
     label_dropout: float = option(0.1, at_least=0, at_most=1)
-    """Share of training images without their class; classifier-free guidance needs some."""
+    """Share of training images without class or caption; classifier-free guidance needs some."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     patch: int = option(1, at_least=1)

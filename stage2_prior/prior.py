@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from latent_prior.data.codes import CodeMaps
 from latent_prior.seeds import Generators
 from latent_prior.stage2_prior import masked, mixtures, raster, sequences
 from latent_prior.stage2_prior.logits import draw_uniforms, sum_dtype
-from latent_prior.stage2_prior.network import CodeTransformer, PriorConfig
+from latent_prior.stage2_prior.network import CodeTransformer, Prefix, PriorConfig, TextSpec
 from latent_prior.stage2_prior.sampler import EFFECTIVE, Sampler, Settings
 
 __all__ = ["PriorConfig", "PriorOutput", "TransformerPrior"]
@@ -37,8 +37,21 @@ class PriorOutput:
     nats: Tensor
 
 
+class Text(NamedTuple):
+    """Captions of B images, as a prior reads them.
+
+    Attributes:
+        tokens: int64 (B, T), numbers of `text.tokenizer.CaptionTokenizer`; shorter captions have -1
+            in front, an image without a caption has nothing else.
+        states: float (B, T, D) of a text encoder; then tokens are 0 where there is a state.
+    """
+
+    tokens: Tensor
+    states: Tensor | None = None
+
+
 class TransformerPrior(CodeTransformer):
-    """A distribution over an image's codes or latents, given its class."""
+    """A distribution over an image's codes or latents, given its class or its caption."""
 
     @property
     def unit(self) -> str:
@@ -50,8 +63,10 @@ class TransformerPrior(CodeTransformer):
         """Names of the `Sampler` settings that have an effect on this prior."""
         return EFFECTIVE["latents" if self.latents else self.config.order]
 
-    def forward(self, codes: CodeMaps, labels: Tensor | None = None) -> PriorOutput:
-        """Predict each code from the class and the codes before it; in masked order, hidden codes.
+    def forward(
+        self, codes: CodeMaps, labels: Tensor | None = None, text: Text | None = None
+    ) -> PriorOutput:
+        """Predict each code from class or text and the codes before it; masked, the hidden codes.
 
         With patches, the codes before are those of the patches before, and of its own patch.
 
@@ -61,13 +76,15 @@ class TransformerPrior(CodeTransformer):
             codes: level name -> integers (B, height, width), or latents (B, C, height, width).
             labels: int64 (B,) in [0, num_classes), -1 for the null class; None is -1 for all. In
                 training, label dropout sets a share of them to -1. Ignored without classes.
+            text: of a prior whose condition is text, the captions; None is no caption for all.
+                Label dropout drops them likewise.
 
         Raises:
             ValueError: maps do not fit the code spec, or codes or labels are out of range (checked
                 on the CPU only; on an accelerator the check would wait for the device).
         """
         sequence = self._sequence(codes)
-        start = self._start_tokens(labels, sequence)
+        start = self._prefix(len(sequence), labels, text)
         if self.masked:
             hidden = masked.hide_for_training(len(sequence), self.length, sequence.device)
             logits = self.logits_of(start, torch.where(hidden, self.mask_token, sequence))
@@ -81,6 +98,7 @@ class TransformerPrior(CodeTransformer):
         self,
         codes: CodeMaps,
         labels: Tensor | None = None,
+        text: Text | None = None,
         *,
         generator: Generators = None,
     ) -> dict[str, Tensor]:
@@ -92,6 +110,7 @@ class TransformerPrior(CodeTransformer):
         Args:
             codes: as in `forward`.
             labels: as in `forward`; none are dropped in evaluation mode.
+            text: as in `forward`.
             generator: for the masks, one for all images or one each; None is torch's global one.
 
         Returns:
@@ -99,7 +118,7 @@ class TransformerPrior(CodeTransformer):
             which may be negative.
         """
         sequence = self._sequence(codes)
-        start = self._start_tokens(labels, sequence)
+        start = self._prefix(len(sequence), labels, text)
         if self.masked:
             uniforms = draw_uniforms(len(sequence), 1 + self.length, generator)
             hidden, weight = masked.hide_for_bound(uniforms)
@@ -116,6 +135,7 @@ class TransformerPrior(CodeTransformer):
         num_images: int,
         labels: Tensor | Sequence[int] | None = None,
         *,
+        text: Text | None = None,
         generator: Generators = None,
         known: CodeMaps | None = None,
         keep: CodeMaps | None = None,
@@ -123,13 +143,14 @@ class TransformerPrior(CodeTransformer):
     ) -> CodeMaps:
         """Sample code maps or latents, or complete partly known code maps.
 
-        On a CPU with MKL an image's codes depend only on its label, its random numbers and the
-        settings, bit for bit; other libraries round differently for different batch sizes, which
-        occasionally changes a code.
+        On a CPU with MKL an image's codes depend only on its label or text, its random numbers and
+        the settings, bit for bit; other libraries round differently for different batch sizes,
+        which occasionally changes a code.
 
         Args:
             num_images: images to sample (B).
             labels: B class numbers in [0, num_classes), -1 for the null class; None is -1 for all.
+            text: B captions for a prior whose condition is text, see `Text`; None is none.
             generator: source of randomness, one for all images or one each (an image is then the
                 same in any batch); None is torch's global generator of the CPU.
             known: level name -> integers (B, height, width), read only where `keep` is True.
@@ -149,14 +170,21 @@ class TransformerPrior(CodeTransformer):
         sampler = Sampler(**settings)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
-        labels = torch.as_tensor([-1] * num_images if labels is None else labels, dtype=torch.long)
-        check_labels(labels, num_images, self.num_classes)
-        start = torch.where(labels < 0, self.null_token, labels + self.first_class).to(self.device)
+        if labels is not None:
+            labels = torch.as_tensor(labels, dtype=torch.long)
+            check_labels(labels, num_images, self.num_classes)
+            labels = labels.to(self.device)
         patch = self.config.patch
         tokens = sequences.known_tokens(known, keep, num_images, self.code_spec, patch)
         if tokens is not None:
             tokens = tokens.to(self.device)
-        sequence = self._sample_sequence(start, tokens, sampler, generator)
+        training = self.training
+        self.eval()  # masked rounds run the blocks, dropout included
+        try:
+            start = self._prefix(num_images, labels, self._of_full_length(text))
+            sequence = self._sample_sequence(start, tokens, sampler, generator)
+        finally:
+            self.train(training)
         # Outside inference mode, so that the result can be used in training.
         if self.latents:
             level = sequences.latent_level(self.code_spec)
@@ -166,12 +194,12 @@ class TransformerPrior(CodeTransformer):
 
     def _sample_sequence(
         self,
-        start: Tensor,
+        start: Prefix,
         known: Tensor | None,
         sampler: Sampler,
         generator: Generators,
     ) -> Tensor:
-        """Tokens int64 (B, L), or normalised latents float32 (B, L, D), given first tokens (B,)."""
+        """Tokens int64 (B, L), or normalised latents float32 (B, L, D)."""
         if self.latents:
             guided = sampler.guidance_scale != 1
             count = self.length * mixtures.uniforms_per_vector(self.chunk, guided=guided)
@@ -179,22 +207,18 @@ class TransformerPrior(CodeTransformer):
             count = masked.uniforms_per_image(self.length, sampler.steps)
         else:
             count = self.length
-        precision = sum_dtype(start.device)
+        device = start.tokens.device
+        precision = sum_dtype(device)
         below_one = 1 - torch.finfo(precision).eps / 2  # float32 may round up to 1
         uniforms = draw_uniforms(len(start), count, generator)
-        uniforms = uniforms.to(start.device, precision).clamp(max=below_one)
-        training = self.training
-        self.eval()  # masked rounds run the blocks, dropout included
-        try:
-            with torch.inference_mode(), torch.autocast(start.device.type, enabled=False):
-                if self.latents:
-                    uniforms = uniforms.unflatten(1, (self.length, -1))
-                    return raster.sample_latents(self, start, sampler, uniforms)
-                if self.masked:
-                    return masked.sample_codes(self, start, known, sampler, uniforms)
-                return raster.sample_codes(self, start, known, sampler, uniforms)
-        finally:
-            self.train(training)
+        uniforms = uniforms.to(device, precision).clamp(max=below_one)
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            if self.latents:
+                uniforms = uniforms.unflatten(1, (self.length, -1))
+                return raster.sample_latents(self, start, sampler, uniforms)
+            if self.masked:
+                return masked.sample_codes(self, start, known, sampler, uniforms)
+            return raster.sample_codes(self, start, known, sampler, uniforms)
 
     def _sequence(self, codes: CodeMaps) -> Tensor:
         """Tokens (B, L), or vectors of latents (B, L, D)."""
@@ -218,18 +242,70 @@ class TransformerPrior(CodeTransformer):
         jacobian = jacobian.repeat(self.length // len(jacobian))
         return jacobian - mixture.log_density(sequence)
 
-    def _start_tokens(self, labels: Tensor | None, sequence: Tensor) -> Tensor:
-        """First tokens (B,) of a batch of sequences, after label dropout."""
-        null = torch.full((len(sequence),), self.null_token, device=sequence.device)
+    def _prefix(self, num_images: int, labels: Tensor | None, text: Text | None) -> Prefix:
+        """What stands in front of a batch of sequences, after label dropout."""
+        null = torch.full((num_images, 1), self.null_token, device=self.device)
+        if text is not None:
+            return self._text_prefix(text, null)
         if labels is None or self.num_classes == 0:
-            return null
+            return Prefix(null)
         if labels.device.type == "cpu":
-            check_labels(labels, len(sequence), self.num_classes)
-        hidden = labels < 0
-        if self.training and self.config.label_dropout > 0:
-            dropped = torch.rand(len(labels), device=labels.device) < self.config.label_dropout
-            hidden = hidden | dropped
-        return torch.where(hidden, null, labels + self.first_class)
+            check_labels(labels, num_images, self.num_classes)
+        hidden = (labels < 0) | self._dropped(num_images)
+        return Prefix(torch.where(hidden, null[:, 0], labels + self.first_class).unsqueeze(1))
+
+    def _text_prefix(self, text: Text, null: Tensor) -> Prefix:
+        """Captions, numbered as the embedding has them, then the null token."""
+        if self.config.text is None:
+            raise ValueError(
+                "this prior was not trained on captions: leave them out, or train one with "
+                "--model.condition text"
+            )
+        check_text(text, len(null), self.config.text)
+        shown = (text.tokens >= 0) & ~self._dropped(len(null)).unsqueeze(1)
+        numbers = text.tokens if text.states is not None else text.tokens + self.first_class
+        return Prefix(torch.cat((torch.where(shown, numbers, -1), null), 1), text.states)
+
+    def _of_full_length(self, text: Text | None) -> Text | None:
+        """Captions padded in front to the longest there can be, on the model's device.
+
+        The same arithmetic for every batch, so that an image does not depend on the others.
+        """
+        if text is None or self.config.text is None:
+            return text
+        missing = self.config.text["length"] - text.tokens.shape[1]
+        tokens = F.pad(text.tokens.to(self.device), (max(0, missing), 0), value=-1)
+        states = text.states
+        if states is not None:
+            states = F.pad(states.to(self.device), (0, 0, max(0, missing), 0))
+        return Text(tokens, states)
+
+    def _dropped(self, num_images: int) -> Tensor:
+        """Images that are trained without their class or caption, bool (B,)."""
+        if not self.training or self.config.label_dropout == 0:
+            return torch.zeros(num_images, dtype=torch.bool, device=self.device)
+        return torch.rand(num_images, device=self.device) < self.config.label_dropout
+
+
+def check_text(text: Text, num_images: int, spec: TextSpec) -> None:
+    """Check captions against what a prior reads.
+
+    Raises:
+        ValueError: their number, length or kind is another.
+    """
+    count, length = text.tokens.shape
+    if count != num_images:
+        raise ValueError(f"{num_images} images need as many captions, not {count}")
+    if length > spec["length"]:
+        raise ValueError(
+            f"a caption has {length} tokens, this prior reads up to {spec['length']}: shorten it"
+        )
+    width = 0 if text.states is None else text.states.shape[-1]
+    if width != spec["width"]:
+        raise ValueError(
+            f"captions as states of {width} numbers do not suit a prior that reads "
+            f"{spec['width'] or 'none'}: encode them with its own encoder"
+        )
 
 
 def check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:

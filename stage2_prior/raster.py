@@ -8,13 +8,13 @@ from torch import Tensor
 from latent_prior.stage2_prior.kv_cache import Decoder, decoder_for
 from latent_prior.stage2_prior.logits import apply_guidance, choose, filter_logits, guidance_scales
 from latent_prior.stage2_prior.mixtures import mixture_of, sample, sample_guided
-from latent_prior.stage2_prior.network import CodeTransformer
+from latent_prior.stage2_prior.network import CodeTransformer, Prefix
 from latent_prior.stage2_prior.sampler import Sampler
 
 
 def sample_codes(
     network: CodeTransformer,
-    start: Tensor,
+    start: Prefix,
     known: Tensor | None,
     sampler: Sampler,
     uniforms: Tensor,
@@ -23,7 +23,7 @@ def sample_codes(
 
     Args:
         network: with the weights to sample from.
-        start: first tokens (B,).
+        start: what stands in front of the codes of B images.
         known: int64 (B, L), known tokens, -1 where one is to be sampled; None samples all.
         sampler: the settings.
         uniforms: (B, L) in [0, 1).
@@ -31,7 +31,7 @@ def sample_codes(
     num_images = len(start)
     scales = guidance_scales(sampler, network.length)
     decoder, x, guided = first_step(network, start, sampler)
-    sequence = torch.empty(num_images, network.length, dtype=torch.long, device=start.device)
+    sequence = torch.empty(num_images, network.length, dtype=torch.long, device=uniforms.device)
     for level in network.levels:
         for first in range(level.start, level.stop, network.slots):
             x = decoder.step(x, first // network.slots)
@@ -54,7 +54,7 @@ def sample_codes(
 
 
 def sample_latents(
-    network: CodeTransformer, start: Tensor, sampler: Sampler, uniforms: Tensor
+    network: CodeTransformer, start: Prefix, sampler: Sampler, uniforms: Tensor
 ) -> Tensor:
     """Sample latents float32 (B, L, D), of mean 0 and deviation 1 over the data.
 
@@ -86,14 +86,17 @@ def sample_latents(
 
 
 def first_step(
-    network: CodeTransformer, start: Tensor, sampler: Sampler
+    network: CodeTransformer, start: Prefix, sampler: Sampler
 ) -> tuple[Decoder, Tensor, bool]:
     """A decoder, the inputs of its first step, and whether there are unconditional rows.
 
     Unconditional rows follow the conditional ones if guidance changes any image. A single row would
     use other matrix kernels, which round differently, so there are at least two rows.
     """
-    guided = sampler.guidance_scale != 1 and bool((start != network.null_token).any())
-    decoder = decoder_for(network, max(2, len(start) * (2 if guided else 1)))
-    second = torch.full_like(start, network.null_token) if guided else start
-    return decoder, decoder.embed(torch.cat((start, second))[: decoder.rows]), guided
+    null = start.without(network.null_token)
+    guided = sampler.guidance_scale != 1 and not torch.equal(start.tokens, null.tokens)
+    rows = start.joined(null if guided else start)
+    if not guided and len(start) > 1:
+        rows = start
+    decoder = decoder_for(network, len(rows), rows.tokens.shape[1])
+    return decoder, decoder.read(rows), guided

@@ -46,13 +46,24 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(hidden, width, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
-        """Map (B, L, W) to (B, L, W) given the rotation of every position (`rotations`)."""
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map (B, L, W) to (B, L, W).
+
+        Args:
+            x: activations.
+            rotation: of every position, see `rotations`.
+            mask: which positions each one sees, bool (B, 1, L, L or 1 in place of the first); None:
+                those before it and itself if `causal`, otherwise all.
+        """
         qkv = F.linear(normalise(x), self.qkv.weight * self.attention_gain)  # (B, L, 3 W)
         # (B, L, H, D) each
         q, k, v = rotate(qkv.unflatten(-1, (3, self.heads, -1)), rotation).unbind(2)
         attended = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.causal
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=self.causal and mask is None,
         )  # (B, H, L, D)
         x = x + self.dropout(self.attention_out(attended.transpose(1, 2).flatten(2)))
         gate_up = F.linear(normalise(x), self.gate_up.weight * self.mlp_gain)  # (B, L, 2 x hidden)

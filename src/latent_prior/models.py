@@ -44,7 +44,9 @@ LARGEST_SIZE = 1 << 24
 LARGEST_WEIGHT = 1e15
 """Weights beyond it, up or down, are damage; counters of codes stay far below."""
 # Keys that models saved by earlier versions do not have.
-_ADDED_LATER = {"training", "trained_classes", "patch", "network"}
+_ADDED_LATER = {"training", "trained_classes", "patch", "network", "condition", "text"}
+# Keys that only models saved by earlier versions have; their config classes translate them.
+_FORMER_KEYS = {"class_conditional": bool}
 
 # What transformers itself adds to a config.json, besides `architectures` and `model_type`.
 _TRANSFORMERS_KEYS = {
@@ -228,13 +230,13 @@ class StrictModel(PreTrainedModel):
             )
         inherited = {field.name: field for field in dataclasses.fields(PretrainedConfig)}
         own = {field.name for field in dataclasses.fields(cls.config_class)} - set(inherited)
-        hints = _types_of(own, cls.config_class) | _TRANSFORMERS_KEYS
+        hints = _types_of(own, cls.config_class) | _TRANSFORMERS_KEYS | _FORMER_KEYS
         if missing := sorted(own - _ADDED_LATER - set(values)):
             raise ValueError(f"{path}: {missing[0]} is missing; {RESTORE}")
         for name, value in values.items():
             if name in hints:
                 convert_record(value, hints[name], f"{path}: {name}", RESTORE)
-                if name in own - {"training", "code_spec"}:
+                if name in own - {"training", "code_spec", "text"}:
                     _check_sizes(value, f"{path}: {name}")
             elif name == "architectures":
                 if value != [cls.__name__]:

@@ -32,7 +32,7 @@ def runs(call, parts, images, autoencoder_folder, tmp_path_factory):
         **parts["prior_flags"],
         "model.dropout": 0,
         "model.label_dropout": 0,
-        "model.class_conditional": "false",  # 17 tokens, which two processes share unevenly
+        "model.condition": "none",  # 17 tokens, which two processes share unevenly
         "codes": root / "codes",
         "autoencoder": autoencoder_folder,
         "batch_size": 8,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.sampler import Sampler
-from tests.stage2_prior.samples import all_sequences
+from tests.stage2_prior.samples import all_sequences, prefix
 
 
 def scale_at(step: int, steps: int, sampler: Sampler) -> float:
@@ -46,12 +46,10 @@ def filtered(log_probabilities: Tensor, sampler: Sampler) -> Tensor:
 def raster_distribution(prior: TransformerPrior, start: int, sampler: Sampler) -> Tensor:
     """Probability of each of `all_sequences`, (N,), from teacher-forced logits."""
     everything = all_sequences(prior)
-    first = torch.full((len(everything),), start)
+    first = prefix(*[start] * len(everything))
     with torch.no_grad():
         conditional = prior.logits_of(first, everything).double()
-        unconditional = prior.logits_of(
-            torch.full_like(first, prior.null_token), everything
-        ).double()
+        unconditional = prior.logits_of(first.without(prior.null_token), everything).double()
     probabilities = torch.ones(len(everything), dtype=torch.float64)
     for level in prior.levels:
         codes_of_level = slice(level.first, level.last)
@@ -81,8 +79,8 @@ def masked_distribution(
     def log_probabilities(state: tuple[int, ...], scale: float) -> tuple[Tensor, ...]:
         tokens = torch.tensor([[prior.mask_token if token < 0 else token for token in state]])
         with torch.no_grad():
-            conditional = prior.logits_of(torch.tensor([start]), tokens)[0].double()
-            unconditional = prior.logits_of(torch.tensor([prior.null_token]), tokens)[0].double()
+            conditional = prior.logits_of(prefix(start), tokens)[0].double()
+            unconditional = prior.logits_of(prefix(prior.null_token), tokens)[0].double()
         return tuple(
             guided(
                 conditional[position, level.first : level.last],

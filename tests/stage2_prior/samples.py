@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps
+from latent_prior.stage2_prior.network import Prefix
 from latent_prior.stage2_prior.prior import TransformerPrior
 
 RASTER = {
@@ -52,9 +53,16 @@ def random_maps(prior: TransformerPrior, batch: int, seed: int = 0) -> CodeMaps:
     }
 
 
-def start_tokens(prior: TransformerPrior, labels: Tensor) -> Tensor:
-    """First tokens of sequences with these labels."""
-    return torch.where(labels < 0, prior.null_token, labels + prior.first_class)
+def prefix(*tokens: int) -> Prefix:
+    """One token in front of each image's codes."""
+    return Prefix(torch.tensor(tokens).unsqueeze(1))
+
+
+def start_tokens(prior: TransformerPrior, labels: Tensor) -> Prefix:
+    """What stands in front of sequences with these labels."""
+    return Prefix(
+        torch.where(labels < 0, prior.null_token, labels + prior.first_class).unsqueeze(1)
+    )
 
 
 def all_sequences(prior: TransformerPrior) -> Tensor:

@@ -42,7 +42,7 @@ def random_codes(prior, count):
         ([0, 1, 2, -1, 0], {"heads": 4, "width": 48, "depth": 3, "mlp_ratio": 3.0, "dropout": 0.2}),
         ([0, 1, 2, -1, 0], {"heads": 1}),
         ([-1] * 5, {"num_classes": 0}),
-        ([-1] * 5, {"class_conditional": False}),
+        ([-1] * 5, {"condition": "none"}),
     ],
 )
 def test_logits_are_the_priors(make_prior, exported, labels, options):
@@ -178,7 +178,7 @@ def test_the_folder_says_what_the_tokens_are(make_prior, exported, tmp_path, cap
 
 
 def test_a_prior_without_classes_has_the_null_token_alone(make_prior):
-    llama = to_llama(make_prior((4, 5, 50), class_conditional=False))
+    llama = to_llama(make_prior((4, 5, 50), condition="none"))
     assert (llama.config.class_tokens, llama.config.null_token) == ({}, 50)
     assert llama.generation_config.suppress_tokens == [50]
 

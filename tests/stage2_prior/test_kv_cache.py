@@ -23,9 +23,8 @@ def test_cached_steps_give_the_outputs_of_forward(make_prior, kind):
         expected = torch.cat((prior(maps, LABELS).logits, prior(maps).logits))
         assert expected[expected.isfinite()].std() > 0.5
         decoder = Decoder(prior, 6)
-        x = decoder.embed(
-            torch.cat((start_tokens(prior, LABELS), torch.full_like(LABELS, prior.null_token)))
-        )
+        start = start_tokens(prior, LABELS)
+        x = decoder.read(start.joined(start.without(prior.null_token)))
         for level in prior.levels:
             for first in range(level.start, level.stop, prior.slots):
                 x = decoder.step(x, first // prior.slots)
@@ -71,9 +70,9 @@ def test_a_decoder_is_made_once_and_again_for_other_rows_or_weights(make_prior, 
     made = []
 
     class Counting(Decoder):
-        def __init__(self, prior, rows):
+        def __init__(self, prior, rows, front):
             made.append(rows)
-            super().__init__(prior, rows)
+            super().__init__(prior, rows, front)
 
     monkeypatch.setattr("latent_prior.stage2_prior.kv_cache.Decoder", Counting)
     prior = make_prior()

@@ -10,7 +10,7 @@ from latent_prior.stage2_prior.mixtures import mixture_of, uniforms_per_vector
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.raster import sample_latents
 from latent_prior.stage2_prior.sampler import Sampler
-from tests.stage2_prior.samples import LATENTS, chance_of, random_maps, start_tokens
+from tests.stage2_prior.samples import LATENTS, chance_of, prefix, random_maps, start_tokens
 from tests.stage2_prior.slow_transformer import slow_outputs
 
 FLAT = {"latents": (2, 1, 1), "chunk": 1, "width": 8, "depth": 1}
@@ -28,7 +28,7 @@ def test_nats_are_those_of_torchs_mixtures_in_the_latents_own_units(make_prior, 
     maps, labels = random_maps(prior, 3), torch.tensor([0, 2, -1])
     found = nats_of(prior, maps, labels)
     sequence, scale = prior._sequence(maps), prior.latent_scale.double()
-    for image, start in enumerate(start_tokens(prior, labels).tolist()):
+    for image, start in enumerate(start_tokens(prior, labels).tokens[:, 0].tolist()):
         weights, means, deviations = mixture_of(slow_outputs(prior, start, sequence[image]), 3)
         gaussians = Independent(Normal(means.double(), deviations.double()), 1)
         mixture = MixtureSameFamily(Categorical(logits=weights.double()), gaussians)
@@ -111,7 +111,7 @@ def test_draws_have_the_density_that_nats_states(make_prior, settings):
     count = count // 4 if guided else count
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(count, 2, numbers, dtype=torch.float64, generator=generator)
-    start = torch.full((count,), 1)
+    start = prefix(*[1] * count)
     with torch.inference_mode():
         drawn = sample_latents(prior, start, Sampler(**settings), uniforms)
         weights, means, deviations = mixture_of(prior.logits_of(start, drawn), 3)
@@ -199,7 +199,7 @@ def test_half_the_bytes_give_nearly_the_same_density(make_prior):
 
 def test_a_vector_changes_only_what_comes_after_it(make_prior):
     prior = make_prior(latents=(4, 2, 2), chunk=2, positions="2d")
-    sequence, start = prior._sequence(random_maps(prior, 1)), torch.tensor([0])
+    sequence, start = prior._sequence(random_maps(prior, 1)), prefix(0)
     with torch.no_grad():
         before = prior.logits_of(start, sequence)
         for place in range(prior.length):

@@ -18,6 +18,7 @@ from tests.stage2_prior.samples import (
     all_sequences,
     chance_of,
     counts_of,
+    prefix,
     random_maps,
     start_tokens,
 )
@@ -91,7 +92,7 @@ def watch(prior, monkeypatch):
 
     def logits_of(start, sequence):
         logits = original(start, sequence)
-        rounds.append((start.clone(), sequence.clone(), logits.clone()))
+        rounds.append((start, sequence.clone(), logits.clone()))
         return logits
 
     monkeypatch.setattr(prior, "logits_of", logits_of)
@@ -109,10 +110,10 @@ def test_every_round_sees_what_is_known_so_far_with_and_without_the_class(
     labels = torch.tensor([0, 2, -1])
     drawn = draw(prior, labels, Sampler(steps=4, guidance_scale=2.0))
     monkeypatch.undo()
-    start, null = start_tokens(prior, labels), torch.full((3,), prior.null_token)
+    start, null = start_tokens(prior, labels), prefix(*[prior.null_token] * 3)
     assert len(rounds) == 4
     for number, (starts, visible, logits) in enumerate(rounds):
-        assert torch.equal(starts, torch.cat((start, null)))
+        assert torch.equal(starts.tokens, start.joined(null).tokens)
         assert torch.equal(visible[:3], visible[3:])
         known = visible[:3] != prior.mask_token
         assert torch.equal(visible[:3][known], drawn[known])
@@ -125,7 +126,7 @@ def test_every_round_sees_what_is_known_so_far_with_and_without_the_class(
                     half[:, *of_level], expected[:, *of_level], rtol=1e-5, atol=1e-5
                 )
             if number == 1:
-                slow = slow_outputs(prior, int(start[1]), visible[1])
+                slow = slow_outputs(prior, int(start.tokens[1]), visible[1])
                 torch.testing.assert_close(
                     logits[1][of_level].double(), slow[of_level], rtol=1e-5, atol=1e-5
                 )
@@ -343,7 +344,7 @@ def test_the_bound_is_the_mean_over_all_orders(make_prior, monkeypatch, levels):
 
 def test_any_order_is_a_distribution_over_all_images(make_prior):
     prior = make_prior(*TWO, order="masked")
-    start = torch.tensor([prior.null_token])
+    start = prefix(prior.null_token)
     with torch.no_grad():
         for order in ((0, 1, 2), (2, 0, 1)):
             chances = [

@@ -9,7 +9,7 @@ from latent_prior.stage2_prior.kv_cache import Decoder
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.sequences import maps_to_sequence
 from latent_prior.stage2_prior.transformer import swiglu_width
-from tests.stage2_prior.samples import LATENTS, MASKED, PATCHES, RASTER, random_maps
+from tests.stage2_prior.samples import LATENTS, MASKED, PATCHES, RASTER, prefix, random_maps
 from tests.stage2_prior.slow_transformer import slow_outputs
 
 SHAPES = [((3, 4, 11),), ((2, 2, 5), (3, 3, 7))]
@@ -54,7 +54,7 @@ def test_a_code_changes_only_what_comes_after_it(make_prior, levels):
 
 def test_with_patches_a_code_changes_only_what_comes_after_it(make_prior):
     prior = make_prior((2, 2, 5), (4, 4, 7), patch=2)
-    sequence, start = prior._sequence(random_maps(prior, 1)), torch.tensor([prior.null_token])
+    sequence, start = prior._sequence(random_maps(prior, 1)), prefix(prior.null_token)
     with torch.no_grad():
         before = prior.logits_of(start, sequence)
         for position in range(prior.length - 1):
@@ -196,7 +196,7 @@ def test_guidance_without_a_class_or_at_scale_one_changes_nothing(make_prior):
     assert torch.equal(draw(prior, labels, 0.0), draw(prior, None, 1.0))
     assert torch.equal(draw(prior, None, 3.0), draw(prior, None, 1.0))
     assert torch.equal(draw(prior, [-1] * 4, 3.0), draw(prior, None, 1.0))
-    for unconditional in (make_prior(class_conditional=False), make_prior(num_classes=0)):
+    for unconditional in (make_prior(condition="none"), make_prior(num_classes=0)):
         assert torch.equal(draw(unconditional, None, 3.0), draw(unconditional, None, 1.0))
 
 
@@ -204,9 +204,9 @@ def test_the_doubled_batch_is_computed_only_where_guidance_acts(make_prior, monk
     rows = []
 
     class Counting(Decoder):
-        def __init__(self, prior, count):
+        def __init__(self, prior, count, front):
             rows.append(count)
-            super().__init__(prior, count)
+            super().__init__(prior, count, front)
 
     monkeypatch.setattr("latent_prior.stage2_prior.kv_cache.Decoder", Counting)
     prior = make_prior()
@@ -217,7 +217,7 @@ def test_the_doubled_batch_is_computed_only_where_guidance_acts(make_prior, monk
 
 
 def test_an_unconditional_prior_starts_at_the_null_class(make_prior):
-    prior = make_prior(class_conditional=False)
+    prior = make_prior(condition="none")
     assert prior.num_classes == 0
     assert prior.null_token == prior.num_codes
     codes = random_maps(prior, 4)
@@ -486,7 +486,7 @@ def test_outputs_are_those_of_plain_loops_over_positions(make_prior, kind):
     if prior.masked:
         sequence[0, ::2] = prior.mask_token
     with torch.no_grad():
-        found = prior.logits_of(torch.tensor([prior.null_token - 1]), sequence)[0].double()
+        found = prior.logits_of(prefix(prior.null_token - 1), sequence)[0].double()
         expected = slow_outputs(prior, prior.null_token - 1, sequence[0])
     for level in prior.levels:
         own = slice(level.start, level.stop), slice(level.first, level.last)

@@ -115,7 +115,7 @@ def test_the_model_knows_which_classes_have_training_images(fit, call, parts, tm
 
 
 def test_an_unconditional_prior(fit):
-    run = fit(**{"model.class_conditional": "false"})
+    run = fit(**{"model.condition": "none"})
     assert TransformerPrior.from_pretrained(run / "model").num_classes == 0
 
 

@@ -1,0 +1,1 @@
+"""Captions, as a prior reads them: its own tokenizer, or a frozen text encoder."""
