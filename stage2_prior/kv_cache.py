@@ -82,7 +82,6 @@ class Decoder:
         self.projection = None if projection is None else _transposed(projection.weight)
         of_text = network.text_projection
         self.text_projection = None if of_text is None else _transposed(of_text.weight)
-        self.text_bias = None if of_text is None else of_text.bias.float()
         self.position_embedding = None if positions is None else positions.float()
         self.blocks = [_block_weights(block, head_width) for block in network.blocks]
         head = network.head.weight.unflatten(0, (network.slots, -1))
@@ -138,7 +137,7 @@ class Decoder:
         if self.text_projection is None or start.states is None:
             x = F.embedding(start.tokens[:, :-1].clamp(min=0), self.embedding)  # (R, P - 1, W)
         else:
-            x = start.states.float() @ self.text_projection + self.text_bias
+            x = start.states.float() @ self.text_projection
         seen = start.tokens[:, :-1] >= 0
         hidden = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, NEVER)
         self.padding = hidden.repeat_interleave(heads, 0).unsqueeze(1)

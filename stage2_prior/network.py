@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from latent_prior.data.codes import CodeSpec
 from latent_prior.models import ModelConfig, StrictModel
 from latent_prior.stage2_prior import mixtures, sequences
 from latent_prior.stage2_prior.options import PriorOptions
+from latent_prior.stage2_prior.text.reading import TextSpec
 from latent_prior.stage2_prior.transformer import (
     Block,
     normalise,
@@ -22,21 +23,6 @@ from latent_prior.stage2_prior.transformer import (
     swiglu,
     swiglu_width,
 )
-
-
-class TextSpec(TypedDict):
-    """How a prior reads captions."""
-
-    length: int
-    """Most tokens in a caption, T."""
-    vocabulary: int
-    """Tokens of the prior's own tokenizer; 0 with an encoder."""
-    width: int
-    """Numbers in each state of the encoder, D; 0 without one."""
-    sha256: str
-    """Of `tokenizer.json`, or of the encoder's weights."""
-    encoder: str | None
-    """Folder or hub id of the encoder, from where the prior was trained."""
 
 
 class PriorConfig(ModelConfig, PriorOptions):
@@ -147,7 +133,7 @@ class CodeTransformer(StrictModel):
         hidden = swiglu_width(config.width, config.mlp_ratio)
         self.embedding = nn.Embedding(self.null_token + 1 + self.masked, config.width)
         state_width = 0 if config.text is None else config.text["width"]
-        self.text_projection = nn.Linear(state_width, config.width) if state_width else None
+        self.text_projection = nn.Linear(state_width, config.width, bias=False) if state_width else None
         # Rotation alone suffices for one code map in raster order, as in Llama.
         one_map = len(self.levels) == 1 and not self.latents
         one_code_each = one_map and self.slots == 1

@@ -73,5 +73,24 @@ class TrainOptions(RunOptions):
     """Folder or hub id of the autoencoder that wrote the codes; sample grids then show images."""
     guidance_scale: float = option(1.0, at_least=0)
     """Classifier-free guidance of the sample grids."""
+    text_vocabulary: int | None = option(None, at_least=256)
+    """Most tokens of the captions' own tokenizer; null is 4096."""
+    text_encoder: str | None = option(None, path=True)
+    """Folder or hub id of a frozen text encoder instead of an own tokenizer."""
+    text_length: int | None = option(None, at_least=1)
+    """Most tokens in a caption, none is cut; null takes the longest caption's, or the encoder's."""
     compile: bool = False
     """Use torch.compile: half a minute or more at the start, then faster on most GPUs."""
+
+    def __post_init__(self) -> None:
+        """Check that captions are read by what there is for them."""
+        super().__post_init__()
+        given = [
+            name
+            for name in ("text_vocabulary", "text_encoder", "text_length")
+            if getattr(self, name) is not None
+        ]
+        if given and self.model.condition != "text":
+            raise ValueError(f"--{given[0]} is for --model.condition text")
+        if self.text_encoder is not None and self.text_vocabulary is not None:
+            raise ValueError("--text_vocabulary has no effect with --text_encoder; leave it out")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from pathlib import Path
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,10 @@ from latent_prior.data.codes import CodeMaps
 from latent_prior.seeds import Generators
 from latent_prior.stage2_prior import masked, mixtures, raster, sequences
 from latent_prior.stage2_prior.logits import draw_uniforms, sum_dtype
-from latent_prior.stage2_prior.network import CodeTransformer, Prefix, PriorConfig, TextSpec
+from latent_prior.stage2_prior.network import CodeTransformer, Prefix, PriorConfig
 from latent_prior.stage2_prior.sampler import EFFECTIVE, Sampler, Settings
+from latent_prior.stage2_prior.text.reading import Text, TextSpec
+from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
 
 __all__ = ["PriorConfig", "PriorOutput", "TransformerPrior"]
 
@@ -37,21 +40,29 @@ class PriorOutput:
     nats: Tensor
 
 
-class Text(NamedTuple):
-    """Captions of B images, as a prior reads them.
+class TransformerPrior(CodeTransformer):
+    """A distribution over an image's codes or latents, given its class or its caption.
 
     Attributes:
-        tokens: int64 (B, T), numbers of `text.tokenizer.CaptionTokenizer`; shorter captions have -1
-            in front, an image without a caption has nothing else.
-        states: float (B, T, D) of a text encoder; then tokens are 0 where there is a state.
+        tokenizer: of its own; None if it reads an encoder's states, or no captions.
     """
 
-    tokens: Tensor
-    states: Tensor | None = None
+    tokenizer: CaptionTokenizer | None = None
 
+    def _read_description(self, folder: Path) -> None:
+        """Read the tokenizer.
 
-class TransformerPrior(CodeTransformer):
-    """A distribution over an image's codes or latents, given its class or its caption."""
+        Raises:
+            ValueError: it is missing, damaged or another.
+        """
+        spec = self.config.text
+        if spec is not None and spec["vocabulary"]:
+            self.tokenizer = CaptionTokenizer.open(folder, spec)
+
+    def _write_description(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        if self.tokenizer is not None:
+            self.tokenizer.write(folder)
 
     @property
     def unit(self) -> str:

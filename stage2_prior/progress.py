@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
+from latent_prior.data.codes_dataset import CodesSplit
 from latent_prior.data.images import grid, save_png, to_uint8
 from latent_prior.data.labels import classes_in_turn
 from latent_prior.files import whole_file
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.text.reading import Text, captions_of
 from latent_prior.training.metrics import read_metrics, step_of
 
 GRID_ROWS, GRID_COLUMNS = 6, 10
@@ -55,9 +57,13 @@ def open_decoder(
 
 
 def save_samples(
-    model: TransformerPrior, decoder: ImageDecoder | None, step: int, options: TrainOptions
+    model: TransformerPrior,
+    decoder: ImageDecoder | None,
+    step: int,
+    options: TrainOptions,
+    prompts: Text | None,
 ) -> None:
-    """Write a grid of samples, classes in turn.
+    """Write a grid of samples, classes in turn or a row for each of `GRID_ROWS` prompts.
 
     Without a decoder, codes are shown as grey levels, and latents not at all.
     """
@@ -65,8 +71,12 @@ def save_samples(
         return
     count = GRID_ROWS * GRID_COLUMNS
     labels = classes_in_turn(count, model.num_classes, model.config.trained_classes)
+    if prompts is not None:
+        prompts = prompts.repeated(GRID_COLUMNS)
     noise = generator(options.seed, "grid")
-    codes = model.sample(count, labels, generator=noise, guidance_scale=options.guidance_scale)
+    codes = model.sample(
+        count, labels, text=prompts, generator=noise, guidance_scale=options.guidance_scale
+    )
     if decoder is not None:
         images = to_uint8(decoder.decode(codes))
     else:
@@ -76,6 +86,19 @@ def save_samples(
         images = grey.unsqueeze(1).repeat_interleave(4, 2).repeat_interleave(4, 3)
     path = Path(options.output_dir, "samples", f"step-{step:09d}.png")
     save_png(grid(images, GRID_COLUMNS), path)
+
+
+def prompts_of(validation: CodesSplit, options: TrainOptions) -> list[str]:
+    """The captions that all grids show, those of the first validation images; written to a file."""
+    rows = torch.arange(GRID_ROWS) % len(validation)
+    prompts = captions_of(validation, rows)
+    path = Path(options.output_dir, "samples", "prompts.txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(
+            "".join(f"{each.replace(chr(10), ' ')}\n" for each in prompts), encoding="utf-8"
+        )
+    return prompts
 
 
 def plot_curves(run: Path, unit: str) -> None:

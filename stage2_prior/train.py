@@ -23,8 +23,16 @@ from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.data.labels import seen_classes
 from latent_prior.processes import start_training_processes
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
-from latent_prior.stage2_prior.progress import open_decoder, plot_curves, save_samples
-from latent_prior.stage2_prior.validation import Best, codes_and_labels, open_splits, validate
+from latent_prior.stage2_prior.progress import open_decoder, plot_curves, prompts_of, save_samples
+from latent_prior.stage2_prior.text.captions import open_reader
+from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
+from latent_prior.stage2_prior.validation import (
+    Best,
+    codes_and_conditions,
+    open_splits,
+    read_batch,
+    validate,
+)
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model, whole
 from latent_prior.training.ema import EMA
@@ -43,14 +51,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_codes, validation, spec, options = open_splits(options)
     decoder = open_decoder(spec, options, accelerator.device)
     run_folder = Path(options.output_dir)
+    reader = open_reader(train_codes, validation, options, accelerator)
 
     model = TransformerPrior(
         PriorConfig(
             **dataclasses.asdict(options.model),
             code_spec=spec.to_dict(),
             trained_classes=seen_classes(train_codes.labels, len(spec.class_names)),
+            text=None if reader is None else reader.spec,
         )
     )
+    model.tokenizer = reader if isinstance(reader, CaptionTokenizer) else None
+    prompts = None if reader is None else reader.read(prompts_of(validation, options))
     optimizer = make_optimizer(model, options)
     if options.compile:
         model.compile()
@@ -67,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def step(batch: Batch) -> loop.Metrics:
         """One optimizer micro-step of the prior: loss, gradients, update, average."""
-        codes, labels = codes_and_labels(batch, accelerator.device)
+        codes, labels, text = codes_and_conditions(batch, accelerator.device)
         with accelerator.accumulate(wrapped):
             with accelerator.autocast():  # Accelerate does not wrap a sharded model in it
-                loss = wrapped(codes, labels).loss
+                loss = wrapped(codes, labels, text).loss
             accelerator.backward(loss)
             updated = update(
                 accelerator, optimizer, wrapped, loss=loss, step=state.step, options=options
@@ -83,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     def evaluate() -> Figures:
         """Validate the averaged weights, sample a grid, and keep the best weights so far."""
         with averaged(model, ema) as average:
-            figures = validate(average, validation, options, accelerator)
+            figures = validate(average, validation, reader, options, accelerator)
             if accelerator.is_main_process:
-                save_samples(average, decoder, state.step, options)
+                save_samples(average, decoder, state.step, options, prompts)
         if best.improves(figures[f"validation_nats_per_{unit}"]):
             budget = state.budget(options, accelerator)
             export_model(run_folder / "best", model, ema, budget, accelerator)
@@ -101,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         order = index_batches(
             start, size=len(train_codes), options=options, accelerator=accelerator
         )
-        return (train_codes.batch(indices) for _, indices, _ in order)
+        return (
+            read_batch(train_codes, indices, reader, draw=(options.seed, step))
+            for step, indices, _ in order
+        )
 
     loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
     if accelerator.is_main_process:

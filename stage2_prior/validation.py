@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from latent_prior.data.batch_order import Batch
 from latent_prior.data.codes import CodeMaps, CodeSpec
 from latent_prior.data.codes_dataset import CodesSplit, open_codes
 from latent_prior.data.splits import split_named
@@ -17,6 +18,7 @@ from latent_prior.processes import share
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.text.reading import CaptionReader, Text, captions_of
 
 
 def open_splits(options: TrainOptions) -> tuple[CodesSplit, CodesSplit, CodeSpec, TrainOptions]:
@@ -74,21 +76,50 @@ def _plain(codes: CodesSplit, name: str, options: TrainOptions) -> CodesSplit:
     return plain
 
 
-def codes_and_labels(batch: dict[str, Tensor], device: torch.device) -> tuple[CodeMaps, Tensor]:
-    """Move a batch of `CodesSplit.batch` to the device: maps by level, and labels (-1: none)."""
+def read_batch(
+    codes: CodesSplit,
+    indices: Tensor,
+    reader: CaptionReader | None,
+    draw: tuple[int, int] | None = None,
+) -> Batch:
+    """Rows of codes with their labels, and one caption of each if there is a reader.
+
+    Args:
+        codes: the rows of a split.
+        indices: which of them.
+        reader: of captions.
+        draw: see `captions_of`.
+    """
+    batch = codes.batch(indices)
+    if reader is not None:
+        text = reader.read(captions_of(codes, indices, draw))
+        batch["text"] = text.tokens
+        if text.states is not None:
+            batch["states"] = text.states
+    return batch
+
+
+def codes_and_conditions(
+    batch: Batch, device: torch.device
+) -> tuple[CodeMaps, Tensor, Text | None]:
+    """Move a batch of `read_batch` to the device: maps by level, labels (-1: none), captions."""
     maps = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-    labels = maps.pop("labels")
-    return maps, labels
+    labels, text, states = (maps.pop(name, None) for name in ("labels", "text", "states"))
+    assert labels is not None
+    return maps, labels, None if text is None else Text(text, states)
 
 
 @torch.no_grad()
 def validate(
     model: TransformerPrior,
     validation: CodesSplit,
+    reader: CaptionReader | None,
     options: TrainOptions,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Mean negative log-likelihood of validation images; all processes call it, with one result.
+    """Mean negative log-likelihood of validation images, given their class or first caption.
+
+    All processes call it, with one result.
 
     Returns:
         `validation_nats_per_code` (of latents `_per_latent`, a density in their own units) over all
@@ -100,10 +131,10 @@ def validate(
     sums = torch.zeros(len(model.levels) + 1, dtype=torch.float64, device=accelerator.device)
     count = min(len(validation), options.validation_images)
     for rows in share(count, 128, accelerator):
-        batch = validation.batch(torch.tensor(rows))
-        codes, labels = codes_and_labels(batch, accelerator.device)
+        batch = read_batch(validation, torch.tensor(rows), reader)
+        codes, labels, text = codes_and_conditions(batch, accelerator.device)
         masks = generator(options.seed, "validation masks", rows.start)
-        nats = model.nats(codes, labels, generator=masks)
+        nats = model.nats(codes, labels, text, generator=masks)
         totals = [nats[level.name].double().sum() for level in model.levels]
         sums += torch.stack([*totals, sums.new_tensor(len(rows))])
     *totals_by_level, images = accelerator.reduce(sums, "sum").tolist()

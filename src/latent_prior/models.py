@@ -137,6 +137,9 @@ class StrictModel(PreTrainedModel):
     def _write_description(self, folder: Path) -> None:
         """Write further files that belong to the saved model."""
 
+    def _read_description(self, folder: Path) -> None:
+        """Read them again."""
+
     @classmethod
     def from_pretrained(  # type: ignore[override]  # strict: none of transformers' lenient options
         cls,
@@ -203,6 +206,7 @@ class StrictModel(PreTrainedModel):
                     f"{LARGEST_WEIGHT:g}; restore it or train again"
                 )
         strict: Self = model.eval()
+        strict._read_description(folder)
         return strict
 
     def post_init(self) -> None:

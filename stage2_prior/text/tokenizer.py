@@ -1,8 +1,8 @@
 """A byte-pair tokenizer that is learned from the training captions.
 
 Byte-level pairs as in Radford et al., Language models are unsupervised multitask learners, 2019,
-section 2.2: every string has tokens, whatever letters it holds. Upper case is folded, as in the
-captions of Ramesh et al., Zero-shot text-to-image generation, 2021, section 2.2.
+section 2.2: every string has tokens, whatever letters it holds. Upper case is folded, as in Ramesh
+et al., Zero-shot text-to-image generation, 2021, section 2.2, https://arxiv.org/abs/2102.12092.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from latent_prior.files import whole_file
-from latent_prior.records import read_bounded_text
+from latent_prior.files import read_regular, whole_file
+from latent_prior.stage2_prior.text.reading import (
+    Text,
+    TextSpec,
+    check_length,
+    in_parts,
+    left_padded,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
 BYTES = 256
@@ -26,27 +32,37 @@ class CaptionTokenizer:
 
     Attributes:
         json: what `tokenizer.json` holds.
+        length: most tokens in a caption.
     """
 
-    def __init__(self, json: str) -> None:
+    def __init__(self, json: str, length: int) -> None:
         """Read a tokenizer as the library tokenizers writes it.
 
         Raises:
-            ValueError: it is none, or not one of this class.
+            ValueError: it is none, or not one for all bytes.
         """
-        self.json = json
+        self.json, self.length = json, length
         try:
             self._tokenizer = Tokenizer.from_str(json)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"it holds no tokenizer ({error})") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        if self._tokenizer.get_vocab_size() < BYTES:
-            raise ValueError("its tokenizer does not cover all bytes")
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocabulary: int) -> CaptionTokenizer:
-        """Learn at most `vocabulary` tokens, at least the 256 bytes; the same captions give the same."""
+    def train(
+        cls, captions: Iterable[str], vocabulary: int, length: int | None = None
+    ) -> CaptionTokenizer:
+        """Learn at most `vocabulary` tokens, at least the 256 bytes.
+
+        Args:
+            captions: read more than once, so no iterator.
+            vocabulary: most tokens; there are fewer where no two of them follow each other twice.
+            length: most tokens in a caption; None takes the longest one's.
+
+        Raises:
+            ValueError: a caption has more tokens.
+        """
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Strip(), normalizers.Lowercase()]
@@ -60,36 +76,62 @@ class CaptionTokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator(captions, trainer)
-        return cls(tokenizer.to_str(pretty=True))
+        learned = cls(tokenizer.to_str(pretty=True), length or 0)
+        if length is None:
+            learned.length = learned.longest(captions)
+        else:
+            for part in in_parts(captions):
+                learned.read(part)
+        return learned
+
+    def longest(self, captions: Iterable[str]) -> int:
+        """Most tokens in one of the captions, at least 1."""
+        return max(
+            (len(each) for part in in_parts(captions) for each in self.numbers(part)), default=1
+        )
 
     @classmethod
-    def read(cls, folder: Path) -> CaptionTokenizer:
+    def open(cls, folder: Path, spec: TextSpec) -> CaptionTokenizer:
         """The tokenizer in a prior's folder.
 
         Raises:
-            ValueError: the file is missing or damaged.
+            ValueError: the file is missing, damaged or another prior's.
         """
         path = folder / TOKENIZER_FILE
+        content = read_regular(path, LARGEST_FILE)
+        if hashlib.sha256(content).hexdigest() != spec["sha256"]:
+            raise ValueError(
+                f"{path} is not the tokenizer of this prior; restore it, or train again"
+            )
         try:
-            return cls(read_bounded_text(path, LARGEST_FILE))
-        except ValueError as error:
+            return cls(content.decode(), spec["length"])
+        except (UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"{path}: {error}; restore it, or train again") from error
 
     def write(self, folder: Path) -> None:
         """Write `tokenizer.json`."""
         with whole_file(folder / TOKENIZER_FILE) as temporary:
-            temporary.write_text(self.json, encoding="utf-8")
+            temporary.write_bytes(self.json.encode())
 
     @property
-    def sha256(self) -> str:
-        """Of `tokenizer.json`."""
-        return hashlib.sha256(self.json.encode()).hexdigest()
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of tokens."""
-        return self._tokenizer.get_vocab_size()
+    def spec(self) -> TextSpec:
+        """What a prior must know."""
+        digest = hashlib.sha256(self.json.encode()).hexdigest()
+        vocabulary = self._tokenizer.get_vocab_size()
+        return TextSpec(
+            length=self.length, vocabulary=vocabulary, width=0, sha256=digest, encoder=None
+        )
 
     def numbers(self, captions: Sequence[str]) -> list[list[int]]:
         """Tokens of every caption; none of an empty one."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(captions))]
+
+    def read(self, captions: Sequence[str]) -> Text:
+        """Captions as tokens, padded to the longest; an empty one is none.
+
+        Raises:
+            ValueError: a caption is too long.
+        """
+        numbers = self.numbers(captions)
+        check_length(captions, [len(each) for each in numbers], self.length)
+        return Text(left_padded(numbers))
