@@ -135,7 +135,7 @@ def open_source(options: ImageOptions) -> ImageSource:
     embedded = "" if Path(options.dataset).exists() else options.dataset
     if embedded == "mnist5k":
         return _EmbeddedDigits()
-    return _EmbeddedShapes(options) if embedded == "shapes" else _DatasetsSource(options)
+    return _EmbeddedShapes(options) if embedded in shapes.NAMES else _DatasetsSource(options)
 
 
 class _EmbeddedDigits(ImageSource):
@@ -310,7 +310,7 @@ class _DatasetsSource(ImageSource):
             opened = self._open_folder(path, streaming)
         elif path.exists():
             raise ValueError(
-                f"--dataset {path} is a file; expected a folder, mnist5k, shapes or a hub id"
+                f"--dataset {path} is a file; expected a folder, mnist5k, shapes, shapes_text or a hub id"
             )
         elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ValueError(f"--dataset: there is no folder {path}")
@@ -406,12 +406,12 @@ class _EmbeddedShapes(_DatasetsSource):
         import datasets
 
         datasets.disable_progress_bars()
-        folder = shapes.shapes_folder()
+        folder = shapes.shapes_folder(self.options.dataset)
         try:
             return dict(datasets.load_from_disk(str(folder)))
         except Exception as error:  # damaged files raise KeyError, TypeError and many more
             raise ValueError(
-                f"--dataset shapes: {folder} cannot be read ({_first_line(error)}); delete it, and "
+                f"--dataset {self.options.dataset}: {folder} cannot be read ({_first_line(error)}); delete it, and "
                 "it is drawn again"
             ) from error
 
@@ -420,7 +420,7 @@ class _EmbeddedShapes(_DatasetsSource):
 
     def _contents(self, rows: Any, split: str) -> str:
         """What is drawn; another version of PIL may round a grey level otherwise."""
-        return fingerprint_of("shapes", shapes.VERSION, split, str(len(rows)))
+        return fingerprint_of(self.options.dataset, shapes.VERSION, split, str(len(rows)))
 
 
 def _open_hub(name: str, streaming: bool) -> Any:

@@ -2,6 +2,10 @@
 
 Every row is a pure function of (seed, split, number). Class, shape, colour and place say what was
 drawn, so what a generator makes of a class can be checked without a trained network.
+
+`shapes_text` is the same data set with a gap: some combinations of shape, colour, place and size
+are not in `train`, and `test` has these alone. So it tells whether a prior that reads captions
+draws what it has never seen.
 """
 
 from __future__ import annotations
@@ -9,9 +13,11 @@ from __future__ import annotations
 import colorsys
 import io
 import math
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ from PIL import Image, ImageDraw
 from latent_prior.files import cache_folder
 
 SIDE = 32  # pixels
+NAMES = ("shapes", "shapes_text")
 SPLITS = {"train": 8000, "test": 2000}
 VERSION = "1"
 """Changes with anything that changes the pictures; part of the fingerprint and the cache's name."""
@@ -44,6 +51,8 @@ CLASS_NAMES = tuple(
 )
 """The class of a row carries shape, colour and place; all else varies within a class."""
 SEED = 0
+UNSEEN = 32
+"""Combinations of class and size, of 192, that are not in the training split of `shapes_text`."""
 TILT = 15.0  # degrees, at most, to either side
 FINER = 8  # pixels are drawn this many times finer, then averaged
 
@@ -85,6 +94,12 @@ class Drawing:
             f"a {self.size} {self.colour} {self.shape} at the {self.place} "
             f"on a {self.background} background"
         )
+
+    @property
+    def unseen(self) -> bool:
+        """Whether `shapes_text` holds the combination back from training."""
+        combination = len(SIZES) * self.label + list(SIZES).index(self.size)
+        return combination in _unseen()
 
     def picture(self) -> Image.Image:
         """The picture, 32 x 32 RGB with smooth edges."""
@@ -132,8 +147,18 @@ def drawing(split: str, number: int) -> Drawing:
     )
 
 
-def shapes_folder() -> Path:
-    """The data set as `datasets.load_from_disk` reads it, drawn into the user's cache if missing.
+def class_of(caption: str) -> str | None:
+    """Name of the class that a caption of `Drawing` asks for; None for any other sentence."""
+    shown = re.fullmatch(
+        rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) at the "
+        rf"({'|'.join(PLACES)}) on a ({'|'.join(BACKGROUNDS)}) background",
+        caption,
+    )
+    return shown and f"{shown[2]} {shown[3]}, {shown[4]}"
+
+
+def shapes_folder(name: str = "shapes") -> Path:
+    """One of `NAMES` as `datasets.load_from_disk` reads it, drawn into the user's cache if missing.
 
     Columns: `image` (PNG), `label`, `caption`; the classes `shape`, `colour`, `place`, `size` and
     `background`; `x`, `y` and `radius` in pixels, `angle` in degrees. Processes that find it
@@ -142,26 +167,26 @@ def shapes_folder() -> Path:
     Raises:
         ValueError: the cache cannot be written.
     """
-    folder = cache_folder() / f"shapes-{VERSION}"
+    folder = cache_folder() / f"{name}-{VERSION}"
     if folder.exists():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".shapes-") as temporary:
             drawn = Path(temporary, "drawn")
-            draw_all().save_to_disk(drawn)
+            draw_all(name).save_to_disk(drawn)
             drawn.replace(folder)
     except OSError as error:  # also if another process was first
         if not folder.exists():
             raise ValueError(
-                f"--dataset shapes: {folder} cannot be written ({error.strerror}); "
+                f"--dataset {name}: {folder} cannot be written ({error.strerror}); "
                 "set $LATENT_PRIOR_CACHE to another folder"
             ) from error
     return folder
 
 
-def draw_all() -> Any:
-    """Every split, a `datasets.DatasetDict`."""
+def draw_all(name: str) -> Any:
+    """Every split of one of `NAMES`, a `datasets.DatasetDict`."""
     import datasets
 
     words = {
@@ -178,18 +203,36 @@ def draw_all() -> Any:
         | {name: datasets.Value("float32") for name in ("x", "y", "radius", "angle")}
     )
 
-    def row(split: str, number: int) -> dict[str, Any]:
-        drawn, png = drawing(split, number), io.BytesIO()
+    def row(drawn: Drawing) -> dict[str, Any]:
+        png = io.BytesIO()
         drawn.picture().save(png, "png")
         columns = {name: getattr(drawn, name) for name in features if name != "image"}
         return {"image": {"bytes": png.getvalue(), "path": None}} | columns
 
     return datasets.DatasetDict(
         {
-            split: datasets.Dataset.from_list([row(split, n) for n in range(count)], features)
-            for split, count in SPLITS.items()
+            split: datasets.Dataset.from_list([row(drawn) for drawn in every], features)
+            for split, every in _drawings(name).items()
         }
     )
+
+
+def _drawings(name: str) -> dict[str, list[Drawing]]:
+    """What the splits of one of `NAMES` show."""
+    splits = {split: [drawing(split, n) for n in range(count)] for split, count in SPLITS.items()}
+    if name == "shapes":
+        return splits
+    return {
+        split: [each for each in every if each.unseen == (split == "test")]
+        for split, every in splits.items()
+    }
+
+
+@cache
+def _unseen() -> frozenset[int]:
+    """Numbers of the combinations that `Drawing.unseen` is about."""
+    count = len(CLASS_NAMES) * len(SIZES)
+    return frozenset(np.random.default_rng(SEED).permutation(count)[:UNSEEN].tolist())
 
 
 def _pick(names: list[str], part: float) -> str:
