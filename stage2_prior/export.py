@@ -23,6 +23,7 @@ class ExportOptions(Options):
 
 answer_early(__name__, ExportOptions)
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ from transformers.utils import logging as transformers_logging
 from latent_prior.data.codes import write_spec
 from latent_prior.folders import check_replaceable, whole_folder
 from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.text.tokenizer import TOKENIZER_FILE, CaptionTokenizer
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
+
+IMAGE = "<image>"
+"""The null token, in the exported tokenizer."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,23 +58,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     with whole_folder(output, "export") as folder:
         llama.save_pretrained(folder)
         write_spec(prior.code_spec, folder)
+        if prior.tokenizer is not None:
+            tokenizer = engine_tokenizer(prior.tokenizer, prior.first_class, prior.null_token)
+            (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
     print(f"llama: {output}")
 
 
 def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
     """Convert a prior to transformers' Llama: the same function, in evaluation mode, on the CPU.
 
-    Tokens keep their numbers: codes, then classes, then the null class. A sequence begins with a
-    class, whose token is in `config.class_tokens` (by name) or `config.null_token`. The prior's
-    head has rows for codes only, Llama's for all tokens: the rows of the classes are the mean of
-    the codes' rows, so that a class never has the largest logit, and by Jensen's inequality at most
-    the mean probability of a code. `generate` suppresses classes (`suppress_tokens`).
+    Tokens keep their numbers: codes, then classes or the tokens of captions, then the null token. A
+    sequence begins with a class, whose token is in `config.class_tokens` (by name), or with
+    `config.null_token`; after a caption it is that token too (`engine_tokenizer`). The prior's head
+    has rows for codes only, Llama's for all tokens: the rows of the others are the mean of the
+    codes' rows, so that none of them ever has the largest logit, and by Jensen's inequality at most
+    the mean probability of a code. `generate` suppresses them (`suppress_tokens`).
 
     Raises:
         ValueError: the prior has a part that Llama lacks.
     """
     check_exportable(prior)
     config, vocabulary = prior.config, prior.embedding.num_embeddings
+    most_text = 0 if config.text is None else config.text["length"]
     class_names = prior.code_spec.class_names[: prior.num_classes]
     origin: dict[str, Any] = {
         "class_tokens": {name: prior.num_codes + i for i, name in enumerate(class_names)},
@@ -85,7 +95,7 @@ def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
             # The last code is never an input, but engines count its position.
-            max_position_embeddings=prior.length + 1,
+            max_position_embeddings=prior.length + 1 + most_text,
             rms_norm_eps=NORM_EPSILON,
             rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
             # Llama's defaults 1 and 2 are codes here; code 2 would end the image.
@@ -119,6 +129,7 @@ def check_exportable(prior: TransformerPrior) -> None:
         f"each position takes the codes of one of its maps {names}": len(prior.levels) > 1,
         "its positions are rows and columns": prior.config.positions == "2d",
         "each position takes a patch of codes": prior.slots > 1,
+        "it reads the states of a text encoder": prior.text_projection is not None,
     }
     for reason, applies in reasons.items():
         if applies:
@@ -127,6 +138,31 @@ def check_exportable(prior: TransformerPrior) -> None:
                 "code map with --model.order raster, --model.positions 1d and --model.patch 1"
             )
     assert prior.position_embedding is None
+
+
+def engine_tokenizer(tokenizer: CaptionTokenizer, first: int, null_token: int) -> str:
+    """`tokenizer.json` for an engine: a caption becomes the prompt of its image.
+
+    Args:
+        tokenizer: of the prior.
+        first: number of its first token in the prior.
+        null_token: number of the token that ends a prompt.
+    """
+    content = json.loads(tokenizer.json)
+    vocabulary = {word: number + first for word, number in content["model"]["vocab"].items()}
+    content["model"]["vocab"] = vocabulary | {IMAGE: null_token}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [{"id": null_token, "content": IMAGE, "special": True, **flags}]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": IMAGE, "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {IMAGE: {"id": IMAGE, "ids": [null_token], "tokens": [IMAGE]}},
+    }
+    return json.dumps(content, ensure_ascii=False)
 
 
 @torch.no_grad()

@@ -133,7 +133,9 @@ class CodeTransformer(StrictModel):
         hidden = swiglu_width(config.width, config.mlp_ratio)
         self.embedding = nn.Embedding(self.null_token + 1 + self.masked, config.width)
         state_width = 0 if config.text is None else config.text["width"]
-        self.text_projection = nn.Linear(state_width, config.width, bias=False) if state_width else None
+        self.text_projection = (
+            nn.Linear(state_width, config.width, bias=False) if state_width else None
+        )
         # Rotation alone suffices for one code map in raster order, as in Llama.
         one_map = len(self.levels) == 1 and not self.latents
         one_code_each = one_map and self.slots == 1

@@ -311,6 +311,9 @@ def check_text(text: Text, num_images: int, spec: TextSpec) -> None:
         raise ValueError(
             f"a caption has {length} tokens, this prior reads up to {spec['length']}: shorten it"
         )
+    highest = int(text.tokens.max()) if text.tokens.device.type == "cpu" else -1
+    if highest >= max(1, spec["vocabulary"]):
+        raise ValueError(f"token {highest} of a caption is out of range: another tokenizer made it")
     width = 0 if text.states is None else text.states.shape[-1]
     if width != spec["width"]:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Slow reference of the prior: one position, head and pair of channels at a time, in float64."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,8 +10,13 @@ from latent_prior.stage2_prior.prior import TransformerPrior
 
 
 @torch.no_grad()
-def slow_outputs(prior: TransformerPrior, start: int, sequence: Tensor) -> Tensor:
-    """Head outputs for L codes or vectors, float64 (L, outputs), given tokens (L,) or (L, D)."""
+def slow_outputs(
+    prior: TransformerPrior, start: int, sequence: Tensor, before: Sequence[Tensor] = ()
+) -> Tensor:
+    """Head outputs for L codes or vectors, float64 (L, outputs), given tokens (L,) or (L, D).
+
+    `before` are the inputs (W,) of what stands in front of the start token.
+    """
     bidirectional = prior.config.order == "masked"
     if prior.latents:
         codes = [prior.projection.weight.double() @ vector.double() for vector in sequence]
@@ -22,12 +28,12 @@ def slow_outputs(prior: TransformerPrior, start: int, sequence: Tensor) -> Tenso
             )
             for patch in sequence.split(prior.slots)
         ]
-    stream = [prior.embedding.weight[start].double(), *codes]
+    stream = [*(x.double() for x in before), prior.embedding.weight[start].double(), *codes]
     count = prior.length // prior.slots
-    of_keys = list(range(-1, count))  # positions that the members of the stream carry
+    of_keys = list(range(-1 - len(before), count))  # positions that the members of the stream carry
     of_queries = list(of_keys)  # positions that they predict
     if not bidirectional:
-        stream, of_keys, of_queries = stream[:-1], of_keys[:-1], list(range(count))
+        stream, of_keys, of_queries = stream[:-1], of_keys[:-1], of_keys[1:]
     if prior.position_embedding is not None:
         stream = [
             x + prior.position_embedding[position].double() if position >= 0 else x
@@ -39,6 +45,7 @@ def slow_outputs(prior: TransformerPrior, start: int, sequence: Tensor) -> Tenso
         queries = keys = [(float(index),) for index in range(len(stream))]
     for block in prior.blocks:
         stream = slow_block(block, stream, queries, keys, bidirectional=bidirectional)
+    stream = stream[len(before) :]
     if prior.within is not None:
         stream = [
             slow_within(prior.within, x, patch[:place], prior.num_codes)
@@ -64,9 +71,9 @@ def slow_within(within, x: Tensor, before: Tensor, num_codes: int) -> Tensor:
 
 
 def row_and_column(prior: TransformerPrior, position: int) -> tuple[float, float]:
-    """Row and column in units of the finest map; the class token, at -1, lies outside."""
+    """Row and column in units of the finest map; what stands in front lies outside."""
     if position < 0:
-        return -1.0, -1.0
+        return float(position), float(position)
     for level in prior.levels:
         start, stop = level.start // prior.slots, level.stop // prior.slots
         if start <= position < stop:
