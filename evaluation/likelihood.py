@@ -30,7 +30,7 @@ class LikelihoodOptions(ComputeOptions, ImageOptions):
     draws: int | None = option(None, at_least=1)
     """Samples per image of a VAE's posterior or a prior's masks; null: 4, or 1 without them."""
     conditional: bool = True
-    """Give a class-conditional prior the class of each image; false: measure it for any class."""
+    """Give the prior the class or caption of each image; false: measure it for any class."""
     fit_split: str = "train"
     """Split to fit the scales of the pixels' distribution to, for autoencoders that define none."""
     fit_images: int = option(1000, at_least=1)
@@ -123,6 +123,11 @@ def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
     return torch.tensor([*numbers, -1])[images.labels]
 
 
+def given_captions(pipe: Pipeline, images: ImageSet, options: LikelihoodOptions) -> bool:
+    """Whether the prior is given the caption of each image, the first one of several."""
+    return options.conditional and pipe.prompt_reader is not None and images.has_captions
+
+
 def make_bound(pipe: Pipeline, options: LikelihoodOptions) -> tuple[Bound, int | None]:
     """The bound, and the number of images that the pixels' scales were fitted to, if any.
 
@@ -178,11 +183,15 @@ def measure(
         indices = torch.from_numpy(chosen[batch.start : batch.stop])
         pixels = to_float(images.read(indices))
         classes = torch.full((len(indices),), -1) if labels is None else labels[indices]
+        captions = None
+        if given_captions(bound.pipe, images, options):
+            captions = [several[0] for several in images.captions(indices)]
         rows = images.source_index[indices.numpy()].tolist()
         sums = np.zeros((len(rows), width))
         for draw in range(draws):
             masks = [generator(options.seed, "masks", row, draw) for row in rows]
-            nats = bound(pixels, classes, draw_noise(bound, rows, draw, options.seed), masks)
+            noise = draw_noise(bound, rows, draw, options.seed)
+            nats = bound(pixels, classes, noise, masks, captions)
             columns = [nats.pixels, nats.posterior]
             columns += [nats.priors[prior][level] for prior in bound.priors for level in levels]
             sums += torch.stack(columns, dim=1).cpu().numpy()
@@ -242,6 +251,9 @@ def describe_protocol(
     """Everything needed to reproduce the numbers, JSON-ready."""
     fit = {"fit_split": options.fit_split, "fit_images": fitted_to} if fitted_to else {}
     autoencoder, prior = bound.pipe.autoencoder, bound.pipe.prior
+    given = "own class" if labels is not None else "any class"
+    if given_captions(bound.pipe, images, options):
+        given = "own caption"
     return {
         "bound": "-log p(x) <= E_q[-log p(x|z) - log p(z) + log q(z|x)]"
         if bound.has_posterior
@@ -254,7 +266,7 @@ def describe_protocol(
         "dataset": options.dataset,
         "split": options.split,
         "num_images_skipped": images.skipped,
-        "labels": "own class" if labels is not None else "any class",
+        "labels": given,
         "draws": draws,
         "seed": options.seed,
         "pixels": bound.distribution | fit,

@@ -66,6 +66,7 @@ class Bound:
         labels: Tensor,
         noise: Tensor | None = None,
         masks: Generator | Sequence[Generator] | None = None,
+        captions: Sequence[str] | None = None,
     ) -> Nats:
         """The bound of each image for one sample of latents and masks.
 
@@ -74,6 +75,7 @@ class Bound:
             labels: int64 (B,), the prior's class numbers, -1 for any class.
             noise: standard normal (B, *latent shape) for the posterior; None for codes.
             masks: source of a masked prior's masks, one for all images or one for each.
+            captions: one of each image, for a prior that reads captions; None is none.
         """
         images, labels = images.to(self.pipe.device), labels.to(self.pipe.device)
         posterior = self.pipe.autoencoder.posterior(images) if self.has_posterior else None
@@ -95,7 +97,8 @@ class Bound:
             log_posterior = -(_normal_nats(noise) + posterior.log_variance.flatten(1).sum(1) / 2)
             priors = {STANDARD_NORMAL: {level.name: _normal_nats(latents)}}
         if self.pipe.prior is not None:
-            learned = self.pipe.prior.nats(codes, labels, generator=masks)
+            text = self.pipe.read_prompts(captions, slice(None))
+            learned = self.pipe.prior.nats(codes, labels, text, generator=masks)
             priors = {LEARNED: learned} | priors
         return Nats(pixels, log_posterior, priors)
 

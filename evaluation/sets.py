@@ -16,15 +16,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_prior.data.embedded import shapes
 from latent_prior.data.fingerprints import files_fingerprint
 from latent_prior.data.found import print_found
 from latent_prior.data.image_files import FILE_LIMIT, read_header
 from latent_prior.data.images import ImageSet, open_images
-from latent_prior.data.labels import read_label_table
+from latent_prior.data.labels import PROMPT_HEADINGS, read_label_table
 from latent_prior.data.listing import (
     ABOUT_FILE,
     GENERATION_FILE,
     LABELS_FILE,
+    PROMPTS_FILE,
     files_below,
     images_among,
 )
@@ -89,6 +91,12 @@ class ScoredSet:
     def __len__(self) -> int:
         """Number of images that take part."""
         return len(self.chosen)
+
+    def captions(self) -> list[str]:
+        """The first caption of each image; none if they have none."""
+        if not self.images.has_captions:
+            return []
+        return [several[0] for several in self.images.captions(self.chosen.tolist())]
 
     def arrays(self, positions: range | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """uint8 (H, W, C) arrays of the images at `positions` in `chosen`.
@@ -355,12 +363,18 @@ def _optional(path: Path, schema: type[T], flag: str) -> T | None:
 def _classes_in_table(
     folder: Path, images: ImageSet, chosen: NDArray[np.int64]
 ) -> tuple[list[str] | None, str | None]:
-    """Class names from the folder's labels.csv, and why there are none although there is one."""
+    """Class names from the folder's labels.csv, and why there are none although there is one.
+
+    Images that were drawn from captions of the data set `shapes` have the classes these ask for.
+    """
     path = folder / LABELS_FILE
     if not os.path.lexists(path):
         return None, None
     try:
         class_of = read_label_table(path)
+        if os.path.lexists(folder / PROMPTS_FILE):
+            prompts = read_label_table(folder / PROMPTS_FILE, PROMPT_HEADINGS)
+            class_of |= {name: shapes.class_of(asked) or "" for name, asked in prompts.items()}
     except ValueError as error:
         return None, str(error)
     rows = images.source_index[chosen].tolist()

@@ -128,6 +128,24 @@ class Objective:
         titles = {"kid": "KID", "sliced_wasserstein": "SWD", "distance": self.network.title}
         return titles[self.options.minimise]
 
+    captions: Sequence[str] = ()
+    """One of each reference image, if it has some."""
+
+    def prompts_for(self, pipe: Pipeline, count: int) -> list[str | None]:
+        """The reference's captions in turn, for a prior that reads captions; otherwise none.
+
+        Raises:
+            ValueError: the reference has no captions.
+        """
+        if pipe.prompt_reader is None:
+            return []
+        if not self.captions:
+            raise ValueError(
+                f"--reference {self.options.reference} has no captions to ask the pipeline for: "
+                "name images with captions"
+            )
+        return [self.captions[number % len(self.captions)] for number in range(count)]
+
     @cached_property
     def _gaussian(self) -> fid.Reference:
         return fid.Reference(self.reference.statistics)
@@ -213,8 +231,11 @@ def combine(pipe: Pipeline, options: SweepOptions) -> list[dict[str, Any]]:
     if pipe.prior is None and pipe.code_spec.kind == "codes":
         raise ValueError(f"--pipeline {options.pipeline} has no prior to sample from")
     grid = options.grid()
-    if "guidance_scale" in grid and pipe.prior is not None and not pipe.class_names:
-        raise ValueError("--guidance_scale has no effect on a prior without classes; leave it out")
+    conditional = bool(pipe.class_names) or pipe.prompt_reader is not None
+    if "guidance_scale" in grid and pipe.prior is not None and not conditional:
+        raise ValueError(
+            "--guidance_scale has no effect on a prior without classes and captions; leave it out"
+        )
     combinations = []
     for values in itertools.product(*grid.values()):
         sampler = pipe.resolve(dict(zip(grid, values, strict=True)), "--").to_dict()
@@ -239,7 +260,8 @@ def open_objective(options: SweepOptions, accelerator: Accelerator) -> Objective
             f"--minimise {options.minimise} needs the reference's features, but {options.reference} has only "
             "statistics: name a data set, or choose --minimise distance"
         )
-    return Objective(network, reference, options, accelerator)
+    captions = images.captions() if images is not None else []
+    return Objective(network, reference, options, accelerator, captions)
 
 
 def features_of(
@@ -248,8 +270,9 @@ def features_of(
     """Features (N, D) of the first N images with these settings, the same in every process."""
     options, accelerator = objective.options, objective.accelerator
     labels = pipe.label_numbers(None, options.num_images)
+    prompts = objective.prompts_for(pipe, options.num_images)
     features = (
-        objective.network(sample_images(pipe, numbers, labels, settings, options.seed))
+        objective.network(sample_images(pipe, numbers, labels, settings, options.seed, prompts))
         for numbers in share(options.num_images, options.batch_size, accelerator)
     )
     return gather_in_order(features, objective.network.dimension, accelerator)
@@ -265,15 +288,17 @@ def full_run(pipe: Pipeline, settings: Mapping[str, Any], objective: Objective) 
     name = "_".join(f"{key}_{settings[key]}" for key in SWEPT if key in settings)
     folder = Path(options.output_dir) / name
     labels = pipe.label_numbers(None, options.full_images)
+    prompts = objective.prompts_for(pipe, options.full_images)
     fill_folder(
         folder,
         generation_settings(pipe, settings, options.seed),
-        lambda numbers: sample_images(pipe, numbers, labels, settings, options.seed),
+        lambda numbers: sample_images(pipe, numbers, labels, settings, options.seed, prompts),
         labels,
         class_names=pipe.class_names,
         models=list(pipe.components.values()),
         batch_size=options.batch_size,
         accelerator=accelerator,
+        prompts=prompts,
     )
     best = open_candidate(Candidate("best", str(folder), None), options.score_options())
     features = extract(objective.network, best, options.batch_size, accelerator)

@@ -19,6 +19,7 @@ from latent_prior.pipelines.folder import write_folder
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage2_prior.prior import TransformerPrior
+from latent_prior.stage2_prior.text.encoder import TextEncoder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,12 +33,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_replaceable(output, "pipeline", "--output_dir ")
     autoencoder = load_autoencoder(options.autoencoder)
     prior = None if options.prior is None else TransformerPrior.from_pretrained(options.prior)
-    pipe = Pipeline(autoencoder, prior)
+    spec = None if prior is None else prior.config.text
+    encoder = None
+    if spec is not None and spec["encoder"] is not None:
+        encoder = TextEncoder(options.text_encoder or spec["encoder"], spec["length"])
+    elif options.text_encoder is not None:
+        raise ValueError("--text_encoder is for a prior that was trained with one; leave it out")
+    pipe = Pipeline(autoencoder, prior, text_encoder=encoder)
     write_folder(
         output,
         pipe.components,
         pipe.resolve(options.settings(), "--"),
         pipe.code_spec,
+        text_encoder=encoder,
         command=command_line(),
     )
     print(f"pipeline: {output}")

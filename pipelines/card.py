@@ -290,14 +290,16 @@ def _card_text(folder: Path, index: Index, license_name: str | None) -> str:
     generation, scores = _optional(card / GENERATION_FILE), _optional(card / SCORES_FILE)
     if scores:  # a table without its protocol is no result
         read_record(card / SCORES_FILE, _Scores, SCORE_AGAIN)
+    reads_text = any(config.condition == "text" for config in configs.values())
     front = ModelCardData(
         library_name="latent-prior",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag="text-to-image" if reads_text else "unconditional-image-generation",
         license=license_name,
         tags=["image-generation", "two-stage", *(name.lower() for name in classes)],
     )
     sections = [f"---\n{front.to_yaml()}\n---\n{MARK}", f"# {' + '.join(classes)}"]
-    sections += [_summary(index, configs, card), _costs(index, configs), "## Use", _use(index)]
+    sections += [_summary(index, configs, card), _costs(index, configs)]
+    sections += ["## Use", _use(index, configs)]
     if generation:
         sections += ["## Samples", f"![samples]({CARD}/{GRID_FILE})", _samples(generation, card)]
     if scores:
@@ -339,7 +341,10 @@ def _summary(index: Index, configs: Mapping[str, ModelRecord], card: Path) -> st
     options = card / "autoencoder.yaml"
     if options.is_file():
         text += f" Trained on {code(str(read_yaml(options, RESTORE).get('dataset')))}."
-    if prior is not None and prior.class_conditional and prior.code_spec is not None:
+    if prior is not None and prior.condition == "text":
+        text += " It was trained on captions, so it takes a prompt."
+    has_classes = prior is not None and (prior.condition == "class" or prior.class_conditional)
+    if prior is not None and has_classes and prior.code_spec is not None:
         where = f"{card.parent / 'prior'}: code_spec"
         classes = CodeSpec.from_dict(prior.code_spec, where, RESTORE).class_names
     else:
@@ -374,10 +379,13 @@ def _costs(index: Index, configs: Mapping[str, ModelRecord]) -> str:
     return "\n".join(markdown_table(headings, rows, left=2))
 
 
-def _use(index: Index) -> str:
+def _use(index: Index, configs: Mapping[str, ModelRecord]) -> str:
     call, note = "pipe(num_images=16).images  # PIL images", ""
     if "prior" not in index.components and index.code_spec.kind == "codes":
         call = "pipe.reconstruct(batch)  # float (B, C, H, W) in [-1, 1]"
+    prior = configs.get("prior")
+    if prior is not None and prior.condition == "text":
+        call = 'pipe(prompt="what the image shows").images  # PIL images'
     default = Sampler().to_dict()
     if changed := {k: v for k, v in index.sampler.to_dict().items() if v != default.get(k)}:
         note = f"\n\nBy default it samples with {_listed(changed)}."

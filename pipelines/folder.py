@@ -30,12 +30,16 @@ from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.sampler import Sampler
+from latent_prior.stage2_prior.text.encoder import TextEncoder
 
+ENCODER_FOLDER = "text_encoder"
 PACKAGES = ("latent-prior", "torch", "transformers")
 
 
-def read_folder(folder: Path) -> tuple[Autoencoder, TransformerPrior | None, Sampler]:
-    """The components and the default sampler settings.
+def read_folder(
+    folder: Path,
+) -> tuple[Autoencoder, TransformerPrior | None, Sampler, TextEncoder | None]:
+    """The components, the default sampler settings and the text encoder, if there is one.
 
     Raises:
         ValueError: the folder is missing, damaged or no pipeline, or components do not match.
@@ -47,7 +51,13 @@ def read_folder(folder: Path) -> tuple[Autoencoder, TransformerPrior | None, Sam
     if "prior" in index.components:
         prior = TransformerPrior.from_pretrained(folder / "prior")
     check_same_codes(index.code_spec, autoencoder.code_spec, str(path), str(folder / "autoencoder"))
-    return autoencoder, prior, index.sampler
+    encoder = None
+    if (folder / ENCODER_FOLDER).is_dir():
+        spec = None if prior is None else prior.config.text
+        encoder = TextEncoder(
+            str(folder / ENCODER_FOLDER), None if spec is None else spec["length"]
+        )
+    return autoencoder, prior, index.sampler, encoder
 
 
 def write_folder(
@@ -56,6 +66,7 @@ def write_folder(
     sampler: Sampler,
     code_spec: CodeSpec,
     *,
+    text_encoder: TextEncoder | None = None,
     max_shard_size: int | str = "50GB",
     command: str | None = None,
 ) -> None:
@@ -74,6 +85,8 @@ def write_folder(
             config = folder / name / CONFIG_FILE
             write_json_without_places(config, read_config(folder / name))
             write_manifest(folder / name, "model")
+        if text_encoder is not None:
+            text_encoder.write(folder / ENCODER_FOLDER)
         weights = {name: model.fingerprint for name, model in components.items()}
         origins = [final, *(home.parent for home in homes.values())]
         same = [origin for origin in origins if fingerprints(origin) == weights]

@@ -26,6 +26,7 @@ from latent_prior.pipelines.image_folder import (
     sample_images,
 )
 from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.pipelines.prompts import prompts_in
 from latent_prior.processes import start_processes
 from latent_prior.records import check_output_dir
 from latent_prior.seeds import generator
@@ -45,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Random codes belong to no class.
     chosen, names = ([], ()) if options.random_codes else (options.labels, pipe.class_names)
     labels = chosen_classes(chosen, names, pipe.trained_classes, options.num_images)
+    prompts = chosen_prompts(pipe, options)
     sampler = chosen_settings(pipe, options)
     settings = generation_settings(pipe, sampler, options.seed) | {"labels": options.labels}
+    if prompts:
+        settings["prompts"] = list(dict.fromkeys(prompts))
     models = list(pipe.components.values())
     if options.random_codes:
         settings |= {"random_codes": True, "prior_fingerprint": None}
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.random_codes:
             generators = [generator(options.seed, "image", number) for number in numbers]
             return to_uint8(pipe.decode(pipe.random_codes(len(numbers), generators)).cpu())
-        return sample_images(pipe, numbers, labels, sampler, options.seed)
+        return sample_images(pipe, numbers, labels, sampler, options.seed, prompts)
 
     fill_folder(
         folder,
@@ -67,7 +71,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         models=models,
         batch_size=options.batch_size,
         accelerator=accelerator,
+        prompts=prompts,
     )
+
+
+def chosen_prompts(pipe: Pipeline, options: GenerateOptions) -> list[str | None]:
+    """The prompt of each image, those that are given in turn; none without any.
+
+    Raises:
+        ValueError: the prior reads no captions, or one is empty or too long.
+    """
+    given = options.prompts
+    if options.prompts_file is not None:
+        given = prompts_in(Path(options.prompts_file))
+    if not given:
+        return []
+    if options.labels:
+        raise ValueError("give either --labels or --prompts")
+    pipe.prompts_for(given, len(given))
+    return [given[number % len(given)] for number in range(options.num_images)]
 
 
 def chosen_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any]:

@@ -21,8 +21,14 @@ from tqdm import tqdm
 from latent_prior.cli import command_line
 from latent_prior.data.image_files import FILE_LIMIT, read_image
 from latent_prior.data.images import grid, save_png, to_uint8
-from latent_prior.data.labels import classes_in_turn, label_number, write_labels
-from latent_prior.data.listing import ABOUT_FILE, GENERATION_FILE, GRID_FILE, LABELS_FILE
+from latent_prior.data.labels import classes_in_turn, label_number, write_labels, write_prompts
+from latent_prior.data.listing import (
+    ABOUT_FILE,
+    GENERATION_FILE,
+    GRID_FILE,
+    LABELS_FILE,
+    PROMPTS_FILE,
+)
 from latent_prior.files import clear_temporary, read_regular
 from latent_prior.manifests import MANIFEST, FileRecord, digest, read_manifest, write_manifest
 from latent_prior.models import StrictModel
@@ -45,6 +51,7 @@ def fill_folder(
     models: Sequence[StrictModel],
     batch_size: int,
     accelerator: Accelerator,
+    prompts: Sequence[str | None] = (),
 ) -> None:
     """Generate the missing images of a folder; all processes call it.
 
@@ -57,6 +64,7 @@ def fill_folder(
         models: all models that `sample` uses, for `about.json`.
         batch_size: images generated at a time.
         accelerator: the processes.
+        prompts: what each image was asked to show, for `prompts.csv`; empty without prompts.
 
     Raises:
         ValueError: the folder holds something else, or more images.
@@ -76,6 +84,8 @@ def fill_folder(
     )
     if main_process:
         write_labels(folder / LABELS_FILE, names, labels, class_names)
+        if prompts:
+            write_prompts(folder / PROMPTS_FILE, names, prompts)
         first = read_images([folder / name for name in names[:GRID_IMAGES]])
         save_png(grid(first, GRID_COLUMNS), folder / GRID_FILE)
         if count or not _is_record(folder / ABOUT_FILE):
@@ -170,14 +180,21 @@ def _is_record(path: Path) -> bool:
 
 
 def sample_images(
-    pipe: Pipeline, numbers: range, labels: Sequence[int], settings: Mapping[str, Any], seed: int
+    pipe: Pipeline,
+    numbers: range,
+    labels: Sequence[int],
+    settings: Mapping[str, Any],
+    seed: int,
+    prompts: Sequence[str | None] = (),
 ) -> Tensor:
     """Generate the images with these numbers, uint8 (B, C, H, W).
 
-    Labels are those of the whole folder, settings those of the sampler that have an effect.
+    Labels and prompts, if any, are those of the whole folder, settings those of the sampler that
+    have an effect.
     """
     output = pipe(
         len(numbers),
+        prompt=[prompts[number] for number in numbers] if prompts else None,
         labels=[labels[number] for number in numbers],
         generator=[generator(seed, "image", number) for number in numbers],
         batch_size=len(numbers),

@@ -38,7 +38,9 @@ class ModelRecord(msgspec.Struct):
     weights_sha256: Digest
     training: Budget | None = None
     order: str | None = None
+    condition: str | None = None
     class_conditional: bool = False
+    """What earlier versions have in place of `condition`."""
     code_spec: dict[str, Any] | None = None
 
 

@@ -121,7 +121,9 @@ def resolved_settings(pipe: Pipeline, images: ImageSet, options: LatentOptions) 
     if options.operation in ("attribute", "traverse") or of_classes:
         settings["fit_fingerprint"] = stream_fingerprint(options, options.fit_split)
     if options.operation == "complete":
-        sampler = pipe.resolve_completion(options.labels or None, options.settings(), "--")
+        sampler = pipe.resolve_completion(
+            options.labels or None, options.settings(), "--", prompt=options.prompt
+        )
         if sampler is not None and pipe.prior is not None:
             settings |= sampler.to_dict() | {"prior_fingerprint": pipe.prior.fingerprint}
     return settings

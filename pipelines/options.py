@@ -51,6 +51,8 @@ class AssembleOptions(SamplerOptions):
     """Folder or hub id of the autoencoder."""
     prior: str | None = option(None, path=True)
     """Folder or hub id of the prior; null: a VAE samples N(0, I), others only encode and decode."""
+    text_encoder: str | None = option(None, path=True)
+    """Folder or hub id of the text encoder, if it is no longer where the prior was trained."""
     output_dir: str = option(path=True)
     """The pipeline folder."""
 
@@ -91,8 +93,20 @@ class GenerateOptions(SamplerOptions, ImageFolderOptions):
 
     pipeline: str = option(path=True)
     """Folder or hub id of a pipeline."""
+    prompts: list[str] = option(factory=list)
+    """What the images show, used in turn; for a prior whose condition is text."""
+    prompts_file: str | None = option(None, path=True)
+    """Text file with a prompt on each line, instead of `prompts`."""
     random_codes: bool = False
     """Decode uniformly random codes instead of the prior's: the floor any prior must beat."""
+
+    def __post_init__(self) -> None:
+        """Check that prompts come from one place, and belong to a prior."""
+        super().__post_init__()
+        if self.prompts and self.prompts_file is not None:
+            raise ValueError("give either --prompts or --prompts_file")
+        if self.random_codes and (self.prompts or self.prompts_file is not None):
+            raise ValueError("--random_codes belong to no prompt; leave one of the two out")
 
 
 @dataclass(kw_only=True)
@@ -139,6 +153,8 @@ class LatentOptions(ImageOptions, SamplerOptions, ComputeOptions):
     """attribute, traverse, arithmetic with labels: split for directions and statistics."""
     labels: list[str] = option(factory=list, only_for=["arithmetic", "complete"])
     """arithmetic: three classes whose means replace images; complete: one or one per image."""
+    prompt: str | None = option(None, only_for=["complete"])
+    """complete: what the images show, for a prior whose condition is text."""
     mask: list[str] = option(factory=lambda: ["bottom"], only_for=["complete"])
     """complete: hidden part, `left right top bottom center`, or left, top, right, bottom pixel."""
     paste: bool = option(True, only_for=["complete"])

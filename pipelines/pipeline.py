@@ -35,11 +35,14 @@ from latent_prior.pipelines.inputs import (
     as_vectors,
     check_values,
 )
+from latent_prior.pipelines.prompts import Prompts, prompt_for_each, read_prompts, reader_of
 from latent_prior.seeds import Generators, one_per_image
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.sampler import Sampler, Settings
+from latent_prior.stage2_prior.text.encoder import TextEncoder
+from latent_prior.stage2_prior.text.reading import Text
 
 OutputType = Literal["pil", "pt", "np"]
 Images = list[Image.Image] | Tensor | NDArray[np.float32]
@@ -76,19 +79,24 @@ class Pipeline:
         autoencoder: Autoencoder,
         prior: TransformerPrior | None = None,
         sampler: Sampler | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         """Combine an autoencoder with a prior over its codes.
 
-        Without a prior, a VAE's latents are sampled from N(0, I); others only encode and decode.
+        Without a prior, a VAE's latents are sampled from N(0, I); others only encode and decode. A
+        prior that was trained with a text encoder needs that one.
 
         Raises:
-            ValueError: the prior was trained on the codes of another autoencoder.
+            ValueError: the prior was trained on the codes of another autoencoder, or with another
+                text encoder.
         """
         if prior is not None:
             check_same_codes(autoencoder.code_spec, prior.code_spec, "the autoencoder", "the prior")
         self.autoencoder = autoencoder.eval()
         self.prior = None if prior is None else prior.eval()
         self.sampler = sampler or Sampler()
+        self.text_encoder = text_encoder
+        self.prompt_reader = reader_of(prior, text_encoder)
 
     @classmethod
     def from_pretrained(
@@ -116,6 +124,7 @@ class Pipeline:
             self.components,
             self.sampler,
             self.code_spec,
+            text_encoder=self.text_encoder,
             max_shard_size=max_shard_size,
         )
 
@@ -171,6 +180,8 @@ class Pipeline:
         self.autoencoder.to(device)
         if self.prior is not None:
             self.prior.to(device)
+        if self.text_encoder is not None:
+            self.text_encoder.to(torch.device(device))
         return self
 
     @property
@@ -203,8 +214,9 @@ class Pipeline:
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        num_images: int | None = None,
         *,
+        prompt: Prompts | None = None,
         labels: Labels | None = None,
         generator: Generators = None,
         batch_size: int = 64,
@@ -214,7 +226,9 @@ class Pipeline:
         """Sample codes from the prior, or latents from N(0, I) without one, and decode them.
 
         Args:
-            num_images: number of images.
+            num_images: number of images; None is one, or one for each of several prompts.
+            prompt: what the images show, one text for all or one per image; None there, or without
+                any, is no caption. For a prior whose condition is text.
             labels: one class for all images or one per image, as number or name; -1 is any class.
                 None uses the classes with training images in turn, each equally often.
             generator: one generator or seed for all images, or one per image; the same seed gives
@@ -231,7 +245,10 @@ class Pipeline:
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
             )
+        if num_images is None:
+            num_images = 1 if prompt is None or isinstance(prompt, str) else len(prompt)
         num_images, batch_size = _checked(output_type, num_images, batch_size)
+        prompts = None if prompt is None else self.prompts_for(prompt, num_images)
         numbers = self.label_numbers(labels, num_images)
         sampler = self.resolve(settings)
         parts: list[CodeMaps] = []
@@ -242,11 +259,30 @@ class Pipeline:
                 codes = self.standard_normal(count, generators, temperature=sampler.temperature)
             else:
                 codes = self.prior.sample(
-                    count, numbers[batch], generator=generators, **dataclasses.asdict(sampler)
+                    count,
+                    numbers[batch],
+                    text=self.read_prompts(prompts, batch),
+                    generator=generators,
+                    **dataclasses.asdict(sampler),
                 )
             parts.append(codes)
             images.append(self.decode(codes).cpu())
         return _output(parts, images, numbers, output_type)
+
+    def prompts_for(self, prompt: Prompts, num_images: int) -> list[str | None]:
+        """A prompt for each image; see `__call__`.
+
+        Raises:
+            ValueError: the prior reads no captions; or the number of prompts is not that of the
+                images, or one is empty or too long.
+        """
+        prompts = prompt_for_each(prompt, num_images)
+        read_prompts(self.prompt_reader, list(dict.fromkeys(prompts)))
+        return prompts
+
+    def read_prompts(self, prompts: Sequence[str | None] | None, images: slice) -> Text | None:
+        """The prompts of some images as the prior reads them; None without any."""
+        return None if prompts is None else read_prompts(self.prompt_reader, prompts[images])
 
     def resolve(self, settings: Mapping[str, Any], prefix: str = "") -> Sampler:
         """The pipeline's default settings, updated by the given ones.
@@ -289,6 +325,8 @@ class Pipeline:
         )
         if len(listed) != num_images:
             raise ValueError(f"{num_images} images need one label, or one each, not {len(listed)}")
+        if self.prompt_reader is not None and any(label not in (-1, "-1") for label in listed):
+            raise ValueError("this pipeline's prior reads captions and no labels: give a prompt")
         return [label_number(label, names) for label in listed]
 
     @torch.no_grad()
@@ -327,6 +365,7 @@ class Pipeline:
         images: ImageInput,
         mask: MaskInput,
         *,
+        prompt: Prompts | None = None,
         labels: Labels | None = None,
         generator: Generators = None,
         rounds: int = 32,
@@ -346,6 +385,7 @@ class Pipeline:
             images: as for `encode`; hidden pixels are ignored.
             mask: bool (H, W) or (B, H, W), True where a pixel is hidden; or another kind of
                 `inputs.MaskInput`.
+            prompt: one text for all images or one per image, as in a call.
             labels: one class for all images or one per image; -1 and None are any class.
             generator: one generator or seed for all images or one per image, as in a call.
             rounds: rounds of encoding and decoding, for latents.
@@ -357,10 +397,11 @@ class Pipeline:
         Raises:
             ValueError: an argument is out of range or has no effect, or there is no prior.
         """
-        sampler = self.resolve_completion(labels, settings)
+        sampler = self.resolve_completion(labels, settings, prompt=prompt)
         every = as_batch(images, self.code_spec)
         count, batch_size = _checked(output_type, len(every), batch_size)
         rounds = as_count(rounds, "rounds", 0)
+        prompts = None if prompt is None else self.prompts_for(prompt, count)
         numbers = self.label_numbers(-1 if labels is None else labels, count)
         masks = one_mask_each(as_mask(mask), every)
         visible = fill_with_mean(every, masks)
@@ -376,6 +417,7 @@ class Pipeline:
                 codes = self.prior.sample(
                     len(filled),
                     numbers[batch],
+                    text=self.read_prompts(prompts, batch),
                     generator=generators,
                     known=self.autoencoder.encode(filled),
                     keep={name: ~positions for name, positions in resampled.items()},
@@ -387,7 +429,12 @@ class Pipeline:
         return _output(parts, completed, numbers, output_type)
 
     def resolve_completion(
-        self, labels: Labels | None, settings: Mapping[str, Any], prefix: str = ""
+        self,
+        labels: Labels | None,
+        settings: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        prompt: Prompts | None = None,
     ) -> Sampler | None:
         """The settings of `complete`, see `resolve`; None for latents, which need no prior.
 
@@ -400,7 +447,7 @@ class Pipeline:
                     "this pipeline has no prior to sample the hidden codes from; assemble one with a prior"
                 )
             return self.resolve(settings, prefix)
-        for name, value in {"labels": labels, **settings}.items():
+        for name, value in {"labels": labels, "prompt": prompt, **settings}.items():
             if value is not None:
                 raise ValueError(
                     f"{prefix}{name} is for a prior over codes; latents are completed without one"

@@ -131,6 +131,7 @@ def complete(
     output = pipe.complete(
         pixels,
         mask,
+        prompt=options.prompt,
         labels=labels,
         generator=[
             generator(options.seed, "image", int(row)) for row in images.source_index[positions]

@@ -21,7 +21,7 @@ NO_LABELS = "none"
 """Value of `--label_column` for images without classes."""
 _SHOWN = 20  # names in a message
 _FILES = ("file", "file_name", "filename", "image", "path")
-_CLASSES = ("class", "class_name", "label", "category")
+CLASS_HEADINGS, PROMPT_HEADINGS = ("class", "class_name", "label", "category"), ("prompt", "text")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"-?[0-9]+")
 
@@ -190,8 +190,19 @@ def write_labels(
             writer.writerow([_guarded(name), *known])
 
 
-def read_label_table(path: Path) -> dict[str, str]:
+def write_prompts(path: Path, files: Sequence[str], prompts: Sequence[str | None]) -> None:
+    """Write a table of file and prompt, which is empty for None; guarded as in `write_labels`."""
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "prompt"])
+        for name, prompt in zip(files, prompts, strict=True):
+            writer.writerow([_guarded(name), _guarded(prompt or "")])
+
+
+def read_label_table(path: Path, headings: Sequence[str] = CLASS_HEADINGS) -> dict[str, str]:
     """The class of each file in a `labels.csv`, ours or another generator's; "" for no class.
+
+    With `headings`, another column than the class: the prompt of each file in a `prompts.csv`.
 
     Reads UTF-8, UTF-16 with a mark and Latin-1; commas, semicolons and tabs; any line ends. A
     column of files and one of classes are found by their headings, other columns are ignored.
@@ -202,10 +213,10 @@ def read_label_table(path: Path) -> dict[str, str]:
     rows = csv_rows(path, _decoded(read_regular(path, TABLE_LIMIT)))
     columns = [name.strip().lower() for name in next(rows, [])]
     files = [columns.index(name) for name in _FILES if name in columns]
-    classes = [columns.index(name) for name in _CLASSES if name in columns]
+    classes = [columns.index(name) for name in headings if name in columns]
     if not files or not classes:
         raise ValueError(
-            f"{path} needs the columns file and class in its first line, not "
+            f"{path} needs the columns file and {headings[0]} in its first line, not "
             f"{', '.join(columns)[:100] or 'nothing'}"
         )
     file, label = files[0], classes[0]

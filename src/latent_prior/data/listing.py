@@ -20,9 +20,10 @@ IMAGE_SUFFIXES = frozenset((
     ".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm",
     ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
-# Written by this project's generators: the first images side by side, the class of each file, the
-# costs and the settings.
+# Written by this project's generators: the first images side by side, the class and the prompt of
+# each file, the costs and the settings.
 GRID_FILE, LABELS_FILE, ABOUT_FILE = "grid.png", "labels.csv", "about.json"
+PROMPTS_FILE = "prompts.csv"
 GENERATION_FILE, LATENTS_FILE = "generation.json", "latents.json"
 TABLE_LIMIT = 64 * 2**20  # bytes of a table of labels
 
