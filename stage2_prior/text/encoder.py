@@ -7,7 +7,9 @@ section 2.2, https://arxiv.org/abs/2406.06525: the states stand in front of the 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 import xxhash
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForTextEncoding,
@@ -66,7 +69,8 @@ class TextEncoder:
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(
                     folder, trust_remote_code=False, padding_side="left"
                 )
-                kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+                encodes = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+                kind: Any = AutoModelForTextEncoding if encodes else AutoModel
                 if config.model_type == "clip":
                     kind, config = CLIPTextModel, config.text_config
                 self.model: Any = kind.from_pretrained(
@@ -83,12 +87,12 @@ class TextEncoder:
         self.length = stated if length is None else min(length, stated)
         self.width = int(config.hidden_size)
 
-    @property
+    @cached_property
     def spec(self) -> TextSpec:
         """What a prior must know."""
         digest = hashlib.sha256(fingerprint(self.model.state_dict().items()).encode())
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        digest.update((backend.to_str() if backend is not None else "").encode())
+        # Written again, a tokenizer's files differ in what does not change its tokens.
+        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         return TextSpec(
             length=self.length,
             vocabulary=0,

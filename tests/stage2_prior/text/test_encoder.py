@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, T5EncoderModel
+
+from latent_prior.stage2_prior.text.encoder import StateStore, TextEncoder
+from tests.stage2_prior.text.conftest import ENCODERS
+
+CAPTIONS = ["a red circle at the top left", "star", "", "a large blue square"]
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_states_are_those_of_the_encoder_for_each_caption_alone(encoder_folder, kind):
+    folder = encoder_folder(kind)
+    encoder = TextEncoder(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = (T5EncoderModel if kind == "t5" else AutoModel).from_pretrained(folder).eval()
+    text = encoder.read(CAPTIONS)
+    assert text.states.shape == (4, 8, 16)
+    for row, caption in enumerate(CAPTIONS):
+        if not caption:
+            assert (text.tokens[row] == -1).all()
+            continue
+        numbers = tokenizer(caption, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected = model(input_ids=numbers).last_hidden_state[0]
+        assert expected.std() > 0.1
+        count = len(expected)
+        assert text.tokens[row].tolist() == [-1] * (8 - count) + [0] * count
+        torch.testing.assert_close(text.states[row, -count:], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_distinct_caption_is_encoded_once_and_found_on_disk(encoder_folder, tmp_path):
+    encoder, read = TextEncoder(str(encoder_folder())), []
+    original = encoder.read
+    encoder.read = lambda captions: read.extend(captions) or original(captions)
+    captions = CAPTIONS[:2] * 3 + CAPTIONS[3:]
+    store = StateStore.make(tmp_path / "states" / "a.arrow", encoder, captions)
+    assert sorted(read) == sorted(set(captions))
+    again = StateStore.make(tmp_path / "states" / "a.arrow", encoder, ["never asked for"])
+    assert len(read) == 3
+    for each in (store, again):
+        found, expected = each.read(captions), original(captions)
+        assert torch.equal(found.tokens, expected.tokens)
+        torch.testing.assert_close(found.states, expected.states, rtol=1e-3, atol=1e-3)  # float16
+    with pytest.raises(ValueError, match="has no states of 'never asked for'"):
+        store.read(["never asked for"])
+
+
+def test_damaged_states_are_refused(encoder_folder, tmp_path):
+    encoder, path = TextEncoder(str(encoder_folder())), tmp_path / "a.arrow"
+    StateStore.make(path, encoder, CAPTIONS[:1])
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"x" * 200):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="delete it, and repeat the command"):
+            StateStore(path, encoder.spec).read(CAPTIONS[:1])
+    content = bytearray(whole)
+    states = encoder.read(CAPTIONS[:1]).states.half().numpy().tobytes()
+    place = whole.index(states)
+    content[place : place + 2] = np.float16(np.nan).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged in row 0"):
+        StateStore(path, encoder.spec).read(CAPTIONS[:1])
+
+
+def test_what_is_no_encoder_is_refused_in_one_sentence(tmp_path, encoder_folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is no text encoder that transformers loads"):
+        TextEncoder(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="there is no folder"):
+        TextEncoder(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="more than the 20 that are read"):
+        TextEncoder(str(encoder_folder())).read(["a " * 20])
+
+
+def test_another_encoder_has_another_fingerprint_and_a_copy_the_same(encoder_folder, tmp_path):
+    encoder = TextEncoder(str(encoder_folder()))
+    encoder.write(tmp_path / "copy")
+    assert TextEncoder(str(tmp_path / "copy")).spec["sha256"] == encoder.spec["sha256"]
+    assert TextEncoder(str(encoder_folder(seed=1))).spec["sha256"] != encoder.spec["sha256"]
