@@ -92,12 +92,6 @@ class ScoredSet:
         """Number of images that take part."""
         return len(self.chosen)
 
-    def captions(self) -> list[str]:
-        """The first caption of each image; none if they have none."""
-        if not self.images.has_captions:
-            return []
-        return [several[0] for several in self.images.captions(self.chosen.tolist())]
-
     def arrays(self, positions: range | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """uint8 (H, W, C) arrays of the images at `positions` in `chosen`.
 

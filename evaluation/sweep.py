@@ -93,7 +93,7 @@ from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.measures.kid import kernel_distance
 from latent_prior.evaluation.measures.sliced_wasserstein import SlicedReference
 from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown
-from latent_prior.evaluation.sets import open_candidate, open_reference, print_data_sets
+from latent_prior.evaluation.sets import open_candidate, open_reference, open_split, print_data_sets
 from latent_prior.files import whole_file
 from latent_prior.folders import whole_folder
 from latent_prior.machine import versions
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     combinations = combine(pipe, options)
-    objective = open_objective(options, accelerator)
+    objective = open_objective(pipe, options, accelerator)
     protocol = describe_protocol(pipe, objective)
     stored = check_output_dir(folder, JSON_FILE, protocol, "sweep results", section="protocol")
     rows = [] if stored is None else stored_rows(folder / JSON_FILE, stored, objective.column)
@@ -243,7 +243,7 @@ def combine(pipe: Pipeline, options: SweepOptions) -> list[dict[str, Any]]:
     return combinations
 
 
-def open_objective(options: SweepOptions, accelerator: Accelerator) -> Objective:
+def open_objective(pipe: Pipeline, options: SweepOptions, accelerator: Accelerator) -> Objective:
     """The feature network and the statistics of the reference.
 
     Raises:
@@ -260,7 +260,14 @@ def open_objective(options: SweepOptions, accelerator: Accelerator) -> Objective
             f"--minimise {options.minimise} needs the reference's features, but {options.reference} has only "
             "statistics: name a data set, or choose --minimise distance"
         )
-    captions = images.captions() if images is not None else []
+    captions: list[str] = []
+    if images is not None and pipe.prompt_reader is not None:
+        of_reference = dataclasses.replace(
+            options.score_options().image_options(options.reference), caption_column=None
+        )
+        captioned = open_split(of_reference, options.reference_split, "--reference")
+        if captioned.has_captions:
+            captions = [several[0] for several in captioned.captions(images.chosen.tolist())]
     return Objective(network, reference, options, accelerator, captions)
 
 

@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output_dir(folder, GENERATION_FILE, {}, "images")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
+    prompts = chosen_prompts(pipe, options)
     # Random codes belong to no class.
     chosen, names = ([], ()) if options.random_codes else (options.labels, pipe.class_names)
     labels = chosen_classes(chosen, names, pipe.trained_classes, options.num_images)
-    prompts = chosen_prompts(pipe, options)
     sampler = chosen_settings(pipe, options)
     settings = generation_settings(pipe, sampler, options.seed) | {"labels": options.labels}
     if prompts:
@@ -84,10 +84,12 @@ def chosen_prompts(pipe: Pipeline, options: GenerateOptions) -> list[str | None]
     given = options.prompts
     if options.prompts_file is not None:
         given = prompts_in(Path(options.prompts_file))
+    if options.labels and (given or pipe.prompt_reader is not None):
+        raise ValueError(
+            "give either --labels or --prompts: a prior reads captions or knows classes, never both"
+        )
     if not given:
         return []
-    if options.labels:
-        raise ValueError("give either --labels or --prompts")
     pipe.prompts_for(given, len(given))
     return [given[number % len(given)] for number in range(options.num_images)]
 

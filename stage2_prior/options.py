@@ -78,7 +78,8 @@ class TrainOptions(RunOptions):
     text_encoder: str | None = option(None, path=True)
     """Folder or hub id of a frozen text encoder instead of an own tokenizer."""
     text_length: int | None = option(None, at_least=1)
-    """Most tokens in a caption, none is cut; null takes the longest caption's, or the encoder's."""
+    """Most tokens in a caption or prompt, none is cut; null is twice the longest caption's, or what
+    the encoder reads."""
     compile: bool = False
     """Use torch.compile: half a minute or more at the start, then faster on most GPUs."""
 

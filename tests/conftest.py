@@ -290,6 +290,14 @@ def refused(capfd, monkeypatch) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> Callable[..., Path]:
+    """`encoder_folder(kind, seed)`: a tiny text encoder with random weights."""
+    from tests.text_encoders import write_encoder
+
+    return lambda *shape, **seed: write_encoder(tmp_path_factory.mktemp("encoder"), *shape, **seed)
+
+
+@pytest.fixture(scope="session")
 def random_vgg16(tmp_path_factory) -> Path:
     """Random weights of VGG-16's convolutions under the name of torchvision's file."""
     from torchvision import models

@@ -13,7 +13,6 @@ from latent_prior.evaluation import likelihood
 from latent_prior.pipelines import Pipeline, assemble, describe, generate, latents
 from latent_prior.stage1_autoencoders import encode
 from latent_prior.stage2_prior import TransformerPrior, train
-from tests.stage2_prior.text.conftest import encoder_folder  # noqa: F401
 
 SHORT = {"max_steps": 6, "batch_size": 8, "warmup_steps": 1, "log_every": 2, "checkpoint_every": 3}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230)}
@@ -86,7 +85,7 @@ def test_from_captions_to_images_from_prompts(
     tmp_path,
     name,
     flags,
-    reader,  # noqa: F811
+    reader,
 ):
     if reader == "encoder":
         source = shutil.copytree(encoder_folder(), tmp_path / "encoder")
@@ -125,7 +124,7 @@ def test_a_resumed_training_equals_a_straight_one(
     codes,
     encoder_folder,
     tmp_path,
-    reader,  # noqa: F811
+    reader,
 ):
     """The captions that are drawn depend on seed and step alone."""
     flags = {**parts["prior_flags"], **SHORT, "model.condition": "text", "codes": codes("vqvae") / "codes"}  # fmt: skip
@@ -145,7 +144,7 @@ def test_a_resumed_training_equals_a_straight_one(
 
 def test_prompts_come_from_a_file_too(call, pipeline, tmp_path):
     folder = pipeline("vqvae")
-    (tmp_path / "prompts.txt").write_text("a red square\n\ngrün ⭐\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("a red square\n\ngrün\n", encoding="utf-8")
     flags = {"pipeline": folder, "prompts_file": tmp_path / "prompts.txt", "num_images": 2}
     call(generate, **{**flags, "num_images": 1}, output_dir=tmp_path / "images")
     with (tmp_path / "images" / "prompts.csv").open() as file:
@@ -161,15 +160,15 @@ def test_wrong_words_are_answered_in_one_sentence(
     pipeline_folder,
     images,
     encoder_folder,
-    tmp_path,  # noqa: F811
+    tmp_path,
 ):
     folder = pipeline("vqvae")
     out = {"output_dir": tmp_path / "out"}
     for flags, message in (
         ({"prompts": ["a red square", " "]}, "prompt 1 is empty: say what the image shows"),
-        ({"prompts": ["a red square " * 9]}, "more than the 3 that are read: shorten it"),
-        ({"labels": ["apple"]}, "reads captions and no labels: give a prompt"),
-        ({"prompts": ["red"], "labels": ["apple"]}, "give either --labels or --prompts"),
+        ({"prompts": ["a red square " * 9]}, "more than the 6 that are read: shorten it"),
+        ({"labels": ["apple"]}, "give either --labels or --prompts: a prior reads captions or"),
+        ({"prompts": ["red"], "labels": ["-1"]}, "give either --labels or --prompts"),
         ({"prompts": ["red"], "prompts_file": "x"}, "give either --prompts or --prompts_file"),
         ({"prompts_file": tmp_path / "nothing.txt"}, "nothing.txt"),
         ({"prompts": ["red"], "random_codes": True}, "--random_codes belong to no prompt"),
@@ -198,7 +197,7 @@ def test_wrong_words_are_answered_in_one_sentence(
     assert "--text_encoder is for a prior that was trained with one" in said
 
 
-def test_a_pipeline_takes_no_other_encoder(pipeline, encoder_folder):  # noqa: F811
+def test_a_pipeline_takes_no_other_encoder(pipeline, encoder_folder):
     from latent_prior.stage2_prior.text.encoder import TextEncoder
 
     pipe = Pipeline.from_pretrained(pipeline("vqvae", text_encoder=encoder_folder()))

@@ -54,6 +54,7 @@ def open_reader(
         size = options.text_vocabulary or VOCABULARY
         tokenizer = CaptionTokenizer.train(_Captions(train), size, options.text_length)
         if options.text_length is None:  # a validation caption may be the longest
-            tokenizer.length = max(tokenizer.length, tokenizer.longest(_Captions(validation)))
+            longest = tokenizer.longest(_Captions(validation))
+            tokenizer.length = max(tokenizer.length, longest)
         learned = [(tokenizer.json, tokenizer.length)]
     return CaptionTokenizer(*broadcast_object_list(learned)[0])

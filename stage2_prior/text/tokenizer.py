@@ -58,7 +58,8 @@ class CaptionTokenizer:
         Args:
             captions: read more than once, so no iterator.
             vocabulary: most tokens; there are fewer where no two of them follow each other twice.
-            length: most tokens in a caption; None takes the longest one's.
+            length: most tokens in a caption; None is twice the longest one's: prompts have words
+                of their own, which fall into more tokens.
 
         Raises:
             ValueError: a caption has more tokens.
@@ -78,7 +79,7 @@ class CaptionTokenizer:
         tokenizer.train_from_iterator(captions, trainer)
         learned = cls(tokenizer.to_str(pretty=True), length or 0)
         if length is None:
-            learned.length = learned.longest(captions)
+            learned.length = 2 * learned.longest(captions)
         else:
             for part in in_parts(captions):
                 learned.read(part)

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
 from latent_prior.stage2_prior.text.encoder import StateStore, TextEncoder
-from tests.stage2_prior.text.conftest import ENCODERS
+from tests.text_encoders import ENCODERS
 
 CAPTIONS = ["a red circle at the top left", "star", "", "a large blue square"]
 

@@ -22,7 +22,7 @@ def test_the_same_captions_give_the_same_tokenizer(tokenizer):
 
 
 def test_words_become_few_tokens_and_the_longest_caption_counts(tokenizer):
-    assert tokenizer.length == 4
+    assert tokenizer.length == 8
     assert [len(each) for each in tokenizer.numbers(CAPTIONS)] == [4] * 12
     numbers = tokenizer.numbers(CAPTIONS)
     assert len({tuple(each) for each in numbers}) == 12
@@ -55,8 +55,8 @@ def test_captions_are_padded_in_front_and_an_empty_one_is_none(tokenizer):
 
 
 def test_a_caption_is_never_cut(tokenizer):
-    with pytest.raises(ValueError, match="has 6 tokens, more than the 4 that are read: shorten it"):
-        tokenizer.read(["a small red circle a circle"])
+    with pytest.raises(ValueError, match="has 9 tokens, more than the 8 that are read: shorten it"):
+        tokenizer.read(["a small red circle" * 2 + " circle"])
     with pytest.raises(ValueError, match="has 4 tokens, more than the 3 that are read"):
         CaptionTokenizer.train(CAPTIONS, 400, 3)
 

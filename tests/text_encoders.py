@@ -1,6 +1,7 @@
 """Tiny text encoders with random weights, as transformers stores them."""
 
-import pytest
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -56,26 +57,20 @@ ENCODERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def encoder_folder(tmp_path_factory):
-    """`encoder_folder(kind, seed)`: a folder that transformers' Auto classes load."""
-
-    def make(kind="t5", seed=0):
-        folder = tmp_path_factory.mktemp(kind)
-        torch.manual_seed(seed)
-        model_class, config = ENCODERS[kind]
-        model_class(config).save_pretrained(folder)
-        tokenizer = Tokenizer(
-            models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>")
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A </s>", special_tokens=[("</s>", 1)]
-        )
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-            model_max_length=20,
-        ).save_pretrained(folder)  # fmt: skip
-        return folder
-
-    return make
+def write_encoder(folder: Path, kind: str = "t5", seed: int = 0) -> Path:
+    """A folder that transformers' Auto classes load."""
+    torch.manual_seed(seed)
+    model_class, config = ENCODERS[kind]
+    model_class(config).save_pretrained(folder)
+    tokenizer = Tokenizer(
+        models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=20,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
