@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
@@ -17,7 +18,7 @@ from latent_prior.files import whole_file
 from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.prior import TransformerPrior
-from latent_prior.stage2_prior.text.reading import Text, captions_of
+from latent_prior.stage2_prior.text.reading import CaptionReader, Text, captions_of
 from latent_prior.training.metrics import read_metrics, step_of
 
 GRID_ROWS, GRID_COLUMNS = 6, 10
@@ -88,17 +89,23 @@ def save_samples(
     save_png(grid(images, GRID_COLUMNS), path)
 
 
-def prompts_of(validation: CodesSplit, options: TrainOptions) -> list[str]:
-    """The captions that all grids show, those of the first validation images; written to a file."""
-    rows = torch.arange(GRID_ROWS) % len(validation)
-    prompts = captions_of(validation, rows)
-    path = Path(options.output_dir, "samples", "prompts.txt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(
-            "".join(f"{each.replace(chr(10), ' ')}\n" for each in prompts), encoding="utf-8"
-        )
-    return prompts
+def open_prompts(
+    reader: CaptionReader | None, validation: CodesSplit, run: Path, accelerator: Accelerator
+) -> Text | None:
+    """The captions that all grids show, those of the first validation images; None without any.
+
+    The main process writes them to `samples/prompts.txt`.
+    """
+    if reader is None:
+        return None
+    prompts = captions_of(validation, torch.arange(GRID_ROWS) % len(validation))
+    if accelerator.is_main_process:
+        path = run / "samples" / "prompts.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            lines = [f"{' '.join(prompt.split())}\n" for prompt in prompts]
+            temporary.write_text("".join(lines), encoding="utf-8")
+    return reader.read(prompts)
 
 
 def plot_curves(run: Path, unit: str) -> None:

@@ -23,7 +23,7 @@ from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.data.labels import seen_classes
 from latent_prior.processes import start_training_processes
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
-from latent_prior.stage2_prior.progress import open_decoder, plot_curves, prompts_of, save_samples
+from latent_prior.stage2_prior.progress import open_decoder, open_prompts, plot_curves, save_samples
 from latent_prior.stage2_prior.text.captions import open_reader
 from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
 from latent_prior.stage2_prior.validation import (
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
     model.tokenizer = reader if isinstance(reader, CaptionTokenizer) else None
-    prompts = None if reader is None else reader.read(prompts_of(validation, options))
+    prompts = open_prompts(reader, validation, run_folder, accelerator)
     optimizer = make_optimizer(model, options)
     if options.compile:
         model.compile()

@@ -173,10 +173,10 @@ def test_the_readme_fits_two_screens_and_starts_with_commands():
 
 @pytest.mark.parametrize("path", PRESETS, ids=name_of)
 def test_a_preset_is_named_for_its_data_and_its_member(path):
-    """DATA_MEMBER.yaml; a prior in masked order and a VAE with a grid have that for a member."""
+    """DATA_MEMBER.yaml; a VAE with a grid and masked or text priors have that for a member."""
     data, _, member = path.stem.partition("_")
     autoencoders = {"vae", "vae_grid", "vqvae", "vqvae2", "vaegan", "vqgan"}
-    members = autoencoders | {"masked", "sngan", "r3gan"}
+    members = autoencoders | {"masked", "text", "text_encoder", "sngan", "r3gan"}
     assert data in {"mnist", "shapes", "cifar10", "folder64"}
     assert member in members
 

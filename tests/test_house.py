@@ -151,6 +151,7 @@ UNSAFE = (
     "AutoModel.from_pretrained",
 )  # fmt: skip
 TRANSFORMERS_LOADERS = ("latent_prior.models", "latent_prior.evaluation.features.networks")
+TEXT_ENCODERS = "latent_prior.stage2_prior.text.encoder"
 # (module, call): TorchScript feature networks, which SECURITY.md names; modules of our own tables.
 ALLOWED = {
     ("latent_prior.evaluation.features.networks", "torch.jit.load"),
@@ -175,10 +176,15 @@ def test_nothing_is_unpickled_or_executed(path):
         if called.endswith("torch.load"):
             assert options.get("weights_only") == "True", path
         assert options.get("allow_pickle", "False") == "False", path
-        assert not {"trust_remote_code", "pretrained"} & set(options), path
+        assert "pretrained" not in options, path
+        assert options.get("trust_remote_code", "False") == "False", path
         assert options.get("weights", "None") == "None", f"{path}: torchvision unpickles these"
         if called.endswith("from_pretrained") and name in TRANSFORMERS_LOADERS:
             assert options["use_safetensors"] == "True", path
+        if called.endswith("from_pretrained") and name == TEXT_ENCODERS:
+            assert options["trust_remote_code"] == "False", path
+            plain = called in ("AutoConfig.from_pretrained", "AutoTokenizer.from_pretrained")
+            assert plain or options["use_safetensors"] == "True", path
 
 
 def test_third_parties_that_load_weights_by_themselves_are_imported_in_known_files_only():

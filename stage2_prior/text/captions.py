@@ -10,8 +10,9 @@ from accelerate.utils import broadcast_object_list
 
 from latent_prior.data.codes_dataset import CodesSplit
 from latent_prior.stage2_prior.options import TrainOptions
-from latent_prior.stage2_prior.text.encoder import StateStore, TextEncoder
+from latent_prior.stage2_prior.text.encoder import TextEncoder
 from latent_prior.stage2_prior.text.reading import CaptionReader
+from latent_prior.stage2_prior.text.states import StateStore
 from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
 
 VOCABULARY = 4096

@@ -1,4 +1,4 @@
-"""A frozen text encoder of the library transformers, and its states on disk.
+"""A frozen text encoder of the library transformers.
 
 As in Sun et al., Autoregressive model beats diffusion: Llama for scalable image generation, 2024,
 section 2.2, https://arxiv.org/abs/2406.06525: the states stand in front of the codes.
@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
-import xxhash
 from torch import Tensor
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -27,20 +24,15 @@ from transformers import (
     CLIPTextModel,
 )
 
-from latent_prior.files import whole_file
 from latent_prior.models import fingerprint, local_folder, quiet
 from latent_prior.stage2_prior.text.reading import (
     Text,
     TextSpec,
     check_length,
-    in_parts,
     left_padded,
 )
 
 BATCH = 64  # captions encoded at a time
-SCHEMA = pa.schema(
-    [("caption", pa.uint64()), ("tokens", pa.int32()), ("states", pa.large_binary())]
-)
 
 
 class TextEncoder:
@@ -134,76 +126,6 @@ class TextEncoder:
         return padded_states(states)
 
 
-class StateStore:
-    """States of every distinct caption, in a file beside the codes.
-
-    Args:
-        path: of the Arrow file.
-        spec: of the encoder.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-
-    def __init__(self, path: Path, spec: TextSpec) -> None:
-        self.path, self.spec = path, spec
-        try:
-            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            if self._table.schema != SCHEMA:
-                raise ValueError("its columns are others")
-            captions = self._table.column("caption").to_numpy()
-        except (OSError, pa.ArrowException, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); delete it, and repeat the command"
-            ) from error
-        self._order = np.argsort(captions)
-        self._captions = captions[self._order]
-
-    @classmethod
-    def make(cls, path: Path, encoder: TextEncoder, captions: Iterable[str]) -> StateStore:
-        """Encode every distinct caption once, unless the file is there."""
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            with whole_file(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as file:
-                seen: set[int] = set()
-                for part in in_parts(captions):
-                    new = {number_of(each): each for each in part if number_of(each) not in seen}
-                    seen.update(new)
-                    if new:
-                        file.write_batch(_rows_of(encoder.read(list(new.values())), [*new]))
-        return cls(path, encoder.spec)
-
-    def read(self, captions: Sequence[str]) -> Text:
-        """Captions of the codes as states (B, T, D), padded to the longest.
-
-        Raises:
-            ValueError: a caption is not among those that were encoded, or the file is damaged.
-        """
-        states = []
-        for caption in captions:
-            number = np.uint64(number_of(caption))
-            place = int(np.searchsorted(self._captions, number))
-            if place == len(self._captions) or self._captions[place] != number:
-                raise ValueError(
-                    f"{self.path} has no states of {caption[:60]!r}; delete it, and repeat the command"
-                )
-            row = int(self._order[place])
-            content = self._table.column("states")[row].as_buffer()
-            tokens = self._table.column("tokens")[row].as_py()
-            values = np.frombuffer(content, np.float16)
-            if values.size != tokens * self.spec["width"] or not np.isfinite(values).all():
-                raise ValueError(
-                    f"{self.path} is damaged in row {row}; delete it, and repeat the command"
-                )
-            states.append(torch.from_numpy(values.reshape(tokens, -1).astype(np.float32)))
-        return padded_states(states)
-
-
-def number_of(caption: str) -> int:
-    """A caption's number in the file."""
-    return xxhash.xxh3_64_intdigest(caption.encode())
-
-
 def padded_states(states: Sequence[Tensor]) -> Text:
     """States (T_i, D) of captions as (B, T, D), with zeros in front."""
     tokens = left_padded([[0] * len(each) for each in states])
@@ -211,20 +133,3 @@ def padded_states(states: Sequence[Tensor]) -> Text:
     for row, each in zip(joined, states, strict=True):
         row[len(row) - len(each) :] = each
     return Text(tokens, joined)
-
-
-def _rows_of(text: Text, numbers: Sequence[int]) -> pa.RecordBatch:
-    """Rows of the file."""
-    assert text.states is not None
-    lengths = (text.tokens >= 0).sum(1).tolist()
-    limit = torch.finfo(torch.float16).max
-    content = [
-        state[len(state) - length :].clamp(-limit, limit).half().numpy().tobytes()
-        for state, length in zip(text.states, lengths, strict=True)
-    ]
-    columns = [
-        pa.array(numbers, pa.uint64()),
-        pa.array(lengths, pa.int32()),
-        pa.array(content, pa.large_binary()),
-    ]
-    return pa.record_batch(columns, SCHEMA)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
-from latent_prior.stage2_prior.text.encoder import StateStore, TextEncoder
+from latent_prior.stage2_prior.text.encoder import TextEncoder
+from latent_prior.stage2_prior.text.states import StateStore
 from tests.text_encoders import ENCODERS
 
 CAPTIONS = ["a red circle at the top left", "star", "", "a large blue square"]
