@@ -15,14 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_TEXT_ENCODING_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-    CLIPTextModel,
-)
 
 from latent_prior.models import fingerprint, local_folder, quiet
 from latent_prior.stage2_prior.text.reading import (
@@ -53,6 +45,16 @@ class TextEncoder:
         Raises:
             ValueError: there is none, or it is no text encoder with weights in safetensors.
         """
+        # Some of these import torchvision, which a pipeline without an encoder does not need.
+        from transformers import (
+            MODEL_FOR_TEXT_ENCODING_MAPPING,
+            AutoConfig,
+            AutoModel,
+            AutoModelForTextEncoding,
+            AutoTokenizer,
+            CLIPTextModel,
+        )
+
         self.source = source
         folder = local_folder(source)
         try:
