@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -220,6 +221,18 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(
     assert weights(killed) == weights(whole)
     assert [line["step"] for line in metrics(killed)] == [line["step"] for line in metrics(whole)]
     assert evaluations(killed) == evaluations(whole)
+
+
+def test_a_run_from_before_an_option_goes_on_with_its_default(fit):
+    straight, resumed = fit("straight"), fit("resumed")
+    shutil.rmtree(resumed / "checkpoints" / "step-000000012")
+    config = yaml.safe_load((resumed / "config.yaml").read_text())
+    for name in ("condition", "patch"):
+        del config["model"][name]
+    del config["text_length"]
+    (resumed / "config.yaml").write_text(yaml.safe_dump(config))
+    fit("resumed")
+    assert weights(resumed) == weights(straight)
 
 
 def test_micro_batches_add_up_to_the_batch(fit):

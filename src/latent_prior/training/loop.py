@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from latent_prior.cli import command_line, dotted, dump_config
+from latent_prior.cli import command_line, dotted, dump_config, flags
 from latent_prior.data.batch_order import Batch, prefetch
 from latent_prior.files import whole_file
 from latent_prior.folders import check_replaceable
@@ -204,7 +204,7 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
             without an intact checkpoint; or it cannot be written to.
     """
     resolved, inputs = dump_config(options), state.inputs
-    from_main(accelerator, lambda: _check_run(run, resolved, changeable(options)))
+    from_main(accelerator, lambda: _check_run(run, resolved, options))
     restored = restore_newest(accelerator, run, {"state": state, **state.parts})
     for name, fingerprint in inputs.items():
         if state.inputs[name] != fingerprint:
@@ -222,7 +222,7 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
     accelerator.wait_for_everyone()
 
 
-def _check_run(run: Path, resolved: dict[str, Any], may_change: set[str]) -> None:
+def _check_run(run: Path, resolved: dict[str, Any], options: RunOptions) -> None:
     """Check that a folder is a run with these options, or can become one; clear leftovers away."""
     check_replaceable(run / "model", "model")
     clear_leftovers(run)
@@ -231,12 +231,15 @@ def _check_run(run: Path, resolved: dict[str, Any], may_change: set[str]) -> Non
     config, way_out = run / "config.yaml", "restore it, or choose another folder"
     if not os.path.lexists(config):
         raise ValueError(f"{config} of the checkpoints in {run} is missing; {way_out}")
+    given = dict(dotted(resolved))
+    # A run that began before there was an option did what the option's default does.
+    defaults = {flag.name: flag.default for flag in flags(type(options), given)}
     check_same_settings(
-        dict(dotted(read_yaml(config, way_out))),
-        dict(dotted(resolved)),
+        defaults | dict(dotted(read_yaml(config, way_out))),
+        given,
         f"--output_dir {run} holds a run",
         "choose another folder, or repeat the command with the options in its config.yaml to resume",
-        may_change=may_change,
+        may_change=changeable(options),
     )
 
 
