@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from latent_prior.data.embedded.shapes import CLASS_NAMES, drawing
-from latent_prior.data.labels import write_labels
+from latent_prior.data.labels import write_labels, write_prompts
 from latent_prior.evaluation import class_accuracy, score
 from latent_prior.records import read_record
 
@@ -125,8 +125,9 @@ def test_two_processes_agree_on_the_classes(folders, scripted_features, tmp_path
     assert [scores["rows"][0]["class_accuracy"] for scores in found] == [0.75, 0.75]
 
 
-def test_classes_of_shapes_get_their_columns(folders, scripted_features, tmp_path):
-    """No flag asks for them: the classes say that the images can be checked."""
+@pytest.mark.parametrize("table", ["labels.csv", "prompts.csv"])
+def test_classes_of_shapes_get_their_columns(folders, scripted_features, tmp_path, table):
+    """No flag asks for them: classes, or prompts, say that the images can be checked."""
     drawings = [drawing("test", number) for number in range(8)]
     for number, each in enumerate(drawings):
         each.picture().save(tmp_path / f"{number}.png")
@@ -134,6 +135,10 @@ def test_classes_of_shapes_get_their_columns(folders, scripted_features, tmp_pat
     labels[0] += 1  # a circle that should be a square
     labels[4] += 24  # at the top left instead of the top right
     files = [f"{number}.png" for number in range(8)]
+    if table == "prompts.csv":
+        words = [f"a small {colour} {shape} at the {place} on a black background" for colour, shape, place in (CLASS_NAMES[label].replace(",", "").split(" ", 2) for label in labels)]  # fmt: skip
+        write_prompts(tmp_path / table, files, words)
+        labels = [-1] * 8
     write_labels(tmp_path / "labels.csv", files, labels, CLASS_NAMES)
     candidates = [f"drawn={tmp_path}", "real=shapes[train]", f"samples={folders / 'samples'}"]
     output = tmp_path / "scores"

@@ -129,9 +129,9 @@ def test_a_folder_that_another_process_finished_first_stays(tmp_path, monkeypatc
     draw_all = shapes.draw_all
     other = tmp_path / f"shapes-{shapes.VERSION}"
 
-    def slow():
-        draw_all().save_to_disk(other)
-        return draw_all()
+    def slow(name):
+        draw_all(name).save_to_disk(other)
+        return draw_all(name)
 
     monkeypatch.setattr(shapes, "draw_all", slow)
     assert shapes.shapes_folder() == other
@@ -149,3 +149,28 @@ def test_a_cache_that_cannot_be_used_is_told(tmp_path, monkeypatch):
         arrow.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"--dataset shapes: .* cannot be read .*delete it"):
         open_source(ImageOptions(dataset="shapes")).table("train")
+
+
+def test_a_caption_says_which_class_it_asks_for():
+    for number in range(300):
+        drawn = shapes.drawing("test", number)
+        assert shapes.class_of(drawn.caption) == shapes.CLASS_NAMES[drawn.label]
+    for other in ("", "a red circle", "a small red circle at the top left on a red background"):
+        assert shapes.class_of(other) is None
+
+
+def test_shapes_text_trains_on_no_combination_that_it_tests():
+    opened = datasets.load_from_disk(str(shapes.shapes_folder("shapes_text")))
+    names = ("shape", "colour", "place", "size")
+    seen, unseen = (
+        set(zip(*(opened[split][name][:] for name in names), strict=True))
+        for split in ("train", "test")
+    )
+    assert (len(seen), len(unseen)) == (192 - 32, 32)
+    assert not seen & unseen
+    for position, count in enumerate((4, 6, 4, 2)):  # every word is seen with others
+        assert len({each[position] for each in seen}) == count
+    assert sum(map(len, opened.values())) < 10_000
+    whole = open_images(ImageOptions(dataset="shapes_text"), "test")
+    assert whole.has_captions
+    assert whole.fingerprint != open_images(ImageOptions(dataset="shapes"), "test").fingerprint
