@@ -10,6 +10,8 @@ DATA := mnist
 IMAGES := $(DATA:mnist=mnist5k)
 # More views of the drawn images: without them their prior learns them by heart.
 VIEWS := $(if $(DATA:mnist=),--crops 5 --crop_padding 2)
+# Shapes are drawn best with less noise.
+TEMPERATURE := $(if $(DATA:mnist=),0.6,0.9)
 OUT := runs/$(DATA:mnist=demo)
 # Two workers with one thread each; nothing may ask the hub. tests/conftest.py orders the tests and says which stay together.
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
@@ -52,7 +54,7 @@ $(OUT)/prior/.done: $(OUT)/codes/code_spec.json
 	@touch $@
 
 $(OUT)/pipeline/pipeline.json: $(OUT)/prior/.done
-	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --guidance_scale 1.5 --temperature 0.9 --output_dir $(OUT)/pipeline
+	$(BIN)/python pipelines/assemble.py --autoencoder $(OUT)/vqvae/model --prior $(OUT)/prior/model --guidance_scale 1.5 --temperature $(TEMPERATURE) --output_dir $(OUT)/pipeline
 
 $(OUT)/samples/grid.png: $(OUT)/pipeline/pipeline.json
 	$(LAUNCH) pipelines/generate.py --pipeline $(OUT)/pipeline --num_images 1000 --output_dir $(OUT)/samples
