@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = f"split {options.split} of {options.dataset}"
     chosen = choose(len(images), options.num_images, options.seed, where)
     labels = prior_classes(pipe, images) if options.conditional else None
+    given_captions(pipe, images, options)  # says at once that there are none
     bound, fitted_to = make_bound(pipe, options)
     draws = count_draws(bound, options)
     rows = measure(bound, images, chosen, labels, draws, options, accelerator)
@@ -124,8 +125,19 @@ def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
 
 
 def given_captions(pipe: Pipeline, images: ImageSet, options: LikelihoodOptions) -> bool:
-    """Whether the prior is given the caption of each image, the first one of several."""
-    return options.conditional and pipe.prompt_reader is not None and images.has_captions
+    """Whether the prior is given the caption of each image, the first one of several.
+
+    Raises:
+        ValueError: it reads captions, and the images have none.
+    """
+    if pipe.prompt_reader is None or not options.conditional:
+        return False
+    if not images.has_captions:
+        raise ValueError(
+            f"--dataset {options.dataset} has no captions, which the prior reads; measure it for any "
+            "image with --conditional false"
+        )
+    return True
 
 
 def make_bound(pipe: Pipeline, options: LikelihoodOptions) -> tuple[Bound, int | None]:
@@ -252,8 +264,8 @@ def describe_protocol(
     fit = {"fit_split": options.fit_split, "fit_images": fitted_to} if fitted_to else {}
     autoencoder, prior = bound.pipe.autoencoder, bound.pipe.prior
     given = "own class" if labels is not None else "any class"
-    if given_captions(bound.pipe, images, options):
-        given = "own caption"
+    if bound.pipe.prompt_reader is not None:
+        given = "their captions" if given_captions(bound.pipe, images, options) else "no caption"
     return {
         "bound": "-log p(x) <= E_q[-log p(x|z) - log p(z) + log q(z|x)]"
         if bound.has_posterior

@@ -36,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = None if prior is None else prior.config.text
     encoder = None
     if spec is not None and spec["encoder"] is not None:
-        encoder = TextEncoder(options.text_encoder or spec["encoder"], spec["length"])
+        try:
+            encoder = TextEncoder(options.text_encoder or spec["encoder"], spec["length"])
+        except ValueError as error:
+            raise ValueError(
+                f"the text encoder of --prior {options.prior} cannot be opened: {error}; name its "
+                "folder by --text_encoder"
+            ) from error
     elif options.text_encoder is not None:
         raise ValueError("--text_encoder is for a prior that was trained with one; leave it out")
     pipe = Pipeline(autoencoder, prior, text_encoder=encoder)

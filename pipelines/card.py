@@ -397,12 +397,17 @@ def _use(index: Index, configs: Mapping[str, ModelRecord]) -> str:
 
 
 def _samples(generation: Mapping[str, Any], card: Path) -> str:
-    hidden = ("autoencoder_fingerprint", "prior_fingerprint", "num_images", "random_codes", "command")  # fmt: skip
+    hidden = ("autoencoder_fingerprint", "prior_fingerprint", "num_images", "random_codes", "command", "prompts")  # fmt: skip
     settings = {k: v for k, v in generation.items() if k not in hidden and v not in (None, [])}
     where, way_out = f"{card / GENERATION_FILE}: num_images", "describe the samples again"
     total = convert_record(generation.get("num_images"), int, where, way_out)
     count = min(total, 100)
-    return f"The first {count} of {total:,} images, not cherry-picked: {_listed(settings)}."
+    text = f"The first {count} of {total:,} images, not cherry-picked: {_listed(settings)}."
+    prompts = convert_record(generation.get("prompts", []), list[str], where, way_out)
+    if prompts:
+        asked = ", ".join(code(prompt) for prompt in prompts[:20])
+        text += f" Prompts in turn: {asked}{', ...' * (len(prompts) > 20)}."
+    return text
 
 
 def _origin(commands: Sequence[str], card: Path) -> str:

@@ -84,10 +84,12 @@ def chosen_prompts(pipe: Pipeline, options: GenerateOptions) -> list[str | None]
     given = options.prompts
     if options.prompts_file is not None:
         given = prompts_in(Path(options.prompts_file))
-    if options.labels and (given or pipe.prompt_reader is not None):
+    if options.labels and pipe.prompt_reader is not None:
         raise ValueError(
-            "give either --labels or --prompts: a prior reads captions or knows classes, never both"
+            "--labels: this pipeline's prior reads captions and no labels; use --prompts"
         )
+    if options.labels and given:
+        raise ValueError("--prompts: this pipeline's prior knows classes; use --labels alone")
     if not given:
         return []
     pipe.prompts_for(given, len(given))

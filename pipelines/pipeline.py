@@ -245,8 +245,12 @@ class Pipeline:
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
             )
+        if isinstance(num_images, str):
+            raise ValueError(f"num_images must be a number; write pipe(prompt={num_images[:40]!r})")
+        if num_images is None and prompt is not None and not prompt:
+            raise ValueError("the prompt is empty: say what the images show")
         if num_images is None:
-            num_images = 1 if prompt is None or isinstance(prompt, str) else len(prompt)
+            num_images = len(prompt) if isinstance(prompt, list | tuple) else 1
         num_images, batch_size = _checked(output_type, num_images, batch_size)
         prompts = None if prompt is None else self.prompts_for(prompt, num_images)
         numbers = self.label_numbers(labels, num_images)

@@ -41,14 +41,23 @@ def prompt_for_each(prompt: Prompts, num_images: int) -> list[str | None]:
     Raises:
         ValueError: another number of prompts, or one that is empty or no text.
     """
+    if not isinstance(prompt, str | list | tuple):
+        raise ValueError(f"a prompt is a text or a list of texts, not {prompt!r}")
     listed: list[str | None] = [prompt] * num_images if isinstance(prompt, str) else [*prompt]
     if len(listed) != num_images:
-        raise ValueError(f"{num_images} images need one prompt, or one each, not {len(listed)}")
+        raise ValueError(
+            f"{num_images} images need one text for all of them or a list of {num_images}, not a "
+            f"list of {len(listed)}"
+        )
     for number, each in enumerate(listed):
-        if each is not None and not isinstance(each, str):
+        if each is None:
+            continue
+        if not isinstance(each, str):
             raise ValueError(f"prompt {number} must be text, not {each!r}")
-        if each is not None and not each.strip():
+        if not each.strip():
             raise ValueError(f"prompt {number} is empty: say what the image shows")
+        if any("\ud800" <= letter <= "\udfff" for letter in each):
+            raise ValueError(f"prompt {number} is not Unicode text: {each[:40]!a}")
     return listed
 
 

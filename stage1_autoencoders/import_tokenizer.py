@@ -24,7 +24,7 @@ class ImportOptions(Options):
     source: str = option(path=True)
     """File of weights, folder with them, or hub id."""
     output_dir: str = option(path=True)
-    """Folder to write; an autoencoder already in it is replaced."""
+    """Folder to write; it may hold the same tokenizer already."""
     subfolder: str | None = None
     """Folder within the source, such as `vae` or `vqvae` of a pipeline."""
     revision: str | None = None
@@ -51,7 +51,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latent_prior.folders import check_replaceable, whole_folder
-from latent_prior.models import local_folder
+from latent_prior.models import CONFIG_FILE, local_folder, read_config
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage1_autoencoders.imported.diffusers_folders import PREFERRED, read_diffusers
 from latent_prior.stage1_autoencoders.imported.llamagen import read_llamagen
@@ -73,6 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = Path(options.output_dir)
     check_replaceable(output, "model", "--output_dir ")
     model = read_tokenizer(options)
+    if (output / CONFIG_FILE).is_file():
+        stored = read_config(output).get("weights_sha256")
+        if stored != model.fingerprint:
+            raise ValueError(
+                f"--output_dir {output} holds another model ({str(stored)[:12]}); choose another "
+                "folder or delete this one"
+            )
     with whole_folder(output, "model") as folder:
         model.save_pretrained(folder)
     spec = model.code_spec

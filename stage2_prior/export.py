@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if prior.tokenizer is not None:
             tokenizer = engine_tokenizer(prior.tokenizer, prior.first_class, prior.null_token)
             (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+            # Prompts of different lengths are padded in front, by a token that is not attended to.
+            settings = {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "pad_token": IMAGE,
+                "padding_side": "left",
+            }
+            (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     print(f"llama: {output}")
 
 
@@ -135,7 +142,8 @@ def check_exportable(prior: TransformerPrior) -> None:
         if applies:
             raise ValueError(
                 f"this prior cannot be exported as a Llama: {reason}; train one over a single "
-                "code map with --model.order raster, --model.positions 1d and --model.patch 1"
+                "code map with --model.order raster, --model.positions 1d and --model.patch 1, and "
+                "without --text_encoder"
             )
     assert prior.position_embedding is None
 

@@ -68,12 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     ema, best = EMA(model, options.ema_decay), Best()
+    inputs = {
+        "training codes": train_codes.table.fingerprint,
+        "validation codes": validation.table.fingerprint,
+    }
+    if reader is not None:
+        inputs["tokens or states of the captions"] = reader.spec["sha256"]
     state = loop.TrainState(
-        {"model": model, "optimizer": optimizer, "ema": ema, "best": best},
-        inputs={
-            "training codes": train_codes.table.fingerprint,
-            "validation codes": validation.table.fingerprint,
-        },
+        {"model": model, "optimizer": optimizer, "ema": ema, "best": best}, inputs=inputs
     )
     unit = model.unit
 

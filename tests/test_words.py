@@ -112,7 +112,7 @@ def test_from_captions_to_images_from_prompts(
     assert "takes a prompt" in (folder / "README.md").read_text()
     given = {"pipeline": folder, "dataset": captioned, "split": "train", "num_images": 8}
     call(likelihood, **given, output_dir=tmp_path / "likelihood")
-    assert "own caption" in (tmp_path / "likelihood" / "likelihood.md").read_text()
+    assert "given their captions" in (tmp_path / "likelihood" / "likelihood.md").read_text()
     if name != "vae":
         asked = {"operation": "complete", "prompt": "a red square", "num_images": 2}
         call(latents, pipeline=folder, dataset=captioned, **asked, output_dir=tmp_path / "done")
@@ -143,6 +143,19 @@ def test_a_resumed_training_equals_a_straight_one(
     assert straight.fingerprint == resumed.fingerprint
 
 
+def test_a_run_does_not_go_on_with_another_encoder(
+    call, refused, parts, codes, encoder_folder, tmp_path
+):
+    source = shutil.copytree(encoder_folder(), tmp_path / "encoder")
+    flags = {**parts["prior_flags"], **SHORT, "model.condition": "text", "text_encoder": source}
+    flags |= {"codes": codes("vqvae") / "codes", "output_dir": tmp_path / "runs" / "run"}
+    call(train, **flags)
+    shutil.rmtree(source)
+    shutil.copytree(encoder_folder(seed=1), source)
+    said = refused(train, **{**flags, "max_steps": 8})
+    assert "the tokens or states of the captions are not those that the run" in said
+
+
 def test_prompts_come_from_a_file_too(call, pipeline, tmp_path):
     folder = pipeline("vqvae")
     (tmp_path / "prompts.txt").write_text("a red square\n\ngrün\n", encoding="utf-8")
@@ -167,9 +180,9 @@ def test_wrong_words_are_answered_in_one_sentence(
     out = {"output_dir": tmp_path / "out"}
     for flags, message in (
         ({"prompts": ["a red square", " "]}, "prompt 1 is empty: say what the image shows"),
-        ({"prompts": ["a red square " * 9]}, "more than the 6 that are read: shorten it"),
-        ({"labels": ["apple"]}, "give either --labels or --prompts: a prior reads captions or"),
-        ({"prompts": ["red"], "labels": ["-1"]}, "give either --labels or --prompts"),
+        ({"prompts": ["a red square " * 30]}, "more than the 64 that are read: shorten it"),
+        ({"labels": ["apple"]}, "--labels: this pipeline's prior reads captions and no labels"),
+        ({"prompts": ["red"], "labels": ["-1"]}, "reads captions and no labels; use --prompts"),
         ({"prompts": ["red"], "prompts_file": "x"}, "give either --prompts or --prompts_file"),
         ({"prompts_file": tmp_path / "nothing.txt"}, "nothing.txt"),
         ({"prompts": ["red"], "random_codes": True}, "--random_codes belong to no prompt"),
@@ -183,9 +196,12 @@ def test_wrong_words_are_answered_in_one_sentence(
     )
     said = refused(train, **text, codes=tmp_path / "plain")
     assert "the codes have no captions" in said
+    measured = {"pipeline": folder, "dataset": images, "split": "train", "num_images": 4}
+    said = refused(likelihood, **measured, **out)
+    assert "has no captions, which the prior reads" in said
     with_captions = {**text, "codes": codes("vqvae") / "codes"}
     assert "shorten it" in refused(train, **with_captions, text_length=1)
-    assert "is no text encoder" in refused(train, **with_captions, text_encoder=tmp_path / "plain")
+    assert "holds no tokenizer" in refused(train, **with_captions, text_encoder=tmp_path / "plain")
     said = refused(train, **{**with_captions, "model.condition": "class"}, text_vocabulary=300)
     assert "--text_vocabulary is for --model.condition text" in said
     said = refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,7 +11,12 @@ from accelerate.utils import broadcast_object_list
 from latent_prior.data.codes_dataset import CodesSplit
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.text.encoder import TextEncoder
-from latent_prior.stage2_prior.text.reading import CaptionReader
+from latent_prior.stage2_prior.text.reading import (
+    CaptionReader,
+    check_length,
+    in_parts,
+    length_for,
+)
 from latent_prior.stage2_prior.text.states import StateStore
 from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
 
@@ -45,17 +50,48 @@ def open_reader(
     captions = _Captions(train, validation)
     if options.text_encoder is not None:
         encoder = TextEncoder(options.text_encoder, options.text_length).to(accelerator.device)
-        path = Path(options.codes, STATES_FOLDER, f"{encoder.spec['sha256'][:32]}.arrow")
-        if accelerator.is_main_process:
-            StateStore.make(path, encoder, captions)
+        longest = longest_of(encoder, captions)
+        if options.text_length is None:
+            encoder.length = min(encoder.length, length_for(longest))
+        check_longest(encoder, captions, longest)
+        folder = Path(options.codes, STATES_FOLDER)
+        if accelerator.is_main_process and StateStore.find(folder, encoder.spec) is None:
+            StateStore.make(folder, encoder, captions)
         accelerator.wait_for_everyone()
-        return StateStore(path, encoder.spec)
-    learned = [("", 0)]
+        store = StateStore.find(folder, encoder.spec)
+        assert store is not None, "the main process has made it"
+        reader: CaptionReader = store
+    else:
+        learned = [("", 0, 0)]
+        if accelerator.is_main_process:
+            size = options.text_vocabulary or VOCABULARY
+            tokenizer = CaptionTokenizer.train(_Captions(train), size)
+            longest = longest_of(tokenizer, captions)
+            tokenizer.length = options.text_length or length_for(longest)
+            check_longest(tokenizer, captions, longest)
+            learned = [(tokenizer.json, tokenizer.length, longest)]
+        json, length, longest = broadcast_object_list(learned)[0]
+        reader = CaptionTokenizer(json, length)
     if accelerator.is_main_process:
-        size = options.text_vocabulary or VOCABULARY
-        tokenizer = CaptionTokenizer.train(_Captions(train), size, options.text_length)
-        if options.text_length is None:  # a validation caption may be the longest
-            longest = tokenizer.longest(_Captions(validation))
-            tokenizer.length = max(tokenizer.length, longest)
-        learned = [(tokenizer.json, tokenizer.length)]
-    return CaptionTokenizer(*broadcast_object_list(learned)[0])
+        length = reader.spec["length"]
+        print(f"captions: up to {longest} tokens, prompts up to {length}")
+    return reader
+
+
+def longest_of(reader: CaptionTokenizer | TextEncoder, captions: Iterable[str]) -> int:
+    """Most tokens in one of the captions, at least 1."""
+    parts = (reader.numbers(part) for part in in_parts(captions))
+    return max((len(each) for part in parts for each in part), default=1)
+
+
+def check_longest(
+    reader: CaptionTokenizer | TextEncoder, captions: Iterable[str], longest: int
+) -> None:
+    """Check that no caption is longer than what is read.
+
+    Raises:
+        ValueError: naming the first one that is.
+    """
+    if longest > reader.length:
+        for part in in_parts(captions):
+            check_length(part, [len(each) for each in reader.numbers(part)], reader.length)

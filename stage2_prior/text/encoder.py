@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from latent_prior.models import fingerprint, local_folder, quiet
@@ -25,6 +26,11 @@ from latent_prior.stage2_prior.text.reading import (
 )
 
 BATCH = 64  # captions encoded at a time
+POOLING = "pooler."  # in names of weights that make no states
+TOKENIZER_FILES = (
+    "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.json", "tokenizer.model",
+    "vocab.json", "vocab.txt",
+)  # fmt: skip
 
 
 class TextEncoder:
@@ -57,6 +63,8 @@ class TextEncoder:
 
         self.source = source
         folder = local_folder(source)
+        if not any(path.name in TOKENIZER_FILES for path in folder.iterdir()):
+            raise ValueError(f"{source} holds no tokenizer; save it into the encoder's folder")
         try:
             with quiet():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -67,33 +75,62 @@ class TextEncoder:
                 kind: Any = AutoModelForTextEncoding if encodes else AutoModel
                 if config.model_type == "clip":
                     kind, config = CLIPTextModel, config.text_config
-                self.model: Any = kind.from_pretrained(
-                    folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+                loaded: Any = kind.from_pretrained(
+                    folder,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    dtype=torch.float32,
+                    output_loading_info=True,
                 )
-        except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             first = str(error).strip().splitlines()[0][:200] if str(error).strip() else "unknown"
             raise ValueError(
                 f"{source} is no text encoder that transformers loads: {first}"
             ) from error
+        self.model, report = loaded
+        # transformers would leave them random. A head that pools the states is not used.
+        missing = sorted(name for name in report["missing_keys"] if POOLING not in name)
+        if missing:
+            raise ValueError(f"{source}: the weight {missing[0]} is missing; restore the folder")
         self.model.eval().requires_grad_(False)
         stated = int(min(self.tokenizer.model_max_length, 4096))
         stated = min(stated, int(getattr(config, "max_position_embeddings", stated)))
         self.length = stated if length is None else min(length, stated)
         self.width = int(config.hidden_size)
 
-    @cached_property
+    @property
     def spec(self) -> TextSpec:
         """What a prior must know."""
-        digest = hashlib.sha256(fingerprint(self.model.state_dict().items()).encode())
-        # Written again, a tokenizer's files differ in what does not change its tokens.
-        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         return TextSpec(
             length=self.length,
             vocabulary=0,
             width=self.width,
-            sha256=digest.hexdigest(),
+            sha256=self._sha256,
             encoder=self.source,
         )
+
+    @cached_property
+    def _sha256(self) -> str:
+        """Of the weights that make the states, and of the tokenizer's vocabulary."""
+        weights = ((n, w) for n, w in self.model.state_dict().items() if POOLING not in n)
+        digest = hashlib.sha256(fingerprint(weights).encode())
+        # Written again, a tokenizer's files differ in what does not change its tokens.
+        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def numbers(self, captions: Sequence[str]) -> list[list[int]]:
+        """Tokens of every caption; none of an empty one."""
+        return [
+            self.tokenizer(each, verbose=False)["input_ids"] if each.strip() else []
+            for each in captions
+        ]
 
     def to(self, device: torch.device) -> TextEncoder:
         """Move the encoder."""
@@ -111,9 +148,9 @@ class TextEncoder:
         """Captions as states (B, T, D) on the CPU, padded to the longest; an empty one is none.
 
         Raises:
-            ValueError: a caption is too long.
+            ValueError: a caption is too long, or the encoder gives no numbers.
         """
-        rows = [self.tokenizer(each)["input_ids"] if each.strip() else [] for each in captions]
+        rows = self.numbers(captions)
         check_length(captions, [len(row) for row in rows], self.length)
         states = [torch.zeros(0, self.width) for _ in rows]
         # Captions of one length at a time: no padding, whichever way a model would treat it.
@@ -123,6 +160,8 @@ class TextEncoder:
                 part = same[begin : begin + BATCH]
                 numbers = torch.tensor([rows[n] for n in part], device=self.model.device)
                 found = self.model(input_ids=numbers).last_hidden_state.float().cpu()
+                if not bool(found.isfinite().all()):
+                    raise ValueError(f"{self.source} gives states that are no numbers; restore it")
                 for number, state in zip(part, found, strict=True):
                     states[number] = state
         return padded_states(states)

@@ -13,6 +13,9 @@ from latent_prior.data.codes_dataset import CodesSplit
 from latent_prior.seeds import derive_seed
 
 PART = 4096  # captions read at a time
+SHORTEST = 64
+"""Tokens that a prompt may have even if all captions are short: a word that none of them has takes
+a token for each letter."""
 
 
 class TextSpec(TypedDict):
@@ -64,6 +67,11 @@ class CaptionReader(Protocol):
         """B captions; an empty one is none."""
 
 
+def length_for(longest: int) -> int:
+    """Most tokens of a prompt after captions of at most `longest` tokens."""
+    return max(SHORTEST, 2 * longest)
+
+
 def captions_of(
     codes: CodesSplit, indices: Tensor, draw: tuple[int, int] | None = None
 ) -> list[str]:
@@ -107,5 +115,5 @@ def check_length(captions: Sequence[str], lengths: Sequence[int], longest: int) 
             shown = caption if len(caption) <= 60 else f"{caption[:57]}..."
             raise ValueError(
                 f"the text {shown!r} has {length} tokens, more than the {longest} that are read: "
-                "shorten it"
+                "shorten it, or train with a larger --text_length"
             )

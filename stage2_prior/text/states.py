@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from latent_prior.files import whole_file
+from latent_prior.manifests import digest
 from latent_prior.stage2_prior.text.encoder import TextEncoder, padded_states
 from latent_prior.stage2_prior.text.reading import Text, TextSpec, in_parts
 
@@ -45,18 +45,35 @@ class StateStore:
         self._captions = captions[self._order]
 
     @classmethod
-    def make(cls, path: Path, encoder: TextEncoder, captions: Iterable[str]) -> StateStore:
-        """Encode every distinct caption once, unless the file is there."""
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            with whole_file(path) as temporary, pa.ipc.new_file(str(temporary), SCHEMA) as file:
+    def find(cls, folder: Path, spec: TextSpec) -> StateStore | None:
+        """The states of an encoder in `folder`; None if they were not computed.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        for path in sorted(folder.glob(f"{spec['sha256'][:32]}.*.arrow")):
+            if path.name != f"{spec['sha256'][:32]}.{digest(path)}.arrow":
+                raise ValueError(f"{path} is damaged; delete it, and repeat the command")
+            return cls(path, spec)
+        return None
+
+    @classmethod
+    def make(cls, folder: Path, encoder: TextEncoder, captions: Iterable[str]) -> None:
+        """Encode every distinct caption once; the file's name has its digest."""
+        folder.mkdir(exist_ok=True)
+        name = encoder.spec["sha256"][:32]
+        temporary = folder / f".{name}.partial"
+        try:
+            with pa.ipc.new_file(str(temporary), SCHEMA) as file:
                 seen: set[int] = set()
                 for part in in_parts(captions):
                     new = {number_of(each): each for each in part if number_of(each) not in seen}
                     seen.update(new)
                     if new:
                         file.write_batch(_rows_of(encoder.read(list(new.values())), [*new]))
-        return cls(path, encoder.spec)
+            temporary.rename(folder / f"{name}.{digest(temporary)}.arrow")
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def read(self, captions: Sequence[str]) -> Text:
         """Captions of the codes as states (B, T, D), padded to the longest.

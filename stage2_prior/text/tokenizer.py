@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from latent_prior.files import read_regular, whole_file
 from latent_prior.stage2_prior.text.reading import (
+    SHORTEST,
     Text,
     TextSpec,
     check_length,
-    in_parts,
     left_padded,
 )
 
@@ -51,18 +51,14 @@ class CaptionTokenizer:
 
     @classmethod
     def train(
-        cls, captions: Iterable[str], vocabulary: int, length: int | None = None
+        cls, captions: Iterable[str], vocabulary: int, length: int = SHORTEST
     ) -> CaptionTokenizer:
         """Learn at most `vocabulary` tokens, at least the 256 bytes.
 
         Args:
-            captions: read more than once, so no iterator.
+            captions: to learn from.
             vocabulary: most tokens; there are fewer where no two of them follow each other twice.
-            length: most tokens in a caption; None is twice the longest one's: prompts have words
-                of their own, which fall into more tokens.
-
-        Raises:
-            ValueError: a caption has more tokens.
+            length: most tokens in a caption.
         """
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence(
@@ -77,19 +73,7 @@ class CaptionTokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator(captions, trainer)
-        learned = cls(tokenizer.to_str(pretty=True), length or 0)
-        if length is None:
-            learned.length = 2 * learned.longest(captions)
-        else:
-            for part in in_parts(captions):
-                learned.read(part)
-        return learned
-
-    def longest(self, captions: Iterable[str]) -> int:
-        """Most tokens in one of the captions, at least 1."""
-        return max(
-            (len(each) for part in in_parts(captions) for each in self.numbers(part)), default=1
-        )
+        return cls(tokenizer.to_str(pretty=True), length)
 
     @classmethod
     def open(cls, folder: Path, spec: TextSpec) -> CaptionTokenizer:

@@ -1,6 +1,7 @@
 """What users get wrong with tokenizers of other projects: one sentence, exit code 2, no files."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -312,3 +313,15 @@ def test_an_older_autoencoder_stays_when_the_new_one_is_refused(refused, source,
     edit_state(folder, lambda state: state.pop("quant_conv.bias"))
     assert "misses quant_conv.bias" in refused(import_tokenizer, **flags)
     assert (tmp_path / "kept/model/manifest.json").read_bytes() == before
+
+
+def test_no_other_model_is_replaced(call, refused, source, autoencoder_folder, tmp_path):
+    """The same tokenizer may be imported again, into the folder that holds it."""
+    folder = tmp_path / "out" / "model"
+    flags = flags_of("taming_vq_plain", source("taming_vq_plain"))
+    call(import_tokenizer, **flags, output_dir=folder)
+    call(import_tokenizer, **flags, output_dir=folder)
+    other = flags_of("llamagen_vq_l2", source("llamagen_vq_l2"))
+    assert "holds another model" in refused(import_tokenizer, **other, output_dir=folder)
+    trained = shutil.copytree(autoencoder_folder, tmp_path / "out" / "trained")
+    assert "holds another model" in refused(import_tokenizer, **flags, output_dir=trained)

@@ -1,6 +1,6 @@
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
 from latent_prior.stage2_prior.text.encoder import TextEncoder
@@ -36,38 +36,74 @@ def test_every_distinct_caption_is_encoded_once_and_found_on_disk(encoder_folder
     original = encoder.read
     encoder.read = lambda captions: read.extend(captions) or original(captions)
     captions = CAPTIONS[:2] * 3 + CAPTIONS[3:]
-    store = StateStore.make(tmp_path / "states" / "a.arrow", encoder, captions)
+    assert StateStore.find(tmp_path, encoder.spec) is None
+    StateStore.make(tmp_path / "states", encoder, captions)
     assert sorted(read) == sorted(set(captions))
-    again = StateStore.make(tmp_path / "states" / "a.arrow", encoder, ["never asked for"])
-    assert len(read) == 3
-    for each in (store, again):
-        found, expected = each.read(captions), original(captions)
-        assert torch.equal(found.tokens, expected.tokens)
-        torch.testing.assert_close(found.states, expected.states, rtol=1e-3, atol=1e-3)  # float16
+    store = StateStore.find(tmp_path / "states", encoder.spec)
+    found, expected = store.read(captions), original(captions)
+    assert torch.equal(found.tokens, expected.tokens)
+    torch.testing.assert_close(found.states, expected.states, rtol=1e-3, atol=1e-3)  # float16
     with pytest.raises(ValueError, match="has no states of 'never asked for'"):
         store.read(["never asked for"])
 
 
 def test_damaged_states_are_refused(encoder_folder, tmp_path):
-    encoder, path = TextEncoder(str(encoder_folder())), tmp_path / "a.arrow"
-    StateStore.make(path, encoder, CAPTIONS[:1])
+    encoder = TextEncoder(str(encoder_folder()))
+    StateStore.make(tmp_path, encoder, CAPTIONS)
+    (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"x" * 200):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"", whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="delete it, and repeat the command"):
-            StateStore(path, encoder.spec).read(CAPTIONS[:1])
-    content = bytearray(whole)
-    states = encoder.read(CAPTIONS[:1]).states.half().numpy().tobytes()
-    place = whole.index(states)
-    content[place : place + 2] = np.float16(np.nan).tobytes()
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged in row 0"):
-        StateStore(path, encoder.spec).read(CAPTIONS[:1])
+        with pytest.raises(ValueError, match="is damaged; delete it, and repeat the command"):
+            StateStore.find(tmp_path, encoder.spec)
+    path.unlink()
+    assert StateStore.find(tmp_path, encoder.spec) is None
+
+
+def test_a_folder_with_parts_missing_is_refused(encoder_folder):
+    """transformers would fill the gap with random weights, or split text into nothing known."""
+    folder = encoder_folder()
+    weights = load_file(folder / "model.safetensors")
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    save_file(
+        {n: w for n, w in weights.items() if n != name},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=f"the weight {name} is missing"):
+        TextEncoder(str(folder))
+    save_file(
+        {**weights, name: weights[name] * torch.nan}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match="gives states that are no numbers"):
+        TextEncoder(str(folder)).read(["star"])
+    (folder / "model.safetensors").write_bytes(b"x" * 900)
+    with pytest.raises(ValueError, match="is no text encoder that transformers loads"):
+        TextEncoder(str(folder))
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        TextEncoder(str(folder))
+
+
+def test_weights_that_make_no_states_may_be_missing(encoder_folder, tmp_path):
+    """Checkpoints of masked language models have no pooling layer."""
+    folder = encoder_folder("bert")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if "pooler" not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    first, second = TextEncoder(str(folder)), TextEncoder(str(folder))
+    assert first.spec == second.spec
+    first.write(tmp_path / "copy")
+    assert TextEncoder(str(tmp_path / "copy")).spec["sha256"] == first.spec["sha256"]
 
 
 def test_what_is_no_encoder_is_refused_in_one_sentence(tmp_path, encoder_folder):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="is no text encoder that transformers loads"):
+    with pytest.raises(ValueError, match="holds no tokenizer"):
         TextEncoder(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="there is no folder"):
         TextEncoder(str(tmp_path / "nothing"))

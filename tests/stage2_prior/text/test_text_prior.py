@@ -194,6 +194,10 @@ def test_the_exported_llama_draws_the_priors_codes_from_a_caption(with_tokenizer
         assert torch.equal(found, expected)
         drawn.append(tuple(found.tolist()))
     assert len(set(drawn)) == len(WORDS)
+    together = llama.generate(
+        **tokenizer(WORDS, padding=True, return_tensors="pt"), do_sample=False
+    )
+    assert [tuple(row[-prior.length :].tolist()) for row in together] == drawn
 
 
 def test_the_tokenizer_is_saved_and_another_priors_is_refused(with_tokenizer, tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from latent_prior.stage2_prior.text.captions import check_longest, longest_of
 from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
 
 CAPTIONS = [
@@ -22,7 +23,7 @@ def test_the_same_captions_give_the_same_tokenizer(tokenizer):
 
 
 def test_words_become_few_tokens_and_the_longest_caption_counts(tokenizer):
-    assert tokenizer.length == 8
+    assert longest_of(tokenizer, CAPTIONS) == 4
     assert [len(each) for each in tokenizer.numbers(CAPTIONS)] == [4] * 12
     numbers = tokenizer.numbers(CAPTIONS)
     assert len({tuple(each) for each in numbers}) == 12
@@ -55,10 +56,16 @@ def test_captions_are_padded_in_front_and_an_empty_one_is_none(tokenizer):
 
 
 def test_a_caption_is_never_cut(tokenizer):
-    with pytest.raises(ValueError, match="has 9 tokens, more than the 8 that are read: shorten it"):
-        tokenizer.read(["a small red circle" * 2 + " circle"])
-    with pytest.raises(ValueError, match="has 4 tokens, more than the 3 that are read"):
-        CaptionTokenizer.train(CAPTIONS, 400, 3)
+    with pytest.raises(
+        ValueError, match="has 68 tokens, more than the 64 that are read: shorten it"
+    ):
+        tokenizer.read(["a small red circle " * 17])
+    few = CaptionTokenizer(tokenizer.json, 3)
+    with pytest.raises(
+        ValueError, match=r"'a small red circle' has 4 tokens, more than the 3 .*--text_length"
+    ):
+        check_longest(few, CAPTIONS, 4)
+    check_longest(tokenizer, CAPTIONS, 4)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"model": {"type": "BPE"}}'])
