@@ -259,8 +259,11 @@ class Contest(Experiment[AnyContestOptions]):
         folder = self.folder / "scores"
         sources = {BASELINE: f"{self.images}[train]"}
         sources |= {run: str(self.images_of(run)) for run in self.runs}
-        scored = read_scores(folder) if (folder / "scores.json").is_file() else {}
-        if [*scored] != [*sources]:
+        file = folder / "scores.json"
+        scored = read_scores(folder) if file.is_file() else {}
+        ended = [(self.folder / run / ".done").stat().st_mtime for run in self.runs]
+        # A run that was deleted and made again has the name of the one before.
+        if [*scored] != [*sources] or file.stat().st_mtime < max(ended):
             candidates = [f"{name}={source}" for name, source in sources.items()]
             flags = {"candidates": candidates, "reference_split": self.split}
             self.score(folder, folder, {**flags, **self.scored_too})

@@ -1,7 +1,9 @@
 """The league's and the ablation's arithmetic: medians, ranges and draws, plans, variants."""
 
 import dataclasses
+import json
 import math
+import os
 import time
 
 import ablation
@@ -202,3 +204,27 @@ def test_an_error_ends_what_runs_beside_it_and_starts_nothing_more(tmp_path):
         arena.in_parallel(make, ["waits", "fails", *"abcdef"])
     assert len(called) <= 3
     assert not arena._running
+
+
+def test_a_run_that_is_made_again_is_scored_again(tmp_path, monkeypatch):
+    options = league.LeagueOptions(contestants=["sngan"], seeds=[0], output_dir=str(tmp_path))
+    contest, scored = league.League(options), []
+
+    def score(run, folder, flags):
+        scored.append(flags["candidates"])
+        folder.mkdir(exist_ok=True)
+        rows = [{"name": name.partition("=")[0], "fd": 1.0} for name in flags["candidates"]]
+        content = {"distance": {"key": "fd"}, "rows": rows}
+        (folder / "scores.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(contest, "score", score)
+    done = tmp_path / "mnist" / "sngan-0" / ".done"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    first = contest.score_all()
+    assert contest.score_all() == first
+    assert len(scored) == 1
+    later = (tmp_path / "mnist/scores/scores.json").stat().st_mtime + 10
+    os.utime(done, (later, later))
+    contest.score_all()
+    assert len(scored) == 2
