@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
@@ -22,6 +21,13 @@ from latent_prior.stage2_prior.text.reading import CaptionReader, Text, captions
 from latent_prior.training.metrics import read_metrics, step_of
 
 GRID_ROWS, GRID_COLUMNS = 6, 10
+
+
+class Prompts(NamedTuple):
+    """What the grids of a prior of captions show."""
+
+    captions: list[str]
+    text: Text
 
 
 class ImageDecoder(Protocol):
@@ -62,9 +68,11 @@ def save_samples(
     decoder: ImageDecoder | None,
     step: int,
     options: TrainOptions,
-    prompts: Text | None,
+    prompts: Prompts | None,
 ) -> None:
     """Write a grid of samples, classes in turn or a row for each of `GRID_ROWS` prompts.
+
+    `prompts.txt` beside it lists these.
 
     Without a decoder, codes are shown as grey levels, and latents not at all.
     """
@@ -72,11 +80,16 @@ def save_samples(
         return
     count = GRID_ROWS * GRID_COLUMNS
     labels = classes_in_turn(count, model.num_classes, model.config.trained_classes)
+    folder, text = Path(options.output_dir, "samples"), None
     if prompts is not None:
-        prompts = prompts.repeated(GRID_COLUMNS)
+        text = prompts.text.repeated(GRID_COLUMNS)
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / "prompts.txt") as temporary:
+            lines = [f"{' '.join(caption.split())}\n" for caption in prompts.captions]
+            temporary.write_text("".join(lines), encoding="utf-8")
     noise = generator(options.seed, "grid")
     codes = model.sample(
-        count, labels, text=prompts, generator=noise, guidance_scale=options.guidance_scale
+        count, labels, text=text, generator=noise, guidance_scale=options.guidance_scale
     )
     if decoder is not None:
         images = to_uint8(decoder.decode(codes))
@@ -85,27 +98,15 @@ def save_samples(
         assert level.vocabulary is not None
         grey = (codes[level.name].float() * (255 / (level.vocabulary - 1))).to(torch.uint8)
         images = grey.unsqueeze(1).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    path = Path(options.output_dir, "samples", f"step-{step:09d}.png")
-    save_png(grid(images, GRID_COLUMNS), path)
+    save_png(grid(images, GRID_COLUMNS), folder / f"step-{step:09d}.png")
 
 
-def open_prompts(
-    reader: CaptionReader | None, validation: CodesSplit, run: Path, accelerator: Accelerator
-) -> Text | None:
-    """The captions that all grids show, those of the first validation images; None without any.
-
-    The main process writes them to `samples/prompts.txt`.
-    """
+def open_prompts(reader: CaptionReader | None, validation: CodesSplit) -> Prompts | None:
+    """The captions that all grids show, those of the first validation images; None without any."""
     if reader is None:
         return None
-    prompts = captions_of(validation, torch.arange(GRID_ROWS) % len(validation))
-    if accelerator.is_main_process:
-        path = run / "samples" / "prompts.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            lines = [f"{' '.join(prompt.split())}\n" for prompt in prompts]
-            temporary.write_text("".join(lines), encoding="utf-8")
-    return reader.read(prompts)
+    captions = captions_of(validation, torch.arange(GRID_ROWS) % len(validation))
+    return Prompts(captions, reader.read(captions))
 
 
 def plot_curves(run: Path, unit: str) -> None:

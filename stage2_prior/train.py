@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     )
     model.tokenizer = reader if isinstance(reader, CaptionTokenizer) else None
-    prompts = open_prompts(reader, validation, run_folder, accelerator)
+    prompts = open_prompts(reader, validation)
     optimizer = make_optimizer(model, options)
     if options.compile:
         model.compile()

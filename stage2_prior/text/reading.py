@@ -45,11 +45,6 @@ class Text(NamedTuple):
     tokens: Tensor
     states: Tensor | None = None
 
-    def to(self, device: torch.device) -> Text:
-        """The same on a device."""
-        states = None if self.states is None else self.states.to(device, non_blocking=True)
-        return Text(self.tokens.to(device, non_blocking=True), states)
-
     def repeated(self, times: int) -> Text:
         """Every caption `times` times."""
         states = None if self.states is None else self.states.repeat_interleave(times, 0)

@@ -1,6 +1,7 @@
 """A prior given captions: the network, samples, and the exported Llama."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -220,3 +221,21 @@ def test_the_tokenizer_is_saved_and_another_priors_is_refused(with_tokenizer, tm
 def test_a_prior_of_states_is_no_llama(make_text_prior):
     with pytest.raises(ValueError, match="it reads the states of a text encoder"):
         to_llama(make_text_prior(text=STATES))
+
+
+@pytest.mark.parametrize(("before", "now"), [(True, "class"), (False, "none")])
+def test_a_prior_from_before_there_was_a_condition_is_read(make_prior, tmp_path, before, now):
+    prior = make_prior(condition=now)
+    prior.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for name in ("condition", "text"):
+        del values[name]
+    (tmp_path / "config.json").write_text(json.dumps(values | {"class_conditional": before}))
+    (tmp_path / "manifest.json").unlink()
+    loaded = TransformerPrior.from_pretrained(tmp_path)
+    assert (loaded.config.condition, loaded.num_classes) == (now, prior.num_classes)
+    maps = random_maps(prior, 2)
+    with torch.no_grad():
+        assert torch.equal(loaded(maps).logits, prior(maps).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert "class_conditional" not in json.loads((tmp_path / "again/config.json").read_text())
