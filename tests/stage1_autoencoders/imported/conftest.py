@@ -94,6 +94,7 @@ def imported(call, tmp_path):
     """`imported(**flags)`: the model that the importer makes."""
 
     def of(**flags):
+        shutil.rmtree(tmp_path / "imported", ignore_errors=True)
         call(import_tokenizer, output_dir=tmp_path / "imported", **flags)
         return load_autoencoder(tmp_path / "imported")
 
