@@ -55,7 +55,7 @@ def open_reader(
             encoder.length = min(encoder.length, length_for(longest))
         check_longest(encoder, captions, longest)
         folder = Path(options.codes, STATES_FOLDER)
-        if accelerator.is_main_process and StateStore.find(folder, encoder.spec) is None:
+        if accelerator.is_main_process:
             StateStore.make(folder, encoder, captions)
         accelerator.wait_for_everyone()
         store = StateStore.find(folder, encoder.spec)

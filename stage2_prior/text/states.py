@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import xxhash
+from filelock import FileLock
 
 from latent_prior.manifests import digest
 from latent_prior.stage2_prior.text.encoder import TextEncoder, padded_states
@@ -59,21 +60,30 @@ class StateStore:
 
     @classmethod
     def make(cls, folder: Path, encoder: TextEncoder, captions: Iterable[str]) -> None:
-        """Encode every distinct caption once; the file's name has its digest."""
+        """Encode every distinct caption once, unless that was done; the file's name has its digest.
+
+        Runs over the same codes that begin together wait for the first one.
+
+        Raises:
+            ValueError: a file that is there is damaged, or the encoder gives no numbers.
+        """
         folder.mkdir(exist_ok=True)
         name = encoder.spec["sha256"][:32]
         temporary = folder / f".{name}.partial"
-        try:
-            with pa.ipc.new_file(str(temporary), SCHEMA) as file:
-                seen: set[int] = set()
-                for part in in_parts(captions):
-                    new = {number_of(each): each for each in part if number_of(each) not in seen}
-                    seen.update(new)
-                    if new:
-                        file.write_batch(_rows_of(encoder.read(list(new.values())), [*new]))
-            temporary.rename(folder / f"{name}.{digest(temporary)}.arrow")
-        finally:
-            temporary.unlink(missing_ok=True)
+        with FileLock(folder / f".{name}.lock"):
+            if cls.find(folder, encoder.spec) is not None:
+                return
+            try:
+                with pa.ipc.new_file(str(temporary), SCHEMA) as file:
+                    seen: set[int] = set()
+                    for part in in_parts(captions):
+                        new = {number_of(c): c for c in part if number_of(c) not in seen}
+                        seen.update(new)
+                        if new:
+                            file.write_batch(_rows_of(encoder.read(list(new.values())), [*new]))
+                temporary.rename(folder / f"{name}.{digest(temporary)}.arrow")
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def read(self, captions: Sequence[str]) -> Text:
         """Captions of the codes as states (B, T, D), padded to the longest.

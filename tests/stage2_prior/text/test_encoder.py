@@ -1,3 +1,7 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -47,10 +51,31 @@ def test_every_distinct_caption_is_encoded_once_and_found_on_disk(encoder_folder
         store.read(["never asked for"])
 
 
+def test_runs_that_begin_together_encode_once(encoder_folder, tmp_path):
+    encoder, read, folder = TextEncoder(str(encoder_folder())), [], tmp_path / "states"
+    original, both = encoder.read, threading.Barrier(2)
+
+    def slow(captions):
+        read.extend(captions)
+        time.sleep(0.2)  # the other one has come by then
+        return original(captions)
+
+    def make():
+        both.wait()
+        StateStore.make(folder, encoder, CAPTIONS)
+
+    encoder.read = slow
+    with ThreadPoolExecutor(2) as pool:
+        for made in [pool.submit(make) for _ in range(2)]:
+            made.result()
+    assert sorted(read) == sorted(CAPTIONS)
+    assert len([*folder.glob("*.arrow")]) == 1
+
+
 def test_damaged_states_are_refused(encoder_folder, tmp_path):
     encoder = TextEncoder(str(encoder_folder()))
     StateStore.make(tmp_path, encoder, CAPTIONS)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.arrow")
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
