@@ -18,9 +18,9 @@ TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist l
 # Kernels as on processors with AVX2 and without vector extensions, in each of the three libraries that choose them.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
-SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks tests
+SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks docs tests
 
-.PHONY: setup demo league test test-fast test-processors faults check format bench clean
+.PHONY: setup demo league test test-fast test-processors faults check format bench docs clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -104,6 +104,10 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install -qq --editable ".[bench]"
 	$(BIN)/python benchmarks/throughput.py --output runs/throughput.json
+
+# The documents as a site: build/docs/index.html. A warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf $(OUT)

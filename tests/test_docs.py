@@ -22,7 +22,7 @@ from latent_prior.options import MAX_PIXELS
 from latent_prior.records import DEPTH, LINES_LIMIT, RECORD_LIMIT, YAML_LIMIT
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PRESETS = sorted(ROOT.glob("*/configs/*.yaml")) + sorted(ROOT.glob("*/*/configs/*.yaml"))
 SCRIPTS = {
     str(path.relative_to(ROOT)): path

@@ -46,6 +46,24 @@ class Flag(NamedTuple):
     owner: type
     field: dataclasses.Field[Any]
 
+    def type_text(self) -> str:
+        """The type as Python writes it: `int | None`, `Literal['l1', 'l2']`."""
+        plain = isinstance(self.kind, type) and not typing.get_args(self.kind)
+        text = self.kind.__name__ if plain else str(self.kind)
+        return text.replace("typing.", "").replace("NoneType", "None")
+
+    def default_text(self) -> str:
+        """The default as Python writes it; `required` if there is none."""
+        return "required" if self.default is dataclasses.MISSING else repr(self.default)
+
+    def range_text(self) -> str:
+        """The numbers that are allowed, in words; empty if all are."""
+        return str(self.field.metadata.get("range", ""))
+
+    def sentence(self) -> str:
+        """The docstring under the field."""
+        return _sentences(self.owner)[self.field.name]
+
 
 def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T:
     """Build `options_class` from flags and `--config PRESET`; a flag wins over the preset.
@@ -290,18 +308,18 @@ def _program() -> str:
 def _print_help(options_class: type, known: Iterable[Flag]) -> None:
     """Every flag with its type, default, range and the docstring under its field."""
     print(f"usage: {_program()} [--config PRESET] [--FLAG VALUE ...]\n\n{options_class.__doc__}\n")
-    shipped = f" or one of {', '.join(names)}" if (names := sorted(_presets(options_class))) else ""
+    shipped = f" or one of {', '.join(names)}" if (names := sorted(presets(options_class))) else ""
     config = f"Defaults of any flags: a YAML file{shipped}. A flag on the command line wins."
     print(f"  --config PRESET\n{_paragraph(config)}")
     print("  --dry_run\n        Print the resolved options as YAML and exit.")
-    for name, kind, default, owner, field in known:
-        plain = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-        sentence = _sentences(owner)[field.name]
-        if name.endswith(".type"):
+    for flag in known:
+        sentence = flag.sentence()
+        if flag.name.endswith(".type"):
             sentence += " The flags below are those of the chosen one."
-        ending = "required" if default is dataclasses.MISSING else f"default: {default!r}"
-        ending += f", {field.metadata['range']}" if "range" in field.metadata else ""
-        print(f"  --{name} {plain.replace('typing.', '').replace('NoneType', 'None')}")
+        default = flag.default_text()
+        ending = default if default == "required" else f"default: {default}"
+        ending += f", {limits}" if (limits := flag.range_text()) else ""
+        print(f"  --{flag.name} {flag.type_text()}")
         print(_paragraph(f"{sentence} ({ending})"))
 
 
@@ -323,7 +341,7 @@ def _sentences(options_class: type) -> dict[str, str]:
     return sentences
 
 
-def _presets(options_class: type) -> dict[str, Path]:
+def presets(options_class: type) -> dict[str, Path]:
     """Name -> file of the presets shipped in `configs/` beside the class's module."""
     return {
         path.stem: path
@@ -335,7 +353,7 @@ def _read_preset(name: str | None, kinds: dict[str, Any], options_class: type) -
     """A preset's values under their dotted names, from a file or by the name of a shipped one."""
     if name is None:
         return {}
-    shipped = _presets(options_class)
+    shipped = presets(options_class)
     path = shipped.get(name, Path(name)) if not Path(name).is_file() else Path(name)
     if not path.is_file():
         known = suggestion(Path(name).stem, shipped, count=3) if shipped else ""

@@ -1,0 +1,32 @@
+"""The site of the documents: `make docs` writes it to build/docs."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "latent-prior"
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "mathml",  # this and the next two are in _extensions
+    "outside",
+    "reference",
+]
+exclude_patterns = ["_extensions"]
+
+myst_enable_extensions = ["amsmath", "attrs_block", "dollarmath"]
+myst_heading_anchors = 4  # links to headings work here as they do in the repository
+
+# Docstrings say `name` as Markdown does.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+html_theme = "furo"
+html_title = "latent-prior"
+html_use_index = False
+html_copy_source = False
+html_show_sourcelink = False
