@@ -18,7 +18,6 @@ from accelerate.utils import broadcast
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from latent_prior.data.images import ImageSet, square_size, to_float
 from latent_prior.data.labels import seen_classes
@@ -28,6 +27,7 @@ from latent_prior.evaluation.options import ScoreOptions
 from latent_prior.evaluation.sets import ScoredSet, open_split
 from latent_prior.options import RunOptions
 from latent_prior.processes import share
+from latent_prior.progress import Progress
 from latent_prior.seeds import derive_seed, generator
 from latent_prior.training.optim import learning_rate_at, make_optimizer
 
@@ -175,18 +175,20 @@ def train_classifier(images: ImageSet, seed: int, accelerator: Accelerator) -> C
     epochs = -(-steps * BATCH_SIZE // len(images))
     order = torch.cat([torch.randperm(len(images), generator=random) for _ in range(epochs)])
     batches = order[: steps * BATCH_SIZE].split(BATCH_SIZE)
-    hidden = not accelerator.is_main_process
-    for step, rows in enumerate(tqdm(batches, desc="classifier", unit="step", disable=hidden)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, options)
-        batch = to_float(images.read(rows).to(accelerator.device))
-        batch = augmented(batch, random).contiguous(memory_format=torch.channels_last)
-        loss = F.cross_entropy(
-            network(batch), labels[rows].to(batch.device), label_smoothing=LABEL_SMOOTHING
-        )
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    shown = accelerator.is_main_process
+    with Progress("training classifier", steps, shown=shown, images=BATCH_SIZE) as line:
+        for step, rows in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, options)
+            batch = to_float(images.read(rows).to(accelerator.device))
+            batch = augmented(batch, random).contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(
+                network(batch), labels[rows].to(batch.device), label_smoothing=LABEL_SMOOTHING
+            )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            line.advance()
     if accelerator.num_processes > 1:
         broadcast(network.state_dict())
     training = {"num_images": len(images), "images_seen": steps * BATCH_SIZE}

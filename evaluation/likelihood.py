@@ -53,7 +53,6 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_prior.data.codes import fit_images
 from latent_prior.data.found import print_found
@@ -66,6 +65,7 @@ from latent_prior.machine import versions
 from latent_prior.markdown import code, markdown_table, plain
 from latent_prior.pipelines import Pipeline
 from latent_prior.processes import share, start_processes
+from latent_prior.progress import Progress
 from latent_prior.records import write_record
 from latent_prior.seeds import derive_seed, generator
 
@@ -190,8 +190,13 @@ def measure(
     width = 2 + len(bound.priors) * len(levels)  # pixels, posterior, every level of every prior
     parts = []
     batches = share(len(chosen), options.batch_size, accelerator)
-    hidden = not accelerator.is_main_process
-    for batch in tqdm(batches, desc="likelihood", unit="batch", disable=hidden):
+    line = Progress(
+        "measuring likelihood",
+        len(chosen),
+        shown=accelerator.is_main_process,
+        processes=accelerator.num_processes,
+    )
+    for batch in line.over(batches):
         indices = torch.from_numpy(chosen[batch.start : batch.stop])
         pixels = to_float(images.read(indices))
         classes = torch.full((len(indices),), -1) if labels is None else labels[indices]

@@ -83,7 +83,6 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from latent_prior.evaluation.features.extract import extract, gather_in_order
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
@@ -102,6 +101,7 @@ from latent_prior.pipelines.card import write_card
 from latent_prior.pipelines.image_folder import fill_folder, generation_settings, sample_images
 from latent_prior.pipelines.index import INDEX_FILE, read_index
 from latent_prior.processes import share, start_processes
+from latent_prior.progress import Progress
 from latent_prior.records import check_output_dir, convert_record, write_record
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "sweep.json", "sweep.md", "heatmap.png"
@@ -189,11 +189,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [] if stored is None else stored_rows(folder / JSON_FILE, stored, objective.column)
     measured = [row["settings"] for row in rows]
     missing = [settings for settings in combinations if settings not in measured]
-    for settings in tqdm(missing, desc="settings", disable=not accelerator.is_main_process):
-        features = features_of(pipe, settings, objective)
-        rows.append({"settings": settings, **objective(features)})
-        if accelerator.is_main_process:
-            write_sweep(folder, protocol, rows, objective, None)
+    with Progress(
+        "sweeping settings",
+        len(combinations),
+        shown=accelerator.is_main_process,
+        start=len(combinations) - len(missing),
+        images=options.num_images,
+    ) as line:
+        for settings in missing:
+            features = features_of(pipe, settings, objective)
+            rows.append({"settings": settings, **objective(features)})
+            if accelerator.is_main_process:
+                write_sweep(folder, protocol, rows, objective, None)
+            line.advance()
     best = min(rows, key=lambda row: row[objective.column])
     full = full_run(pipe, best["settings"], objective)
     if accelerator.is_main_process:

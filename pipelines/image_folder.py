@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_prior.cli import command_line
 from latent_prior.data.image_files import FILE_LIMIT, read_image
@@ -34,6 +33,7 @@ from latent_prior.manifests import MANIFEST, FileRecord, digest, read_manifest, 
 from latent_prior.models import StrictModel
 from latent_prior.pipelines.pipeline import Pipeline
 from latent_prior.processes import share
+from latent_prior.progress import Progress
 from latent_prior.records import check_output_dir, read_record, write_record
 from latent_prior.seeds import generator
 
@@ -128,15 +128,22 @@ def make_missing(
     records = _recorded_images(folder, kind)
     seconds, count = 0.0, 0
     batches = share(len(names), batch_size, accelerator)
-    for numbers in tqdm(batches, desc="images", unit="batch", disable=not main_process):
-        missing = [n for n in numbers if not _is_sound(folder / names[n], records.get(names[n]))]
-        if not missing:
-            continue
-        started = time.perf_counter()
-        images = make(numbers)
-        seconds, count = seconds + time.perf_counter() - started, count + len(missing)
-        for number in missing:
-            save_png(images[number - numbers.start], folder / names[number])
+    with Progress(
+        "generating", len(names), shown=main_process, processes=accelerator.num_processes
+    ) as line:
+        for numbers in batches:
+            missing = [
+                n for n in numbers if not _is_sound(folder / names[n], records.get(names[n]))
+            ]
+            if not missing:
+                line.skip(len(numbers))
+                continue
+            started = time.perf_counter()
+            images = make(numbers)
+            seconds, count = seconds + time.perf_counter() - started, count + len(missing)
+            for number in missing:
+                save_png(images[number - numbers.start], folder / names[number])
+            line.advance(len(numbers))
     sums = accelerator.reduce(torch.tensor([seconds, count], device=accelerator.device), "sum")
     accelerator.wait_for_everyone()
     seconds, count = sums.tolist()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_prior.data.images import ImageSet, open_images, to_float, to_uint8
 from latent_prior.data.labels import label_number
@@ -17,6 +16,7 @@ from latent_prior.pipelines import directions, operations
 from latent_prior.pipelines.completion import fill_with_mean, one_mask_each
 from latent_prior.pipelines.options import LatentOptions
 from latent_prior.pipelines.pipeline import Pipeline
+from latent_prior.progress import Progress
 from latent_prior.seeds import generator
 
 STEPS = 9  # images per row
@@ -193,9 +193,10 @@ def batches_of(
     count = len(images) if at_most is None else min(at_most, len(images))
     positions = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
     labels = torch.full((len(images),), -1) if images.labels is None else images.labels
-    parts = range(0, count, options.batch_size)
-    for start in tqdm(parts, desc="measuring", unit="batch"):
-        batch = positions[start : start + options.batch_size].tolist()
+    starts = range(0, count, options.batch_size)
+    parts = [range(count)[start : start + options.batch_size] for start in starts]
+    for part in Progress("measuring", count, shown=True).over(parts):
+        batch = positions[part.start : part.stop].tolist()
         yield read(images, batch), labels[batch]
 
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_prior.data.codes import CAPTIONS, CodeMaps, fit_images
 from latent_prior.data.codes_dataset import (
@@ -40,6 +39,7 @@ from latent_prior.folders import check_replaceable, clear_leftover, remove, whol
 from latent_prior.manifests import check_finished, digest
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
+from latent_prior.progress import Progress
 from latent_prior.records import check_output_dir, read_record, write_record
 from latent_prior.seeds import generator
 from latent_prior.stage1_autoencoders import load_autoencoder
@@ -96,12 +96,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = {name: plan_shards(name, len(images), options) for name, images in sets.items()}
     work = [(name, first, shard) for name, parts in shards.items() for first, shard in parts]
     mine = share(len(work), 1, accelerator)
-    for (number,) in tqdm(
-        mine, desc="encoding", unit="shard", disable=not accelerator.is_main_process
-    ):
-        name, first, shard = work[number]
-        if find_shard(shard_folder, shard) is None:
-            rows = encode_images(autoencoder, sets[name], name, first, options)
+    with Progress(
+        "encoding",
+        sum(map(len, sets.values())),
+        shown=accelerator.is_main_process,
+        processes=accelerator.num_processes,
+    ) as line:
+        for (number,) in mine:
+            name, first, shard = work[number]
+            if find_shard(shard_folder, shard) is not None:
+                line.skip(min(options.shard_images, len(sets[name]) - first))
+                continue
+            rows = encode_images(autoencoder, sets[name], name, first, options, line)
             temporary = shard_folder / f".{shard}.partial.arrow"
             remove(temporary)
             try:
@@ -196,7 +202,12 @@ def find_shard(folder: Path, shard: str) -> Path | None:
 
 
 def encode_images(
-    autoencoder: Autoencoder, images: ImageSet, split: str, first: int, options: EncodeOptions
+    autoencoder: Autoencoder,
+    images: ImageSet,
+    split: str,
+    first: int,
+    options: EncodeOptions,
+    line: Progress,
 ) -> dict[str, Any]:
     """Columns of one shard: all views of an image, then of the next; view 0 is unaugmented."""
     last = min(first + options.shard_images, len(images))
@@ -212,6 +223,7 @@ def encode_images(
         for name in columns[0]:
             stacked = np.stack([column[name] for column in columns], axis=1)  # (B, views, H, W)
             maps.setdefault(name, []).append(stacked.reshape(-1, *stacked.shape[2:]))
+        line.advance(len(batch))
     count = len(views)
     rows = np.arange(first, last)
     labels = {} if images.labels is None else {"label": images.labels.numpy()[rows].repeat(count)}

@@ -119,7 +119,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     def batches(start: int) -> Iterator[Batch]:
         return training_batches(start, images, options, accelerator)
 
-    loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
+    loop.train(
+        accelerator,
+        step,
+        batches,
+        state,
+        options,
+        what=ModelOptions.get_choice_name(type(options.model)),
+        loss="total",
+        evaluate=evaluate,
+        export=export,
+    )
     if accelerator.is_main_process:
         print(f"autoencoder: {run_folder / 'model'}")
 

@@ -120,7 +120,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             for step, indices, _ in order
         )
 
-    loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
+    loop.train(
+        accelerator,
+        step,
+        batches,
+        state,
+        options,
+        what="prior",
+        loss=f"nats_per_{unit}",
+        evaluate=evaluate,
+        export=export,
+    )
     if accelerator.is_main_process:
         print(f"prior: {run_folder / 'model'}, best on validation: {run_folder / 'best'}")
 

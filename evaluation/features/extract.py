@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_prior.data.batch_order import prefetch
 from latent_prior.evaluation.features.networks import FeatureNetwork
@@ -31,6 +30,7 @@ from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.losses.perceptual import PerceptualDistance
 from latent_prior.pipelines import Pipeline
 from latent_prior.processes import share
+from latent_prior.progress import Progress
 
 
 def extract(
@@ -58,14 +58,23 @@ def stream(
         ValueError: an image cannot be read.
     """
     prepared = prefetch(network.prepare(scored.arrays(batch)) for batch in batches)
-    with closing(prepared):
-        yield from tqdm(
-            map(network.features, prepared),
-            desc=scored.name,
-            unit="batch",
-            total=len(batches),
-            disable=not accelerator.is_main_process,
-        )
+    with closing(prepared), progress(scored, batches, accelerator) as line:
+        for batch in batches:
+            features = network.features(next(prepared))
+            line.advance(len(batch))
+            yield features
+
+
+def progress(scored: ScoredSet, batches: Sequence[range], accelerator: Accelerator) -> Progress:
+    """The line of progress while a process scores its batches of a set."""
+    processes = accelerator.num_processes
+    return Progress(
+        f"scoring {scored.name}",
+        len(scored),
+        shown=accelerator.is_main_process,
+        start=max(0, len(scored) - processes * sum(map(len, batches))),
+        processes=processes,
+    )
 
 
 def extract_reconstructions(
@@ -88,8 +97,7 @@ def extract_reconstructions(
     features: list[NDArray[np.float32]] = []
     fidelity: list[NDArray[np.float32]] = []
     batches = share(len(scored), batch_size, accelerator)
-    hidden = not accelerator.is_main_process
-    for batch in tqdm(batches, desc=scored.name, unit="batch", disable=hidden):
+    for batch in progress(scored, batches, accelerator).over(batches):
         images = as_batch(scored, batch)
         reconstructions = reconstruct(pipeline, images, accelerator.device)
         features.append(network(reconstructions))

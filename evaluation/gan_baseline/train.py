@@ -123,7 +123,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     def batches(start: int) -> Iterator[Batch]:
         return batches_with_noise(start, images, options, accelerator)
 
-    loop.train(accelerator, step, batches, state, options, evaluate=evaluate, export=export)
+    loop.train(
+        accelerator,
+        step,
+        batches,
+        state,
+        options,
+        what="GAN",
+        loss="critic",
+        evaluate=evaluate,
+        export=export,
+    )
     if accelerator.is_main_process:
         print(f"generator: {run_folder / 'model'}")
 

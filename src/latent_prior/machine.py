@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
+from latent_prior.progress import Progress
 
 T = TypeVar("T")
 
@@ -27,16 +27,16 @@ def in_threads(function: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
 
     Reading files and decoding with PIL release Python's lock.
     """
-    hidden = len(numbers) < 20_000 or not is_main_process()
+    shown = len(numbers) >= 20_000 and is_main_process()
     results: list[T] = []
-    with tqdm(total=len(numbers), desc="reading", unit="image", disable=hidden) as bar:
+    with Progress("reading", len(numbers), shown=shown) as line:
         for start in range(0, len(numbers), 8192):  # the pool queues all it is given at once
             block = numbers[start : start + 8192]
             # One small image is not worth a task.
             tasks = [block[first : first + 8] for first in range(0, len(block), 8)]
             for part in thread_pool().map(lambda task: [function(n) for n in task], tasks):
                 results += part
-                bar.update(len(part))
+                line.advance(len(part))
     return results
 
 

@@ -203,8 +203,8 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(write, monkeypatch):
     monkeypatch.setattr(
         encode,
         "encode_images",
-        lambda a, images, split, first, options: (
-            encoded.append(first) or encode_images(a, images, split, first, options)
+        lambda a, images, split, first, options, line: (
+            encoded.append(first) or encode_images(a, images, split, first, options, line)
         ),
     )
     again, folder = write("stopped", crops=1, crop_padding=2)

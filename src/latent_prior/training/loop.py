@@ -18,7 +18,6 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from tqdm import tqdm
 
 from latent_prior.cli import command_line, dotted, dump_config, flags
 from latent_prior.data.batch_order import Batch, prefetch
@@ -27,6 +26,7 @@ from latent_prior.folders import check_replaceable
 from latent_prior.models import Budget
 from latent_prior.options import RunOptions, changeable
 from latent_prior.processes import from_main
+from latent_prior.progress import Limit, Progress
 from latent_prior.records import check_same_settings, read_yaml
 from latent_prior.seeds import derive_seed
 from latent_prior.stopping import Request, Stopped, postponed
@@ -101,6 +101,8 @@ def train(
     state: TrainState,
     options: RunOptions,
     *,
+    what: str,
+    loss: str,
     evaluate: Callable[[], Figures] | None = None,
     export: Callable[[], None] | None = None,
 ) -> None:
@@ -112,6 +114,8 @@ def train(
         batches: micro-batches from a given step on, `options.accumulation_steps` per step.
         state: the parts to save and restore.
         options: options of the run; `evaluate_every` must be set.
+        what: is trained, for the line of progress.
+        loss: the metric that this line shows, as it was last logged.
         evaluate: called every `evaluate_every` steps and at `max_steps`, by all processes; returns
             metrics.
         export: called after every checkpoint, by all processes.
@@ -133,12 +137,15 @@ def train(
     on_cpu = accelerator.device.type == "cpu"
     # On a CPU the step uses all cores, so a second thread of tensor work would only compete.
     stream = prefetch(batches(start), depth=0 if on_cpu else 2)
-    hidden = not accelerator.is_main_process
-    with (
-        postponed() as request,
-        contextlib.closing(stream),
-        tqdm(total=options.max_steps, initial=start, unit="step", disable=hidden) as bar,
-    ):
+    line = Progress(
+        f"training {what}",
+        options.max_steps,
+        shown=accelerator.is_main_process,
+        start=start,
+        images=options.batch_size,
+        limits=_limits(state, options),
+    )
+    with postponed() as request, contextlib.closing(stream), line:
         stop = _stop(accelerator, state, options, request)
         while state.step < options.max_steps and not stop:
             started, cpu_started = time.monotonic(), time.process_time()
@@ -148,18 +155,21 @@ def train(
                 )
                 state.window.add(step(next(stream)))
             state.step += 1
-            bar.update()
             complete = state.step == options.max_steps
             logging = complete or state.step % options.log_every == 0
             evaluating = complete or state.step % options.evaluate_every == 0
             # Reading metrics on a GPU synchronises, so they are checked when they are logged.
             if logging or on_cpu:
                 check_finite(state.window.sums, state.step)
-            state.seconds += time.monotonic() - started
+            seconds = time.monotonic() - started
+            state.seconds += seconds
             state.cpu_seconds += time.process_time() - cpu_started
             if logging:
-                log.write(state.step, state.seconds, state.window.means(accelerator))
+                means = state.window.means(accelerator)
+                log.write(state.step, state.seconds, means)
                 state.window.clear()
+                line.detail = f"{loss} {means[loss]:.4g}"
+            line.advance(seconds=seconds, limits=_limits(state, options))
             if evaluating and evaluate is not None:
                 log.write(state.step, state.seconds, evaluate())
             if logging or evaluating or on_cpu or alone:
@@ -254,10 +264,15 @@ def _stop(
 
     The main process's clocks decide for all processes.
     """
-    limits = ((state.seconds, options.max_seconds), (state.cpu_seconds, options.max_cpu_seconds))
-    is_up = any(limit is not None and spent >= limit for spent, limit in limits)
+    is_up = any(limit.spent >= limit.budget for limit in _limits(state, options))
     reason = request.number or (_TIME_IS_UP if is_up and accelerator.is_main_process else 0)
     if accelerator.num_processes == 1:
         return reason
     reasons = accelerator.gather(torch.tensor([reason], device=accelerator.device))
     return int(reasons.max())
+
+
+def _limits(state: TrainState, options: RunOptions) -> list[Limit]:
+    """The budgets of time that were set."""
+    spent = ((state.seconds, options.max_seconds), (state.cpu_seconds, options.max_cpu_seconds))
+    return [Limit(seconds, budget) for seconds, budget in spent if budget is not None]

@@ -101,8 +101,8 @@ class Run:
 
     def train(self):
         train(
-            self.accelerator, self.step, self.batches, self.state, self.options, evaluate=self.evaluate,
-            export=self.export,
+            self.accelerator, self.step, self.batches, self.state, self.options, what="model", loss="loss",
+            evaluate=self.evaluate, export=self.export,
         )  # fmt: skip
         return self
 
