@@ -66,7 +66,7 @@ SHORT: dict[str, Mapping[str, object]] = {
     "pipelines/latents.py": {"num_images": 12},
     "evaluation/score.py": {**FEATURES, "num_images": 12},
     "evaluation/sweep.py": {**FEATURES, "num_images": 8, "full_images": 12},
-    "evaluation/likelihood.py": {"num_images": 8, "fit_images": 8, "draws": 2},
+    "evaluation/likelihood.py": {"num_images": 8, "fit_images": 8},
     "benchmarks/families.py": {**BENCHMARK, "tables": ["family"]},
     "benchmarks/priors.py": {**BENCHMARK, "pairs": ["vqvae"], "likelihood_images": 8},
     "benchmarks/league.py": CONTEST,
