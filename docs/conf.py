@@ -19,6 +19,9 @@ exclude_patterns = ["_extensions"]
 myst_enable_extensions = ["amsmath", "attrs_block", "dollarmath"]
 myst_heading_anchors = 4  # links to headings work here as they do in the repository
 
+smartquotes = False  # they would turn the dashes of a flag into one
+highlight_language = "text"  # of blocks that name none
+
 # Docstrings say `name` as Markdown does.
 default_role = "code"
 autodoc_member_order = "bysource"
@@ -27,6 +30,8 @@ autodoc_typehints_description_target = "documented"
 
 html_theme = "furo"
 html_title = "latent-prior"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_use_index = False
 html_copy_source = False
 html_show_sourcelink = False

@@ -69,7 +69,8 @@ class PipelineOutput:
 class Pipeline:
     """An autoencoder and the prior over its codes, to generate, encode, decode and complete images.
 
-    Example:
+    Example::
+
         pipe = Pipeline.from_pretrained("runs/mnist/pipeline")
         images = pipe(num_images=16).images
     """

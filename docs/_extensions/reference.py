@@ -4,8 +4,10 @@ Three directives, of which each writes Markdown that Sphinx then reads.
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
+import textwrap
 import typing
 from collections.abc import Iterable, Iterator
 
@@ -16,6 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 import latent_prior
 from latent_prior import cli
 from latent_prior.__main__ import PACKAGE, SCRIPTS
+from latent_prior.cli_values import kind_text
 
 
 class PublicNames(SphinxDirective):
@@ -74,38 +77,51 @@ def options_of(path: str) -> type:
 def described(verb: str, path: str) -> Iterator[str]:
     """The section of a script: what it does, then a table of flags for every choice it has."""
     options = options_of(path)
-    docstring = ast.get_docstring(ast.parse((PACKAGE / path).read_text())) or ""
-    yield f"## `{verb}`\n"
-    yield f"`{path}`: {docstring}\n"
+    yield from (f"## {verb}\n", *introduction(path))
     flags = list(cli.flags(options))
-    choice = next((flag for flag in flags if flag.name.endswith(".*")), None)
-    if choice is None:
-        yield from table(verb, flags)
-        return
-    yield from table(verb, (flag for flag in flags if flag is not choice))
-    prefix = choice.name.removesuffix("*")
-    (kind,) = (flag.kind for flag in flags if flag.name == f"{prefix}type")
-    for name in typing.get_args(kind):
-        yield f"### `{verb}` with `--{prefix}type {name}`\n"
-        known = cli.flags(options, {f"{prefix}type": name})
-        own = [flag for flag in known if flag.name.startswith(prefix)]
-        yield from table(f"{verb}--{name}", (flag for flag in own if flag.name != f"{prefix}type"))
+    yield from table(flag for flag in flags if not flag.name.endswith(".*"))
+    for flag in flags:
+        if flag.name.endswith(".type"):
+            group = flag.name.removesuffix("type")
+            # Of a class that is chosen by its name, the flags are known only with it.
+            for name in (
+                typing.get_args(flag.kind) if f"{group}*" in {f.name for f in flags} else ()
+            ):
+                yield f"### {verb} --{flag.name} {name}\n"
+                known = cli.flags(options, {flag.name: name})
+                yield from table(
+                    f for f in known if f.name.startswith(group) and f.name != flag.name
+                )
 
 
-def table(place: str, flags: Iterable[cli.Flag]) -> Iterator[str]:
+def introduction(path: str) -> Iterator[str]:
+    """A script's docstring, with the commands in it as code."""
+    commands = ("accelerate launch ", "python ")
+    docstring = ast.get_docstring(ast.parse((PACKAGE / path).read_text())) or ""
+    for part in docstring.split("\n\n"):
+        text = textwrap.dedent(part)
+        yield f"```text\n{text}\n```\n" if text.startswith(commands) else f"{text}\n"
+
+
+def table(flags: Iterable[cli.Flag]) -> Iterator[str]:
     """A table of flags."""
-    yield "| flag | type | default | |"
+    yield "| flag | value | default | meaning |"
     yield "| --- | --- | --- | --- |"
     for flag in flags:
-        limits = f"<br>{flag.range_text()}" if flag.range_text() else ""
-        cells = [
-            f"`--{flag.name}`",
-            f"`{flag.type_text()}`{limits}",
-            f"`{flag.default_text()}`",
-            flag.sentence(),
-        ]
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        numbers = f", {flag.numbers()}" if flag.numbers() else ""
+        default = "required" if flag.default is dataclasses.MISSING else f"`{typed(flag.default)}`"
+        cells = (f"`--{flag.name}`", f"{kind_text(flag.kind)}{numbers}", default, flag.sentence())
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
     yield ""
+
+
+def typed(value: object) -> str:
+    """A value as it is typed on a command line."""
+    if isinstance(value, list):
+        return " ".join(map(typed, value)) or "[]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

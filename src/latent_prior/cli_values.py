@@ -36,7 +36,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         ValueError: naming the flag, the value and what was expected.
     """
     if not fits(value, kind):
-        raise ValueError(f"--{name} takes {_kind_text(kind)}, not {_word(value)}")
+        raise ValueError(f"--{name} takes {kind_text(kind)}, not {_word(value)}")
     parts = (kind, *typing.get_args(kind))
     if isinstance(value, list) and kind is not Any:
         lists = [part for part in parts if typing.get_origin(part) is list]
@@ -66,15 +66,15 @@ def fits(value: Any, kind: Any) -> bool:
     return type(value) is kind
 
 
-def _kind_text(kind: Any) -> str:
+def kind_text(kind: Any) -> str:
     """`int | None` -> `a whole number or null`."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_kind_text, inner))
+        return " or ".join(map(kind_text, inner))
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is list:
-        return f"a list, each {_kind_text(inner[0])}"
+        return f"a list, each {kind_text(inner[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return "null" if kind is type(None) else names[kind]
 

@@ -39,8 +39,9 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         """The range in words: `at least 0 and below 1`."""
-        ends = [(name.replace("_", " "), end) for name, end in self._asdict().items()]
-        return " and ".join(f"{name} {end:g}" for name, end in ends if end is not None)
+        ends = {name: end for name, end in self._asdict().items() if end is not None}
+        numbers = {name: f"{end:g}" if end % 1 else f"{end:.0f}" for name, end in ends.items()}
+        return " and ".join(f"{name.replace('_', ' ')} {text}" for name, text in numbers.items())
 
 
 def option(
