@@ -18,7 +18,7 @@ TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist l
 # Kernels as on processors with AVX2 and without vector extensions, in each of the three libraries that choose them.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
-SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks docs tests
+SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks docs examples tests
 
 .PHONY: setup demo league test test-fast test-processors faults check format bench docs clean
 .DELETE_ON_ERROR:

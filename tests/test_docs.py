@@ -24,12 +24,21 @@ from latent_prior.records import DEPTH, LINES_LIMIT, RECORD_LIMIT, YAML_LIMIT
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PRESETS = sorted(ROOT.glob("*/configs/*.yaml")) + sorted(ROOT.glob("*/*/configs/*.yaml"))
-SCRIPTS = {
-    str(path.relative_to(ROOT)): path
-    for room in ("stage1_autoencoders", "stage2_prior", "pipelines", "evaluation", "benchmarks")
-    for path in sorted((ROOT / room).rglob("*.py"))
-    if "answer_early(__name__" in path.read_text()
-}
+ROOMS = ("stage1_autoencoders", "stage2_prior", "pipelines", "evaluation", "benchmarks")
+
+
+def scripts_in(*folders: str) -> dict[str, Path]:
+    """Entry scripts by their paths from the project's root."""
+    return {
+        str(path.relative_to(ROOT)): path
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if "answer_early(__name__" in path.read_text()
+    }
+
+
+SCRIPTS = scripts_in(*ROOMS)
+COMMANDS = SCRIPTS | scripts_in("examples")
 SOME_SCRIPT = re.compile(r"\b(?:\w+/)+\w+\.py\b")
 # Flags of other programs that the pages name: Accelerate, torchrun, pip, git, inference engines.
 FOREIGN = {
@@ -45,7 +54,7 @@ def name_of(path: Path) -> str:
 
 def options_of(script: str) -> type:
     """The class that a script parses its command line into."""
-    tree = ast.parse(SCRIPTS[script].read_text())
+    tree = ast.parse(COMMANDS[script].read_text())
     (name,) = {
         ast.unparse(call.args[1])
         for call in ast.walk(tree)
@@ -59,9 +68,10 @@ def options_of(script: str) -> type:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "diffusers", Mock())
             return getattr(importlib.import_module(Path(script).stem), name)
-    # Benchmarks are scripts that import each other by their bare names.
+    # Benchmarks and examples are no part of the package.
     room, _, stem = script.removesuffix(".py").replace("/", ".").partition(".")
-    module = stem if room == "benchmarks" else f"latent_prior.{room}.{stem}"
+    outside = room in ("benchmarks", "examples")
+    module = Path(script).stem if outside else f"latent_prior.{room}.{stem}"
     return getattr(importlib.import_module(module), name)
 
 
@@ -78,7 +88,7 @@ def commands(path: Path) -> Iterator[tuple[str, list[str]]]:
     ):
         words = shlex.split(line, comments=True)
         for place, word in enumerate(words):
-            if word in SCRIPTS:
+            if word in COMMANDS:
                 yield word, words[place + 1 :]
 
 
@@ -100,7 +110,7 @@ def test_every_command_is_one_that_its_script_takes(path, capsys):
 def flags() -> set[str]:
     """Every flag of every script, those of all family members included."""
     known: set[str] = {"--help", "--config", "--dry_run"}
-    for script in SCRIPTS:
+    for script in COMMANDS:
         options: Any = options_of(script)
         members = ("vae", "vqvae2", "vaegan", "vqgan") if script.startswith("stage1") else (None,)
         for member in members:

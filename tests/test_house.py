@@ -163,7 +163,9 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(
-    "path", [*FILES, *sorted((ROOT / "benchmarks").glob("*.py"))], ids=name_of_any
+    "path",
+    [*FILES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))],
+    ids=name_of_any,
 )
 def test_nothing_is_unpickled_or_executed(path):
     modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

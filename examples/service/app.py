@@ -132,7 +132,6 @@ class Batcher:
         sampler = self.pipe.resolve(settings)
         (number,) = self.pipe.label_numbers([-1 if label is None else label], 1)
         seed = secrets.randbelow(2**32) if wish.seed is None else wish.seed
-        self.queue = [each for each in self.queue if not each.png.done()]
         if len(self.queue) + count > self.options.max_waiting:
             raise self.busy("too many images are waiting")
         loop = asyncio.get_running_loop()
@@ -156,6 +155,7 @@ class Batcher:
                 raise HTTPException(499, "the client has gone")
             raise self.busy(f"not sampled within {self.options.timeout:g} seconds")
         finally:
+            self.queue = [each for each in self.queue if each not in places]
             for waiting in (*ends, *(each.png for each in places)):
                 waiting.cancel()
 
@@ -195,7 +195,6 @@ class Batcher:
 
     def next_batch(self) -> list[Place]:
         """Take the oldest image and those with the same settings out of the queue."""
-        self.queue = [each for each in self.queue if not each.png.done()]
         alike = [each for each in self.queue if each.sampler == self.queue[0].sampler]
         batch = alike[: self.options.max_batch]
         self.queue = [each for each in self.queue if each not in batch]

@@ -89,6 +89,21 @@ async def load(
     return came
 
 
+def health_of(url: str) -> dict[str, Any]:
+    """What a service says of itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        health: dict[str, Any] = httpx.get(f"{url}/health").raise_for_status().json()
+    except httpx.HTTPError as error:
+        raise ValueError(
+            f"no service answers at {url}: start one, or leave --url out ({error})"
+        ) from error
+    return health
+
+
 def wishes_of(health: dict[str, Any], prompts: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     """Requests with rising seeds, for all classes or prompts in turn.
 
@@ -123,19 +138,17 @@ def service(options: LoadOptions, max_batch: int) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            while process.poll() is None and not answers(url):
+            while process.poll() is None and not listens(port):
                 time.sleep(0.2)
             yield url
         finally:
             process.terminate()
 
 
-def answers(url: str) -> bool:
-    """Whether a service is there."""
-    try:
-        return httpx.get(f"{url}/health").is_success
-    except httpx.HTTPError:
-        return False
+def listens(port: int) -> bool:
+    """Whether a server of this machine takes connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def differences(pipe: Pipeline, came: Sequence[Answer]) -> list[int]:
@@ -181,11 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"max_batch {batch}": services.enter_context(service(options, batch))
                 for batch in (options.max_batch, 1)
             }
-        for url in urls.values():
-            if not answers(url):
-                raise ValueError(f"no service answers at {url}: start one, or leave --url out")
-        health = httpx.get(f"{urls[next(iter(urls))]}/health").json()
-        wishes = wishes_of(health, options.prompts)
+        wishes = wishes_of(health_of(next(iter(urls.values()))), options.prompts)
         measured: dict[str, list[Answer]] = {name: [] for name in urls}
         ratios = []
         for _ in range(options.rounds):
