@@ -1,4 +1,4 @@
-"""Draws a folder of flowers, as mixed as folders of images are: `python examples/flowers.py photos`.
+"""Draws a folder of flowers, as mixed as such folders are: `python examples/flowers.py photos`.
 
 300 images in three sub-folders, which become classes: daisies, tulips and sunflowers. Sides from 96
 to 480 pixels; RGB, grey, with transparency, with a palette, 16 bits, and JPEGs in CMYK.
@@ -34,11 +34,11 @@ def flower(kind: str, width: int, height: int, dice: random.Random) -> Image.Ima
     draw = ImageDraw.Draw(image)
     horizon = int(size[1] * dice.uniform(0.6, 0.85))
     sky, light = dice.uniform(195, 215), dice.uniform(0.8, 1)
-    for y in range(size[1]):
-        part = y / size[1]
+    for row in range(size[1]):
+        part = row / size[1]
         above = colour(sky, 0.55 - 0.45 * part, light)
         below = colour(100, 0.6, light * (1.05 - 0.6 * part))
-        draw.line([(0, y), (size[0], y)], fill=above if y < horizon else below)
+        draw.line([(0, row), (size[0], row)], fill=above if row < horizon else below)
     x, y = size[0] * dice.uniform(0.42, 0.58), size[1] * dice.uniform(0.35, 0.45)
     foot = (x + unit * dice.uniform(-8, 8), size[1])
     draw.line([(x, y), foot], fill=colour(115, 0.8, 0.4), width=int(4 * unit))
@@ -85,7 +85,9 @@ def main(folder: Path) -> None:
             wide = image.convert("L").convert("I").point(lambda value: value * 257)
             image = wide.convert("I;16")
         elif mode == "RGBA":
-            image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda v: 255 - v // 3))
+            image.putalpha(
+                Image.linear_gradient("L").resize(image.size).point(lambda v: 255 - v // 3)
+            )
         else:
             image = image.convert(mode)
         path = folder / kind / f"{number:03d}.{ending}"

@@ -40,11 +40,11 @@ def scripts_in(*folders: str) -> dict[str, Path]:
 SCRIPTS = scripts_in(*ROOMS)
 COMMANDS = SCRIPTS | scripts_in("examples")
 SOME_SCRIPT = re.compile(r"\b(?:\w+/)+\w+\.py\b")
-# Flags of other programs that the pages name: Accelerate, torchrun, pip, git, inference engines.
+# Of other programs that the pages name: Accelerate, torchrun, pip, git, curl, inference engines.
 FOREIGN = {
     "--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip",
     "--main_process_port", "--standalone", "--nproc_per_node", "--editable", "--dtype", "--sampling-defaults",
-    "--model-path", "--skip-tokenizer-init", "--gradient_accumulation_steps",
+    "--json", "--retry", "--retry-connrefused", "--retry-delay", "--model-path", "--skip-tokenizer-init", "--gradient_accumulation_steps",
 }  # fmt: skip
 
 

@@ -164,7 +164,11 @@ ALLOWED = {
 
 @pytest.mark.parametrize(
     "path",
-    [*FILES, *sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))],
+    [
+        *FILES,
+        *sorted((ROOT / "benchmarks").glob("*.py")),
+        *sorted((ROOT / "examples").rglob("*.py")),
+    ],
     ids=name_of_any,
 )
 def test_nothing_is_unpickled_or_executed(path):

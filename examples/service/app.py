@@ -65,7 +65,9 @@ from latent_prior.machine import available_cores
 LARGEST_BODY = 64 << 10  # bytes
 LONGEST_PROMPT = 2000  # characters
 LARGEST_SEED = 2**53 - 1  # JSON numbers are exact up to here
-LINGER = 0.05
+# Share of a batch's time between it and the next one, unless that is full: those who got an answer
+# ask again, and belong into one batch with the others.
+PAUSE = 0.05
 LOG = logging.getLogger("uvicorn.error")
 
 
@@ -191,7 +193,7 @@ class Batcher:
                 else:
                     each.png.set_result(result)
             if len(self.queue) < self.options.max_batch:
-                await asyncio.sleep(LINGER * self.batch_seconds)
+                await asyncio.sleep(PAUSE * self.batch_seconds)
 
     def next_batch(self) -> list[Place]:
         """Take the oldest image and those with the same settings out of the queue."""
