@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -64,7 +65,7 @@ class Progress:
         self._limits = limits
         # (seconds of work, what was spent of every budget by then), within the window
         self._recent = deque([(0.0, self._spent())])
-        self._terminal = shown and sys.stderr.isatty()
+        self._terminal = shown and _on_terminal()
         self._shown, self._every = shown, REDRAWN if self._terminal else REPEATED
         self._due = self._begun + (0 if self._terminal else REPEATED)
         self._bar = tqdm(
@@ -169,6 +170,11 @@ class Progress:
         if not seconds:
             return [0.0 for _ in now]
         return [(b - a) / seconds for a, b in zip(before, now, strict=True)]
+
+
+def _on_terminal() -> bool:
+    """Whether stderr is a terminal; that of a container may have no size, and shows no bar."""
+    return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def clock(seconds: float) -> str:

@@ -136,6 +136,15 @@ def test_a_terminal_shows_one_line_that_fits(now, monkeypatch, width):
     assert shown[-1].startswith("generating  20/20  100 %")
 
 
+def test_a_terminal_without_a_size_gets_whole_lines(now, monkeypatch):
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        list(Progress("scoring", 2, shown=True).over([range(2)]))
+        assert os.read(reader, 4096).startswith(b"scoring  2/2  100 %  in 0:00:00")
+    os.close(reader)
+
+
 def test_one_process_speaks_and_each_batch_counts(now, capsys):
     batches = [range(0, 8), range(8, 12)]
     line = Progress("scoring", 12, shown=False)
