@@ -59,6 +59,7 @@ from latent_prior.data.found import print_found
 from latent_prior.data.images import ImageSet, open_images, to_float
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.likelihood_bound import Bound, fit_logistic
+from latent_prior.evaluation.report.terminal import fit_table, more_columns, paragraph
 from latent_prior.evaluation.sets import choose
 from latent_prior.files import check_folder_path, whole_file
 from latent_prior.machine import versions
@@ -97,11 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         protocol = describe_protocol(bound, images, labels, draws, fitted_to, options)
         protocol |= {"num_images": len(chosen)}
-        table = markdown(protocol, rows)
         write_record(output_dir / JSON_FILE, {"protocol": protocol, "rows": rows}, sealed=True)
         with whole_file(output_dir / MARKDOWN_FILE) as path:
-            path.write_text(table, encoding="utf-8")
-        print(table)
+            path.write_text(markdown(protocol, rows), encoding="utf-8")
+        print(terminal_table(protocol, rows, output_dir / MARKDOWN_FILE))
     accelerator.end_training()
 
 
@@ -298,13 +298,28 @@ def describe_protocol(
 
 def markdown(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table and a description of the protocol."""
+    headings, cells = table(rows)
+    cells = [[plain(name), *others] for name, *others in cells]
+    return "\n".join(markdown_table(headings, cells)) + f"\n\n{describe(protocol)}\n"
+
+
+def terminal_table(protocol: dict[str, Any], rows: Sequence[dict[str, Any]], path: Path) -> str:
+    """The same in the columns of the terminal; `path` has the Markdown."""
+    headings, cells = table(rows)
+    lines, shown = fit_table(headings, cells)
+    more = more_columns(len(headings) - len(shown), path)
+    return "\n".join([*lines, "", paragraph(describe(protocol)), more])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the table, the most important columns first."""
     unit = "code" if "nats_per_code" in rows[0] else "latent"
     levels = list(rows[0]["levels"]) if len(rows[0]["levels"]) > 1 else []
     headings = ["prior", "bits/dim", "of these pixels", f"bits per image in the {unit}s"]
     headings += [f"nats per {unit}", *(f"nats per {unit}, {level}" for level in levels)]
     cells = [
         [
-            plain(row["name"]),
+            row["name"],
             f"{row['bits_per_dim']:.4f} ± {row['bits_per_dim_stderr']:.4f}",
             f"{row['pixels_bits_per_dim']:.4f}",
             f"{row['codes_bits_per_image']:,.1f}",
@@ -313,7 +328,7 @@ def markdown(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return "\n".join(markdown_table(headings, cells)) + f"\n\n{describe(protocol)}\n"
+    return headings, cells
 
 
 def describe(protocol: dict[str, Any]) -> str:

@@ -91,7 +91,7 @@ from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.measures.kid import kernel_distance
 from latent_prior.evaluation.measures.sliced_wasserstein import SlicedReference
-from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown
+from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown, terminal_table
 from latent_prior.evaluation.sets import open_candidate, open_reference, open_split, print_data_sets
 from latent_prior.files import whole_file
 from latent_prior.folders import whole_folder
@@ -207,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         write_sweep(folder, protocol, rows, objective, full)
         set_default(Path(options.pipeline), best["settings"])
-        print((folder / MARKDOWN_FILE).read_text(encoding="utf-8"))
+        column, title = objective.column, objective.title
+        print(terminal_table(protocol, rows, full, column, title, folder / MARKDOWN_FILE))
     accelerator.end_training()
 
 

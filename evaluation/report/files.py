@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from latent_prior.evaluation.measures.table import MEASURES, Row, shorten, table
+from latent_prior.evaluation.measures.table import MEASURES, Row, table
 from latent_prior.evaluation.report.html import Grid, page
+from latent_prior.evaluation.report.terminal import fit_table, more_columns, paragraph
 from latent_prior.files import whole_file
 from latent_prior.markdown import markdown_table, plain
 from latent_prior.records import record_text
@@ -23,7 +23,6 @@ from latent_prior.records import record_text
 JSON_FILE = "scores.json"
 MARKDOWN_FILE = "scores.md"
 HTML_FILE = "report.html"
-NAME_WIDTH = 24  # characters of a name in the terminal
 
 # Comparable protocols may differ in what was scored, and by which programs.
 PER_RUN = ("versions", "command", "pipeline", "autoencoder_fingerprint")
@@ -121,7 +120,7 @@ def markdown(protocol: dict[str, Any], rows: Sequence[Row], column: str, title: 
 
 
 def terminal_table(rows: Sequence[Row], column: str, title: str, folder: Path) -> str:
-    """The main columns in at most 100 characters a line, and where the other columns are.
+    """The main columns that fit the terminal, and where the other columns are.
 
     Args:
         rows: in the order of the table.
@@ -129,20 +128,20 @@ def terminal_table(rows: Sequence[Row], column: str, title: str, folder: Path) -
         title: its heading.
         folder: of the report.
     """
-    shown = table(rows, column, title, brief=True)
-    halves = [heading.partition(" ") for heading in shown.headings]
-    lines = [[first for first, _, _ in halves], [second for _, _, second in halves]]
-    for cells, wins in zip(shown.cells, shown.best, strict=True):
-        marked = [text + " *"[win] for text, win in zip(cells, wins, strict=True)]
-        lines.append([shorten(cells[0], NAME_WIDTH), *marked[1:]])
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    formats = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
-    aligned = ["  ".join(formats).format(*line).rstrip() for line in lines]
-    notes = [textwrap.fill(note, 100, break_on_hyphens=False) for note in shown.notes]
-    if any(map(any, shown.best)):
+    main, whole = (table(rows, column, title, brief=brief) for brief in (True, False))
+    cells = [
+        [texts[0], *(text + " *"[win] for text, win in zip(texts[1:], wins[1:], strict=True))]
+        for texts, wins in zip(main.cells, main.best, strict=True)
+    ]
+    lines, shown = fit_table(main.headings, cells)
+    notes = [paragraph(note) for note in main.notes]
+    if any(any(wins[: len(shown)]) for wins in main.best):
         notes.append("* is the best of its column.")
-    files = f"All columns: {folder / MARKDOWN_FILE}\nCharts, images, protocol: {folder / HTML_FILE}"
-    return "\n".join([*aligned, "", *notes, files])
+    files = [
+        more_columns(len(whole.headings) - len(shown), folder / MARKDOWN_FILE),
+        f"Charts, images, protocol: {folder / HTML_FILE}",
+    ]
+    return "\n".join([*lines, "", *notes, *files])
 
 
 def describe(protocol: dict[str, Any]) -> str:

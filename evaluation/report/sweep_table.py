@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latent_prior.evaluation.measures import fid
 from latent_prior.evaluation.options import SWEPT
+from latent_prior.evaluation.report.terminal import fit_table, more_columns, paragraph
 from latent_prior.markdown import markdown_table
 
 CELL = 0.9  # inches
@@ -38,12 +39,36 @@ def markdown(
         column: key of the value.
         title: name of the value.
     """
-    names = [name for name in SWEPT if name in rows[0]["settings"]]
-    cells = [
-        [*(str(row["settings"][name]) for name in names), _number(row, column)]
-        for row in sorted(rows, key=lambda row: row[column])
-    ]
+    names, cells = _cells(rows, column)
+    cells = [[*settings, figure] for figure, *settings in cells]
     lines = markdown_table([*names, f"{title} ↓"], cells, left=0)
+    return "\n".join(lines) + f"\n\n{describe(protocol, full, names, column, title)}\n"
+
+
+def terminal_table(
+    protocol: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    full: Mapping[str, Any],
+    column: str,
+    title: str,
+    path: Path,
+) -> str:
+    """The same in the columns of the terminal, the value first; `path` has the Markdown."""
+    names, cells = _cells(rows, column)
+    lines, shown = fit_table([f"{title} ↓", *names], cells)
+    text = describe(protocol, full, names, column, title).split("\n\n")
+    more = more_columns(1 + len(names) - len(shown), path)
+    return "\n".join([*lines, "", *map(paragraph, text), more])
+
+
+def describe(
+    protocol: Mapping[str, Any],
+    full: Mapping[str, Any],
+    names: Sequence[str],
+    column: str,
+    title: str,
+) -> str:
+    """How to read the table, in two paragraphs; arguments as for `markdown`."""
     text = (
         f"{protocol['num_images']:,} images per row, all from the same random numbers (seed {protocol['seed']}), "
         f"against {protocol['reference']}; features: {protocol['features']} ({protocol['resizer']})."
@@ -61,7 +86,7 @@ def markdown(
         f"\n\nChosen by {MEASURES[protocol['minimise']]}: {chosen}. With {full['num_images']:,} images: {title} {_number(full, column)}. "
         "The settings were selected on this reference: report their scores against another split."
     )
-    return "\n".join(lines) + f"\n\n{text}\n"
+    return text
 
 
 def draw_heatmap(rows: Sequence[Mapping[str, Any]], column: str, title: str, path: Path) -> None:
@@ -130,6 +155,15 @@ def fill_table(
         )
         table[index] = row[column]
     return table
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[list[str], list[list[str]]]:
+    """Names of the settings, and rows of the value and each setting, the best value first."""
+    names = [name for name in SWEPT if name in rows[0]["settings"]]
+    return names, [
+        [_number(row, column), *(str(row["settings"][name]) for name in names)]
+        for row in sorted(rows, key=lambda row: row[column])
+    ]
 
 
 def _number(row: Mapping[str, Any], column: str) -> str:
