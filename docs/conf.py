@@ -3,6 +3,9 @@
 import sys
 from pathlib import Path
 
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "latent-prior"
@@ -35,3 +38,8 @@ html_css_files = ["site.css"]
 html_use_index = False
 html_copy_source = False
 html_show_sourcelink = False
+
+
+def setup(app: Sphinx) -> None:
+    """Pygments has no colours for CSV."""
+    app.add_lexer("csv", TextLexer)
