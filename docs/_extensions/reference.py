@@ -108,7 +108,7 @@ def table(flags: Iterable[cli.Flag]) -> Iterator[str]:
     yield "| flag | value | default | meaning |"
     yield "| --- | --- | --- | --- |"
     for flag in flags:
-        numbers = f", {flag.numbers()}" if flag.numbers() else ""
+        numbers = f", {flag.range_text()}" if flag.range_text() else ""
         default = "required" if flag.default is dataclasses.MISSING else f"`{typed(flag.default)}`"
         cells = (f"`--{flag.name}`", f"{kind_text(flag.kind)}{numbers}", default, flag.sentence())
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"

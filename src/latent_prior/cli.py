@@ -46,7 +46,17 @@ class Flag(NamedTuple):
     owner: type
     field: dataclasses.Field[Any]
 
-    def numbers(self) -> str:
+    def type_text(self) -> str:
+        """The type as Python writes it: `int | None`, `Literal['l1', 'l2']`."""
+        plain = isinstance(self.kind, type) and not typing.get_args(self.kind)
+        text = self.kind.__name__ if plain else str(self.kind)
+        return text.replace("typing.", "").replace("NoneType", "None")
+
+    def default_text(self) -> str:
+        """The default as Python writes it; `required` if there is none."""
+        return "required" if self.default is dataclasses.MISSING else repr(self.default)
+
+    def range_text(self) -> str:
         """The numbers that are allowed, in words; empty if all are."""
         return str(self.field.metadata.get("range", ""))
 
@@ -303,14 +313,13 @@ def _print_help(options_class: type, known: Iterable[Flag]) -> None:
     print(f"  --config PRESET\n{_paragraph(config)}")
     print("  --dry_run\n        Print the resolved options as YAML and exit.")
     for flag in known:
-        kind, default = flag.kind, flag.default
-        plain = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
         sentence = flag.sentence()
         if flag.name.endswith(".type"):
             sentence += " The flags below are those of the chosen one."
-        ending = "required" if default is dataclasses.MISSING else f"default: {default!r}"
-        ending += f", {limits}" if (limits := flag.numbers()) else ""
-        print(f"  --{flag.name} {plain.replace('typing.', '').replace('NoneType', 'None')}")
+        default = flag.default_text()
+        ending = default if default == "required" else f"default: {default}"
+        ending += f", {limits}" if (limits := flag.range_text()) else ""
+        print(f"  --{flag.name} {flag.type_text()}")
         print(_paragraph(f"{sentence} ({ending})"))
 
 
