@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Iterable, Iterator
@@ -20,18 +21,29 @@ from latent_prior import cli
 from latent_prior.__main__ import PACKAGE, SCRIPTS
 from latent_prior.cli_values import kind_text
 
+PUBLIC = sorted(latent_prior.__all__, key=str.lower)
+
 
 class PublicNames(SphinxDirective):
     """`{public-names}`: everything in `latent_prior.__all__`, from its docstrings."""
 
     def run(self) -> list[nodes.Node]:
-        """Functions first, then classes."""
-        lines = ["```{eval-rst}"]
-        for name in sorted(latent_prior.__all__, key=str.lower):
-            is_class = inspect.isclass(getattr(latent_prior, name))
-            lines.append(f".. {'autoclass' if is_class else 'autofunction'}:: latent_prior.{name}")
-            lines += ["   :members:", ""] if is_class else [""]
-        return self.parse_text_to_nodes("\n".join([*lines, "```"]))
+        """Functions, classes, and the other classes of the package that functions return."""
+        public = {f"latent_prior.{name}": getattr(latent_prior, name) for name in PUBLIC}
+        classes = {name: value for name, value in public.items() if inspect.isclass(value)}
+        functions = {name: value for name, value in public.items() if name not in classes}
+        returned = {
+            f"{each.__module__}.{each.__name__}": each
+            for function in functions.values()
+            if inspect.isclass(each := inspect.signature(function).return_annotation)
+            and each.__module__.startswith("latent_prior.")
+            and each not in classes.values()
+        }
+        lines = ["## Functions", *documented("autofunction", functions)]
+        lines += ["## Classes", *documented("autoclass", classes)]
+        if returned:
+            lines += ["## What functions return", *documented("autoclass", returned)]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
 class Scripts(SphinxDirective):
@@ -60,6 +72,13 @@ class Presets(SphinxDirective):
             self.env.note_dependency(str(path))
             lines += [f"### {name}", "```yaml", path.read_text().rstrip(), "```"]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+def documented(directive: str, names: Iterable[str]) -> list[str]:
+    """Markdown that has Sphinx write the docstrings of these names."""
+    members = ["   :members:"] if directive == "autoclass" else []
+    blocks = ([f".. {directive}:: {name}", *members, ""] for name in names)
+    return ["```{eval-rst}", *itertools.chain.from_iterable(blocks), "```"]
 
 
 def options_of(path: str) -> type:
