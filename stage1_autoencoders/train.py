@@ -29,7 +29,7 @@ from latent_prior.data.training_images import (
     training_batches,
 )
 from latent_prior.losses.adversarial import frozen
-from latent_prior.processes import share, start_training_processes
+from latent_prior.processes import from_main, share, start_training_processes
 from latent_prior.stage1_autoencoders import model_class
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
@@ -38,9 +38,15 @@ from latent_prior.stage1_autoencoders.meters import Meter
 from latent_prior.stage1_autoencoders.quantizers.codebooks import take_moved_codes
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model
+from latent_prior.training.curves import plot_curves
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
+
+CURVES = {
+    "loss": {"total": "training"},
+    "PSNR (dB)": {"epoch_psnr": "training", "validation_psnr": "validation"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,12 +115,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 originals = prepare(first_images(validation or images, options), accelerator)
                 path = run_folder / "samples" / f"step-{state.step:09d}.png"
                 save_reconstructions(path, originals, model(originals).images)
+                figures["reconstructions"] = path
         model.train()
         return figures
 
     def export() -> None:
         budget = state.budget(options, accelerator)
         export_model(run_folder / "model", model, ema, budget, accelerator)
+        from_main(accelerator, lambda: plot_curves(run_folder, CURVES))
 
     def batches(start: int) -> Iterator[Batch]:
         return training_batches(start, images, options, accelerator)

@@ -1,4 +1,4 @@
-"""Pictures of a training run: sample grids and curves."""
+"""Sample grids of a training run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from latent_prior.seeds import generator
 from latent_prior.stage2_prior.options import TrainOptions
 from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.text.reading import CaptionReader, Text, captions_of
-from latent_prior.training.metrics import read_metrics, step_of
 
 GRID_ROWS, GRID_COLUMNS = 6, 10
 
@@ -69,15 +68,18 @@ def save_samples(
     step: int,
     options: TrainOptions,
     prompts: Prompts | None,
-) -> None:
+) -> Path | None:
     """Write a grid of samples, classes in turn or a row for each of `GRID_ROWS` prompts.
 
     `prompts.txt` beside it lists these.
 
     Without a decoder, codes are shown as grey levels, and latents not at all.
+
+    Returns:
+        The PNG file.
     """
     if decoder is None and model.latents:
-        return
+        return None
     count = GRID_ROWS * GRID_COLUMNS
     labels = classes_in_turn(count, model.num_classes, model.config.trained_classes)
     folder, text = Path(options.output_dir, "samples"), None
@@ -98,7 +100,9 @@ def save_samples(
         assert level.vocabulary is not None
         grey = (codes[level.name].float() * (255 / (level.vocabulary - 1))).to(torch.uint8)
         images = grey.unsqueeze(1).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    save_png(grid(images, GRID_COLUMNS), folder / f"step-{step:09d}.png")
+    path = folder / f"step-{step:09d}.png"
+    save_png(grid(images, GRID_COLUMNS), path)
+    return path
 
 
 def open_prompts(reader: CaptionReader | None, validation: CodesSplit) -> Prompts | None:
@@ -107,38 +111,3 @@ def open_prompts(reader: CaptionReader | None, validation: CodesSplit) -> Prompt
         return None
     captions = captions_of(validation, torch.arange(GRID_ROWS) % len(validation))
     return Prompts(captions, reader.read(captions))
-
-
-def plot_curves(run: Path, unit: str) -> None:
-    """Plot training and validation likelihood over the steps from metrics.jsonl to curves.png.
-
-    Where the two curves diverge, the prior begins to overfit.
-    """
-    log = run / "metrics.jsonl"
-    if not log.is_file():  # nothing logged yet
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    names = {f"nats_per_{unit}": "training", f"validation_nats_per_{unit}": "validation"}
-    lines = read_metrics(log)
-    for name, label in names.items():
-        points = []
-        for number, line in enumerate(lines, start=1):
-            nats = line.get(name)
-            if isinstance(nats, int | float):
-                points.append((step_of(line), nats))
-            elif nats is not None:
-                raise ValueError(f"{log}, line {number}: {name} is no number; delete the line")
-        if not points:
-            continue
-        axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else "")
-        if label == "validation":
-            step, lowest = min(points, key=lambda point: point[1])
-            label = f"best: {lowest:.3f}, step {step:.0f}"
-            axes.plot(step, lowest, "o", fillstyle="none", label=label)
-    axes.set(xlabel="step", ylabel=f"nats per {unit}")
-    axes.legend()
-    with whole_file(run / "curves.png") as path:
-        figure.savefig(path, dpi=110)

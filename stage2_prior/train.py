@@ -21,9 +21,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.data.labels import seen_classes
-from latent_prior.processes import start_training_processes
+from latent_prior.processes import from_main, start_training_processes
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
-from latent_prior.stage2_prior.progress import open_decoder, open_prompts, plot_curves, save_samples
+from latent_prior.stage2_prior.progress import open_decoder, open_prompts, save_samples
 from latent_prior.stage2_prior.text.captions import open_reader
 from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
 from latent_prior.stage2_prior.validation import (
@@ -35,6 +35,7 @@ from latent_prior.stage2_prior.validation import (
 )
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model, whole
+from latent_prior.training.curves import plot_curves
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         {"model": model, "optimizer": optimizer, "ema": ema, "best": best}, inputs=inputs
     )
     unit = model.unit
+    held_out = f"validation_nats_per_{unit}"
 
     def step(batch: Batch) -> loop.Metrics:
         """One optimizer micro-step of the prior: loss, gradients, update, average."""
@@ -98,18 +100,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         """Validate the averaged weights, sample a grid, and keep the best weights so far."""
         with averaged(model, ema) as average:
             figures = validate(average, validation, reader, options, accelerator)
+            picture = None
             if accelerator.is_main_process:
-                save_samples(average, decoder, state.step, options, prompts)
-        if best.improves(figures[f"validation_nats_per_{unit}"]):
+                picture = save_samples(average, decoder, state.step, options, prompts)
+        if best.improves(figures[held_out]):
             budget = state.budget(options, accelerator)
             export_model(run_folder / "best", model, ema, budget, accelerator)
-        return {**figures}
+        return {**figures, **({} if picture is None else {"samples": picture})}
 
     def export() -> None:
         budget = state.budget(options, accelerator)
         export_model(run_folder / "model", model, ema, budget, accelerator)
-        if accelerator.is_main_process:
-            plot_curves(run_folder, unit)
+        # Where the two diverge, the prior begins to overfit.
+        curves = {f"nats_per_{unit}": "training", held_out: "validation"}
+        panels = {f"nats per {unit}": curves}
+        from_main(accelerator, lambda: plot_curves(run_folder, panels, lowest=held_out))
 
     def batches(start: int) -> Iterator[Batch]:
         order = index_batches(

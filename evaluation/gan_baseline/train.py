@@ -37,15 +37,17 @@ from latent_prior.losses.adversarial import (
     reversal,
 )
 from latent_prior.losses.critic_augmentation import augment
-from latent_prior.processes import start_training_processes
+from latent_prior.processes import from_main, start_training_processes
 from latent_prior.seeds import generator
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model
+from latent_prior.training.curves import plot_curves
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
+CURVES = {"loss": {"critic": "critic", "generator": "generator"}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,13 +114,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process:
             model.eval()
             with ema.applied_to(model):
-                save_samples(model, images, state.step, options)
+                picture = save_samples(model, images, state.step, options)
             model.train()
+            return {"samples": picture}
         return {}
 
     def export() -> None:
         budget = state.budget(options, accelerator)
         export_model(run_folder / "model", model, ema, budget, accelerator)
+        from_main(accelerator, lambda: plot_curves(run_folder, CURVES))
 
     def batches(start: int) -> Iterator[Batch]:
         return batches_with_noise(start, images, options, accelerator)
@@ -177,8 +181,12 @@ def objective(
 
 def save_samples(
     model: Generator, images: ImageSet | None, step: int, options: TrainOptions
-) -> None:
-    """Write a grid of images from fixed noise, class by class, and one of originals if missing."""
+) -> Path:
+    """Write a grid of images from fixed noise, class by class, and one of originals if missing.
+
+    Returns:
+        The PNG file of the first.
+    """
     folder = Path(options.output_dir, "progress")  # `samples` is where generate.py writes
     if not (folder / "originals.png").exists():
         originals = first_images(images, options, GRID_ROWS * GRID_COLUMNS)
@@ -188,7 +196,9 @@ def save_samples(
     labels = classes_in_turn(count, max(1, len(config.class_names)), config.trained_classes)
     generators = [generator(options.seed, "sample", number) for number in range(len(labels))]
     samples = to_uint8(model.sample(labels, generators))
-    save_png(grid(samples, GRID_COLUMNS), folder / f"step-{step:09d}.png")
+    path = folder / f"step-{step:09d}.png"
+    save_png(grid(samples, GRID_COLUMNS), path)
+    return path
 
 
 def classes(images: ImageSet | None, options: TrainOptions) -> tuple[list[str], list[int] | None]:

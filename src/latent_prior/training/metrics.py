@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latent_prior.cli import dotted, dump_config
 from latent_prior.files import read_regular, whole_file
 from latent_prior.options import RunOptions
 from latent_prior.records import LINES_LIMIT, parse_record, read_lines
+from latent_prior.training.trackers import Tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,8 +30,11 @@ Metrics = dict[str, Tensor]
 """Scalars of one step, still on their device."""
 
 Figure = int | float | list[float | None] | str
-Figures = dict[str, Figure]
-"""Entries of a line in `metrics.jsonl`; trackers get its single numbers only."""
+Figures = dict[str, Figure | Path]
+"""Entries of a line in `metrics.jsonl`, of which a tracker gets the single numbers, and pictures.
+
+Pictures are the paths of PNG files, for the tracker alone.
+"""
 
 
 @dataclass
@@ -80,13 +83,7 @@ class MetricsLog:
     def __init__(
         self, accelerator: Accelerator, run: Path, options: RunOptions, *, start: int
     ) -> None:
-        if options.report_to is not None:
-            accelerator.log_with = [options.report_to]
-            accelerator.project_configuration.set_directories(str(run))
-            values = dotted(dump_config(options))
-            # Every tracker accepts numbers and text.
-            config = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values}
-            accelerator.init_trackers("latent-prior", config=config)
+        self._tracker = Tracker(accelerator, run, options)
         self._accelerator, self._batch_size = accelerator, options.batch_size
         self._path = run / "metrics.jsonl"
         if accelerator.is_main_process and os.path.lexists(self._path):
@@ -108,8 +105,13 @@ class MetricsLog:
                     )
                 )
 
-    def write(self, step: int, seconds: float, metrics: Mapping[str, Figure]) -> None:
-        """Append a line after `step` steps and `seconds` of training; text is also printed."""
+    def write(self, step: int, seconds: float, metrics: Mapping[str, Figure | Path]) -> None:
+        """Append a line after `step` steps and `seconds` of training; text is also printed.
+
+        Pictures, the paths of PNG files, go to the tracker alone.
+        """
+        pictures = {name: path for name, path in metrics.items() if isinstance(path, Path)}
+        metrics = {name: value for name, value in metrics.items() if name not in pictures}
         if self._accelerator.is_main_process:
             for entry in metrics.values():
                 if isinstance(entry, str):
@@ -119,10 +121,12 @@ class MetricsLog:
             with self._path.open("ab") as file:
                 file.write(msgspec.json.encode(line) + b"\n")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float | int)}
-        self._accelerator.log(numbers, step=step)
+        self._tracker.log(step, numbers)
+        self._tracker.show(step, pictures)
 
     def close(self) -> None:
         """Flush the tracker."""
+        self._tracker.close()
         self._accelerator.end_training()
 
 
