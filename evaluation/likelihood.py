@@ -55,7 +55,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.data.codes import fit_images
-from latent_prior.data.found import print_found
+from latent_prior.data.found import tell_found
 from latent_prior.data.images import ImageSet, open_images, to_float
 from latent_prior.evaluation.features.extract import gather_in_order
 from latent_prior.evaluation.likelihood_bound import Bound, fit_logistic
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     pipe = Pipeline.from_pretrained(options.pipeline).to(accelerator.device)
     options = fit_images(options, pipe.code_spec)
-    print_found(options)
+    tell_found(options)
     images = open_images(options, options.split)
     where = f"split {options.split} of {options.dataset}"
     chosen = choose(len(images), options.num_images, options.seed, where)

@@ -41,7 +41,7 @@ from latent_prior.evaluation.sets import (
     ScoredSet,
     open_candidate,
     open_reference,
-    print_data_sets,
+    tell_data_sets,
 )
 from latent_prior.files import check_folder_path
 from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
@@ -107,7 +107,7 @@ def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
         ValueError: a set is missing or too small, its labels are wrong, the candidates differ in
             their numbers of images, or the pipeline or the weights of LPIPS are missing.
     """
-    print_data_sets(options)
+    tell_data_sets(options)
     reference = None if options.published else open_reference(options)
     candidates = [open_candidate(candidate, options) for candidate in options.parsed_candidates()]
     for candidate in candidates:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from latent_prior.data.embedded import shapes
 from latent_prior.data.fingerprints import files_fingerprint
-from latent_prior.data.found import print_found
+from latent_prior.data.found import tell_found
 from latent_prior.data.image_files import FILE_LIMIT, read_header
 from latent_prior.data.images import ImageSet, open_images
 from latent_prior.data.labels import PROMPT_HEADINGS, read_label_table
@@ -236,8 +236,8 @@ def open_split(options: ImageOptions, split: str, flag: str) -> ImageSet:
         return open_images(options, split)
 
 
-def print_data_sets(options: ScoreOptions) -> None:
-    """Print what every data set holds that the options name, on the main process.
+def tell_data_sets(options: ScoreOptions) -> None:
+    """Log what every data set holds that the options name, on the main process.
 
     Raises:
         ValueError: there is no such data set.
@@ -248,7 +248,7 @@ def print_data_sets(options: ScoreOptions) -> None:
             flags.setdefault(source, f"--candidates {name}")
     for source, flag in flags.items():
         with _flag_named(flag):
-            print_found(options.image_options(source), f"{source}: ")
+            tell_found(options.image_options(source), f"{source}: ")
 
 
 @contextmanager

@@ -92,7 +92,7 @@ from latent_prior.evaluation.measures.inputs import ReferenceStatistics
 from latent_prior.evaluation.measures.kid import kernel_distance
 from latent_prior.evaluation.measures.sliced_wasserstein import SlicedReference
 from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown, terminal_table
-from latent_prior.evaluation.sets import open_candidate, open_reference, open_split, print_data_sets
+from latent_prior.evaluation.sets import open_candidate, open_reference, open_split, tell_data_sets
 from latent_prior.files import whole_file
 from latent_prior.folders import whole_folder
 from latent_prior.machine import versions
@@ -259,7 +259,7 @@ def open_objective(pipe: Pipeline, options: SweepOptions, accelerator: Accelerat
         ValueError: either is missing, or the reference is statistics, which only the Frechet
             distance can be computed from.
     """
-    print_data_sets(options.score_options())
+    tell_data_sets(options.score_options())
     images = None if options.published else open_reference(options.score_options())
     with accelerator.local_main_process_first():  # weights are downloaded once
         network = load_network(options.features, accelerator.device)

@@ -14,6 +14,7 @@ answer_early(__name__, AssembleOptions)
 from collections.abc import Sequence
 from pathlib import Path
 
+from latent_prior.calls import takes_options
 from latent_prior.folders import check_replaceable
 from latent_prior.pipelines.folder import write_folder
 from latent_prior.pipelines.pipeline import Pipeline
@@ -22,13 +23,16 @@ from latent_prior.stage2_prior.prior import TransformerPrior
 from latent_prior.stage2_prior.text.encoder import TextEncoder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+@takes_options(AssembleOptions)
+def assemble(options: AssembleOptions) -> Pipeline:
+    """Put an autoencoder and a prior into one pipeline folder.
+
+    Returns:
+        The pipeline, which `generate`, `score` and the others take by its folder.
 
     Raises:
         ValueError: a component is wrong, or they do not belong together.
     """
-    options = parse_config(AssembleOptions, argv)
     output = Path(options.output_dir)
     check_replaceable(output, "pipeline", "--output_dir ")
     autoencoder = load_autoencoder(options.autoencoder)
@@ -46,15 +50,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.text_encoder is not None:
         raise ValueError("--text_encoder is for a prior that was trained with one; leave it out")
     pipe = Pipeline(autoencoder, prior, text_encoder=encoder)
+    pipe.sampler = pipe.resolve(options.settings(), "--")
     write_folder(
         output,
         pipe.components,
-        pipe.resolve(options.settings(), "--"),
+        pipe.sampler,
         pipe.code_spec,
         text_encoder=encoder,
         command=command_line(),
     )
-    print(f"pipeline: {output}")
+    return pipe
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    options = parse_config(AssembleOptions, argv)
+    assemble(options=options)
+    print(f"pipeline: {Path(options.output_dir)}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from typing import Any
 
 from torch import Tensor
 
+from latent_prior.calls import takes_options
 from latent_prior.data.images import to_uint8
 from latent_prior.data.listing import GENERATION_FILE
 from latent_prior.pipelines.image_folder import (
+    GeneratedImages,
     chosen_classes,
     fill_folder,
     generation_settings,
@@ -32,13 +34,16 @@ from latent_prior.records import check_output_dir
 from latent_prior.seeds import generator
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+@takes_options(GenerateOptions)
+def generate(options: GenerateOptions) -> GeneratedImages:
+    """Generate images into a folder, those that are missing there.
+
+    Returns:
+        The images. `Pipeline` itself returns images without a folder.
 
     Raises:
         ValueError: the options, the pipeline or the output folder are wrong.
     """
-    options = parse_config(GenerateOptions, argv)
     folder = Path(options.output_dir)
     check_output_dir(folder, GENERATION_FILE, {}, "images")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return to_uint8(pipe.decode(pipe.random_codes(len(numbers), generators)).cpu())
         return sample_images(pipe, numbers, labels, sampler, options.seed, prompts)
 
-    fill_folder(
+    return fill_folder(
         folder,
         settings,
         sample,
@@ -111,6 +116,11 @@ def chosen_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any]:
         )
     sampler = pipe.resolve(options.settings(), "--").to_dict()
     return {} if options.random_codes else {name: sampler[name] for name in pipe.settings}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    generate(options=parse_config(GenerateOptions, argv))
 
 
 if __name__ == "__main__":

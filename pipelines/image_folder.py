@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,31 @@ GRID_IMAGES, GRID_COLUMNS = 100, 10
 _log = logging.getLogger("latent_prior")
 
 
+@dataclass(frozen=True)
+class GeneratedImages:
+    """A folder of generated images, which may be given wherever a folder of images may.
+
+    Attributes:
+        folder: of the images; `labels.csv` and others stand beside them.
+        paths: of the images, in order.
+        labels: class of each image, -1 for none.
+        class_names: names of the classes.
+    """
+
+    folder: Path
+    paths: list[Path]
+    labels: list[int]
+    class_names: tuple[str, ...]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def grid(self) -> Path:
+        """The first images in one picture."""
+        return self.folder / GRID_FILE
+
+
 def fill_folder(
     folder: Path,
     settings: dict[str, Any],
@@ -52,7 +78,7 @@ def fill_folder(
     batch_size: int,
     accelerator: Accelerator,
     prompts: Sequence[str | None] = (),
-) -> None:
+) -> GeneratedImages:
     """Generate the missing images of a folder; all processes call it.
 
     Args:
@@ -92,8 +118,10 @@ def fill_folder(
             seconds_per_image = seconds / count if count == len(labels) else None
             about = cost(models, seconds_per_image) | {"command": command_line()}
             write_record(folder / ABOUT_FILE, about, sealed=True)
-        print(f"images: {folder}, overview: {folder / GRID_FILE}")
+        _log.info("images: %s, overview: %s", folder, folder / GRID_FILE)
     accelerator.wait_for_everyone()
+    paths = [folder / name for name in names]
+    return GeneratedImages(folder, paths, list(labels), tuple(class_names))
 
 
 def make_missing(

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from latent_prior.data.codes import fit_images
-from latent_prior.data.found import print_found
+from latent_prior.data.found import tell_found
 from latent_prior.data.images import (
     ImageSet,
     grid,
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipe = open_pipeline(options).to(accelerator.device)
     options = fit_images(options, pipe.code_spec)
     options.mask_box(pipe.code_spec.image_size)  # checks it for this size
-    print_found(options)
+    tell_found(options)
     images = open_images(options, options.split)
     positions = choose_positions(images, options)
     settings = resolved_settings(pipe, images, options)

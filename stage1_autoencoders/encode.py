@@ -15,6 +15,7 @@ import dataclasses
 import glob
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latent_prior.calls import takes_options
 from latent_prior.data.codes import CAPTIONS, CodeMaps, fit_images
 from latent_prior.data.codes_dataset import (
     codes_features,
@@ -31,7 +33,7 @@ from latent_prior.data.codes_dataset import (
     open_codes,
     write_shard,
 )
-from latent_prior.data.found import print_found
+from latent_prior.data.found import tell_found
 from latent_prior.data.images import ImageSet, crop_windows, open_images, random_offsets, to_float
 from latent_prior.data.sources import open_source
 from latent_prior.data.splits import split_named
@@ -49,13 +51,32 @@ SETTINGS_FILE = "encode.json"
 _log = logging.getLogger("latent_prior")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Encode, from the finished shards of a stopped run if there are any.
+@dataclass(frozen=True)
+class Codes:
+    """A dataset of codes, which may be given wherever its folder may.
+
+    Attributes:
+        folder: of the dataset; `open_codes` reads it.
+        splits: number of images of each split.
+    """
+
+    folder: Path
+    splits: dict[str, int]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+@takes_options(EncodeOptions)
+def encode(options: EncodeOptions) -> Codes:
+    """Encode a dataset's images, from the finished shards of a stopped call if there are any.
+
+    Returns:
+        The codes. A folder that holds them already is left as it is.
 
     Raises:
         ValueError: invalid options, images or autoencoder, or an output folder with other codes.
     """
-    options = parse_config(EncodeOptions, argv)
     final = Path(options.output_dir)
     check_replaceable(final, "codes", "--output_dir ")
     check_output_dir(final, SETTINGS_FILE, {}, "codes")
@@ -64,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         accelerator.device, memory_format=torch.channels_last
     )
     options = fit_options(options, autoencoder)
-    print_found(options)
+    tell_found(options)
     names = choose_splits(options)
     sets = {name: open_images(options, name) for name in names}
     captions = {n: s.captions_fingerprint for n, s in sets.items() if s.has_captions}
@@ -73,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "images_fingerprint": {name: images.fingerprint for name, images in sets.items()},
         CAPTIONS: captions or None,
     }
+    found = Codes(final, {name: len(images) for name, images in sets.items()})
     stored = check_output_dir(
         final, SETTINGS_FILE, settings, "codes", may_change=changeable(options)
     )
@@ -84,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     split.table.check()
             remove(shard_folder)
             clear_leftover(final)
-            print(f"codes: {final} (already there)")
-        return
+            _log.info("codes: %s (already there)", final)
+        accelerator.wait_for_everyone()
+        return found
 
     class_names = next((images.class_names for images in sets.values() if images.class_names), ())
     spec = dataclasses.replace(autoencoder.code_spec, class_names=class_names)
@@ -131,9 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_record(folder / SETTINGS_FILE, recorded)
         remove(shard_folder)
         columns = list(codes_features(spec, captions=bool(captions)))
-        counts = ", ".join(f"{len(images)} {name}" for name, images in sets.items())
-        print(f"codes: {final} ({counts} images, {columns} per row)")
+        counts = ", ".join(f"{count} {name}" for name, count in found.splits.items())
+        _log.info("codes: %s (%s images, %s per row)", final, counts, columns)
     accelerator.wait_for_everyone()
+    return found
 
 
 def choose_splits(options: EncodeOptions) -> list[str]:
@@ -306,6 +330,11 @@ def sample_latents(
         for row in rows
     ]
     return {level.name: posterior.from_noise(torch.stack(noise))}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    encode(options=parse_config(EncodeOptions, argv))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from latent_prior.calls import takes_options
 from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_float, to_uint8
 from latent_prior.data.training_images import (
@@ -29,8 +30,9 @@ from latent_prior.data.training_images import (
     training_batches,
 )
 from latent_prior.losses.adversarial import frozen
+from latent_prior.machine import is_main_process
 from latent_prior.processes import from_main, share, start_training_processes
-from latent_prior.stage1_autoencoders import model_class
+from latent_prior.stage1_autoencoders import load_autoencoder, model_class
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 from latent_prior.stage1_autoencoders.blocks import inner_kernels
@@ -42,6 +44,7 @@ from latent_prior.training.curves import plot_curves
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
+from latent_prior.training.runs import Run
 
 CURVES = {
     "loss": {"total": "training"},
@@ -49,13 +52,24 @@ CURVES = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train, from the newest checkpoint in the run folder if there is one.
+class AutoencoderRun(Run):
+    """A trained autoencoder."""
+
+    def load(self) -> Autoencoder:
+        """The exported model, with averaged weights."""
+        return load_autoencoder(self.model)
+
+
+@takes_options(TrainOptions)
+def train_autoencoder(options: TrainOptions) -> AutoencoderRun:
+    """Train an autoencoder, from the newest checkpoint in the run folder if there is one.
+
+    Returns:
+        The run. One that was complete is not trained again.
 
     Raises:
         ValueError: invalid options or images, or the run folder of another run.
     """
-    options = parse_config(TrainOptions, argv)
     accelerator = start_training_processes(options)
     images, options = open_training_images(options)
     validation = open_validation(options)
@@ -138,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate=evaluate,
         export=export,
     )
-    if accelerator.is_main_process:
-        print(f"autoencoder: {run_folder / 'model'}")
+    return AutoencoderRun.open(run_folder)
 
 
 def open_validation(options: TrainOptions) -> ImageSet | None:
@@ -200,6 +213,13 @@ def save_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor)
     """Write a grid of pairs, each an original beside its reconstruction."""
     pairs = torch.stack([originals, reconstructions], dim=1).flatten(0, 1)
     save_png(grid(to_uint8(pairs), 8), path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    trained = train_autoencoder(options=parse_config(TrainOptions, argv))
+    if is_main_process():
+        print(f"autoencoder: {trained.model}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from latent_prior.calls import takes_options
 from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.data.labels import seen_classes
+from latent_prior.machine import is_main_process
 from latent_prior.processes import from_main, start_training_processes
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.progress import open_decoder, open_prompts, save_samples
@@ -39,15 +41,32 @@ from latent_prior.training.curves import plot_curves
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
+from latent_prior.training.runs import Run
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+class PriorRun(Run):
+    """A trained prior."""
+
+    @property
+    def best(self) -> Path:
+        """Folder of the model with the lowest validation loss of all evaluations."""
+        return self.folder / "best"
+
+    def load(self) -> TransformerPrior:
+        """The exported model, with averaged weights."""
+        return TransformerPrior.from_pretrained(self.model)
+
+
+@takes_options(TrainOptions)
+def train_prior(options: TrainOptions) -> PriorRun:
+    """Train a prior on codes, from the newest checkpoint in the run folder if there is one.
+
+    Returns:
+        The run. One that was complete is not trained again.
 
     Raises:
         ValueError: invalid options, codes, autoencoder or run folder.
     """
-    options = parse_config(TrainOptions, argv)
     accelerator = start_training_processes(options, sharding=True)
     train_codes, validation, spec, options = open_splits(options)
     decoder = open_decoder(spec, options, accelerator.device)
@@ -136,8 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate=evaluate,
         export=export,
     )
-    if accelerator.is_main_process:
-        print(f"prior: {run_folder / 'model'}, best on validation: {run_folder / 'best'}")
+    return PriorRun.open(run_folder)
 
 
 @contextmanager
@@ -156,6 +174,13 @@ def averaged(model: TransformerPrior, ema: EMA) -> Iterator[TransformerPrior]:
     with ema.applied_to(model):
         yield model
     model.train()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    trained = train_prior(options=parse_config(TrainOptions, argv))
+    if is_main_process():
+        print(f"prior: {trained.model}, best on validation: {trained.best}")
 
 
 if __name__ == "__main__":

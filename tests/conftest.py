@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from latent_prior.cli import run
+from latent_prior.cli import messages_shown, run
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("apple", "bee", "car")
@@ -262,7 +262,8 @@ def call() -> Call:
     """`call(module, output_dir=..., ...)` runs an entry script in this process."""
 
     def run_main(module: ModuleType, **flags: object) -> None:
-        module.main(words({**_defaults(module), **flags}))
+        with messages_shown():
+            module.main(words({**_defaults(module), **flags}))
 
     return run_main
 

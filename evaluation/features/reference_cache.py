@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -37,6 +38,7 @@ from latent_prior.machine import in_threads, versions
 from latent_prior.processes import share
 from latent_prior.records import read_record, write_record
 
+_log = logging.getLogger("latent_prior")
 LAYOUT = 1  # of an entry; entries of another layout are ignored
 PART = 256  # images, at least
 PACKAGES = (
@@ -145,7 +147,7 @@ def _lock(final: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print("another run is computing the statistics of this reference; waiting for it")
+            _log.info("another run is computing the statistics of this reference; waiting for it")
             lock.acquire()
     except OSError as error:
         raise ValueError(

@@ -15,22 +15,26 @@ from pathlib import Path
 
 from torch import Tensor
 
+from latent_prior.calls import takes_options
 from latent_prior.data.images import to_uint8
 from latent_prior.data.listing import GENERATION_FILE
 from latent_prior.evaluation.gan_baseline.gan import Generator
-from latent_prior.pipelines.image_folder import chosen_classes, fill_folder
+from latent_prior.pipelines.image_folder import GeneratedImages, chosen_classes, fill_folder
 from latent_prior.processes import start_processes
 from latent_prior.records import check_output_dir
 from latent_prior.seeds import generator
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+@takes_options(GenerateOptions)
+def generate_gan(options: GenerateOptions) -> GeneratedImages:
+    """Generate images with a GAN into a folder, those that are missing there.
+
+    Returns:
+        The images, in a folder like that of `generate`.
 
     Raises:
         ValueError: the options, the generator or the output folder are wrong.
     """
-    options = parse_config(GenerateOptions, argv)
     folder = Path(options.output_dir)
     check_output_dir(folder, GENERATION_FILE, {}, "images")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
@@ -51,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = gan.sample([labels[number] for number in numbers], generators, options.truncation)
         return to_uint8(images).cpu()
 
-    fill_folder(
+    return fill_folder(
         folder,
         settings,
         sample,
@@ -61,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_size=options.batch_size,
         accelerator=accelerator,
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    generate_gan(options=parse_config(GenerateOptions, argv))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from latent_prior.calls import takes_options
 from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
 from latent_prior.data.labels import classes_in_turn, seen_classes
@@ -37,6 +38,7 @@ from latent_prior.losses.adversarial import (
     reversal,
 )
 from latent_prior.losses.critic_augmentation import augment
+from latent_prior.machine import is_main_process
 from latent_prior.processes import from_main, start_training_processes
 from latent_prior.seeds import generator
 from latent_prior.training import loop
@@ -45,18 +47,30 @@ from latent_prior.training.curves import plot_curves
 from latent_prior.training.ema import EMA
 from latent_prior.training.metrics import Figures
 from latent_prior.training.optim import make_optimizer, update
+from latent_prior.training.runs import Run
 
 GRID_ROWS, GRID_COLUMNS = 8, 10
 CURVES = {"loss": {"critic": "critic", "generator": "generator"}}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train, from the newest checkpoint in the run folder if there is one.
+class GANRun(Run):
+    """A trained GAN."""
+
+    def load(self) -> Generator:
+        """The exported generator, with averaged weights."""
+        return Generator.from_pretrained(self.model)
+
+
+@takes_options(TrainOptions)
+def train_gan(options: TrainOptions) -> GANRun:
+    """Train a GAN, from the newest checkpoint in the run folder if there is one.
+
+    Returns:
+        The run. One that was complete is not trained again.
 
     Raises:
         ValueError: invalid options or images, or the run folder of another run.
     """
-    options = parse_config(TrainOptions, argv)
     accelerator = start_training_processes(options)
     images, options = open_training_images(options)
     run_folder = Path(options.output_dir)
@@ -138,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate=evaluate,
         export=export,
     )
-    if accelerator.is_main_process:
-        print(f"generator: {run_folder / 'model'}")
+    return GANRun.open(run_folder)
 
 
 def objective(
@@ -260,6 +273,13 @@ def prepare(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor, Ten
         for values in (batch["images"], labels, batch["noise"])
     )
     return to_float(images).contiguous(memory_format=torch.channels_last), labels, noise
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    trained = train_gan(options=parse_config(TrainOptions, argv))
+    if is_main_process():
+        print(f"generator: {trained.model}")
 
 
 if __name__ == "__main__":

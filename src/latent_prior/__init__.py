@@ -12,18 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latent_prior.data.codes_dataset import open_codes
+    from latent_prior.evaluation.gan_baseline.generate import generate_gan
+    from latent_prior.evaluation.gan_baseline.train import train_gan
+    from latent_prior.pipelines.assemble import assemble
+    from latent_prior.pipelines.generate import generate
     from latent_prior.pipelines.pipeline import Pipeline, PipelineOutput
     from latent_prior.stage1_autoencoders import load_autoencoder
+    from latent_prior.stage1_autoencoders.encode import encode
+    from latent_prior.stage1_autoencoders.train import train_autoencoder
     from latent_prior.stage2_prior.prior import TransformerPrior
     from latent_prior.stage2_prior.sampler import Sampler
+    from latent_prior.stage2_prior.train import train_prior
 
 __all__ = [
     "Pipeline",
     "PipelineOutput",
     "Sampler",
     "TransformerPrior",
+    "assemble",
+    "encode",
+    "generate",
+    "generate_gan",
     "load_autoencoder",
     "open_codes",
+    "train_autoencoder",
+    "train_gan",
+    "train_prior",
 ]
 
 _MODULES = {
@@ -31,8 +45,15 @@ _MODULES = {
     "PipelineOutput": "latent_prior.pipelines.pipeline",
     "Sampler": "latent_prior.stage2_prior.sampler",
     "TransformerPrior": "latent_prior.stage2_prior.prior",
+    "assemble": "latent_prior.pipelines.assemble",
+    "encode": "latent_prior.stage1_autoencoders.encode",
+    "generate": "latent_prior.pipelines.generate",
+    "generate_gan": "latent_prior.evaluation.gan_baseline.generate",
     "load_autoencoder": "latent_prior.stage1_autoencoders",
     "open_codes": "latent_prior.data.codes_dataset",
+    "train_autoencoder": "latent_prior.stage1_autoencoders.train",
+    "train_gan": "latent_prior.evaluation.gan_baseline.train",
+    "train_prior": "latent_prior.stage2_prior.train",
 }
 
 

@@ -13,17 +13,20 @@ import errno
 import functools
 import inspect
 import itertools
+import logging
 import os
 import re
 import shlex
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import yaml
+from tqdm import tqdm
 
 from latent_prior import stopping
 from latent_prior.cli_values import convert, fits, is_list, read_value
@@ -64,6 +67,13 @@ class Flag(NamedTuple):
         """The docstring under the field."""
         return _sentences(self.owner)[self.field.name]
 
+    def explanation(self) -> str:
+        """The docstring under the field, with default and range."""
+        default = self.default_text()
+        ending = default if default == "required" else f"default: {default}"
+        ending += f", {limits}" if (limits := self.range_text()) else ""
+        return f"{self.sentence()} ({ending})"
+
 
 def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T:
     """Build `options_class` from flags and `--config PRESET`; a flag wins over the preset.
@@ -84,25 +94,34 @@ def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T
     wants_help, dry_run = bool({"-h", "--help"} & set(words)), "--dry_run" in words
     words = [word for word in words if word not in ("-h", "--help", "--dry_run")]
     try:
-        values = _read_values(words, flags(options_class), options_class)
-        # Now it is known which classes are chosen, so their flags are read as well.
-        chosen = list(flags(options_class, values))
-        values = _read_values(words, chosen, options_class)
+        chosen, values = _settle(options_class, lambda kinds: dict(flag_values(words, kinds)))
         if wants_help:
             _print_help(options_class, chosen)
             raise SystemExit(0)
-        required = [f"--{f.name}" for f in chosen if f.default is dataclasses.MISSING]
-        if missing := [flag for flag in required if flag[2:] not in values]:
-            raise ValueError(
-                f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
-            )
-        options = _build(options_class, values)
+        options = _complete(options_class, chosen, values)
     except ValueError as error:
         fail(str(error))
     if dry_run:
         print(yaml.safe_dump(dump_config(options), sort_keys=False), end="")
         raise SystemExit(0)
     return options
+
+
+def make_options(options_class: type[T], given: Mapping[str, Any]) -> T:
+    """Build `options_class` from values under dotted names, `config` among them: the same checks.
+
+    Raises:
+        ValueError: an unknown option, a wrong value or a missing one, in the words that
+            `parse_config` prints.
+    """
+
+    def read(kinds: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if name != "config" and _kind_of(name, kinds) is None:
+                raise ValueError(f"unknown option --{name}{suggestion(name, kinds)}")
+        return dict(given)
+
+    return _complete(options_class, *_settle(options_class, read))
 
 
 def answer_early(name: str, options_class: type) -> None:
@@ -202,12 +221,33 @@ def _build(options_class: type[T], values: dict[str, Any], prefix: str = "") -> 
     return options_class(**settings)
 
 
+def _settle(
+    options_class: type, read: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[list[Flag], dict[str, Any]]:
+    """The flags there are and the values they get, which name the chosen classes.
+
+    `read` returns what the user gives, which wins over the preset, from the types of the flags.
+    """
+    values = _read_values(read, flags(options_class), options_class)
+    # Now it is known which classes are chosen, so their flags are read as well.
+    chosen = list(flags(options_class, values))
+    return chosen, _read_values(read, chosen, options_class)
+
+
+def _complete(options_class: type[T], chosen: Iterable[Flag], values: dict[str, Any]) -> T:
+    """The options, none of which may be missing."""
+    required = [flag.name for flag in chosen if flag.default is dataclasses.MISSING]
+    if missing := [f"--{name}" for name in required if name not in values]:
+        raise ValueError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} required")
+    return _build(options_class, values)
+
+
 def _read_values(
-    words: Sequence[str], known: Iterable[Flag], options_class: type
+    read: Callable[[dict[str, Any]], dict[str, Any]], known: Iterable[Flag], options_class: type
 ) -> dict[str, Any]:
-    """The values of the preset and of the flags, which win."""
+    """The values of the preset and of the user, which win."""
     kinds = {flag.name: flag.kind for flag in known}
-    given = dict(flag_values(words, kinds))
+    given = read(kinds)
     preset = _read_preset(given.pop("config", None), kinds, options_class)
     values = {**preset, **given}
     return {name: convert(name, value, _kind_of(name, kinds)) for name, value in values.items()}
@@ -256,11 +296,12 @@ def flag_values(words: Sequence[str], kinds: dict[str, Any]) -> Iterator[tuple[s
 def run(main: Callable[[], object]) -> None:
     """Call a script's `main`; errors that a user can fix become one line and exit code 2.
 
-    So do SIGINT and SIGTERM, with exit code 130 or 143.
+    So do SIGINT and SIGTERM, with exit code 130 or 143. Messages and progress are shown.
     """
     try:
         try:
-            stopping.exit_when_stopped(main, _program())
+            with messages_shown():
+                stopping.exit_when_stopped(main, _program())
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout is gone, as in `--help | head`
@@ -274,6 +315,28 @@ def run(main: Callable[[], object]) -> None:
         if reason is None:
             raise
         fail(f"{reason}; nothing incomplete was kept")
+
+
+class _Printer(logging.Handler):
+    """Prints messages as plain lines above a progress bar: warnings on stderr, others on stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warns = record.levelno >= logging.WARNING
+        tqdm.write(record.getMessage(), file=sys.stderr if warns else sys.stdout)
+
+
+@contextmanager
+def messages_shown() -> Iterator[None]:
+    """Within the block, messages of the logger `latent_prior` and progress bars are shown."""
+    log, printer = logging.getLogger("latent_prior"), _Printer()
+    level = log.level
+    log.addHandler(printer)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(printer)
 
 
 def fail(message: str) -> NoReturn:
@@ -313,14 +376,10 @@ def _print_help(options_class: type, known: Iterable[Flag]) -> None:
     print(f"  --config PRESET\n{_paragraph(config)}")
     print("  --dry_run\n        Print the resolved options as YAML and exit.")
     for flag in known:
-        sentence = flag.sentence()
+        text = flag.explanation()
         if flag.name.endswith(".type"):
-            sentence += " The flags below are those of the chosen one."
-        default = flag.default_text()
-        ending = default if default == "required" else f"default: {default}"
-        ending += f", {limits}" if (limits := flag.range_text()) else ""
-        print(f"  --{flag.name} {flag.type_text()}")
-        print(_paragraph(f"{sentence} ({ending})"))
+            text += " The flags below are those of the chosen one."
+        print(f"  --{flag.name} {flag.type_text()}\n{_paragraph(text)}")
 
 
 def _paragraph(text: str) -> str:

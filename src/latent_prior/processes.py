@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +21,7 @@ from latent_prior.machine import available_cores
 from latent_prior.options import RunOptions
 from latent_prior.stopping import left_to_the_system
 
+_log = logging.getLogger("latent_prior")
 T = TypeVar("T")
 
 
@@ -50,14 +53,16 @@ def start_processes(
     # accelerate always passes this argument, whose name torch deprecates since 2.14.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     # The quantizer all-reduces its statistics; a broadcast would overwrite them with rank 0's.
-    with left_to_the_system():  # processes may wait for each other for half an hour
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # They may wait for each other for half an hour.
+    with left_to_the_system() if several else nullcontext():
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             gradient_accumulation_steps=accumulation_steps,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             step_scheduler_with_optimizer=False,
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and accelerator.num_processes == 1:
+    if several and accelerator.num_processes == 1:
         raise ValueError(
             "several processes were started, but they do not form a group and would overwrite each other's files; on a CPU "
             "start them with: ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 SCRIPT ..."
@@ -65,8 +70,8 @@ def start_processes(
     if accelerator.device.type == "cpu":
         if mixed_precision == "fp16":
             raise ValueError("--mixed_precision fp16 is not computed on a CPU; use no")
-        if mixed_precision == "bf16":
-            accelerator.print(
+        if mixed_precision == "bf16" and accelerator.is_main_process:
+            _log.warning(
                 "--mixed_precision bf16: most CPUs are many times slower with it than with no"
             )
         on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

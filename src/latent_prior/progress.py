@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -51,13 +52,15 @@ class Progress:
         Args:
             what: the work, such as `training vqvae`.
             total: what is counted: images, optimizer steps or settings.
-            shown: False in all processes but one.
+            shown: False in all processes but one. It is also hidden while the messages of the
+                package are: the logger `latent_prior` is enabled for INFO by scripts only.
             start: how much of it an earlier call has done.
             images: in each of what is counted.
             processes: that share the work evenly, each counting its own part.
             limits: further budgets; whichever is used up first ends the work.
         """
         self.detail = ""
+        shown = shown and logging.getLogger("latent_prior").isEnabledFor(logging.INFO)
         self._what, self._total, self._images, self._processes = what, total, images, processes
         self._done = float(start)
         self._begun, self._worked, self._counted = time.monotonic(), 0.0, 0.0

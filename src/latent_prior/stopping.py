@@ -122,7 +122,8 @@ def _handled(first: Callable[[int], object]) -> Iterator[None]:
 def _handle(first: Callable[[int], object]) -> dict[signal.Signals, signal._HANDLER]:
     """Call `first` at the first signal and end at the second; returns the handlers before.
 
-    An ignored signal, as under nohup, stays ignored. Only the main thread can set handlers.
+    An ignored signal, as under nohup, stays ignored. Only the main thread can set handlers. Outside
+    of a script, as in a notebook, a second SIGINT raises KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -138,8 +139,9 @@ def _handle(first: Callable[[int], object]) -> dict[signal.Signals, signal._HAND
             return
         if since or not launched:
             # With the system's own handlers, the next signal ends even a call that never returns.
-            for each in handled:
-                signal.signal(each, signal.SIG_DFL)
+            for each, handler_before in handled.items():
+                at_once = handler_before != signal.default_int_handler
+                signal.signal(each, signal.SIG_DFL if at_once else handler_before)
         if since:
             os.kill(os.getpid(), number)
         since.append(time.monotonic())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from latent_prior.stage2_prior.text.reading import (
 from latent_prior.stage2_prior.text.states import StateStore
 from latent_prior.stage2_prior.text.tokenizer import CaptionTokenizer
 
+_log = logging.getLogger("latent_prior")
 VOCABULARY = 4096
 STATES_FOLDER = "text_states"
 
@@ -74,7 +76,7 @@ def open_reader(
         reader = CaptionTokenizer(json, length)
     if accelerator.is_main_process:
         length = reader.spec["length"]
-        print(f"captions: up to {longest} tokens, prompts up to {length}")
+        _log.info("captions: up to %d tokens, prompts up to %d", longest, length)
     return reader
 
 

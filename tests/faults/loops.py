@@ -168,12 +168,11 @@ def described(place: Place, chance: random.Random) -> Callable[[], None]:
         flags = {"label_column": "kind"} if chance.random() < 0.5 else {}
         skip = "skip" if chance.random() < 0.5 else "error"
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                images = open_images(
-                    ImageOptions(dataset=str(folder), on_corrupt=skip, **flags), "train"
-                )
-                if images.has_captions:
-                    images.captions(range(len(images)))
+            images = open_images(
+                ImageOptions(dataset=str(folder), on_corrupt=skip, **flags), "train"
+            )
+            if images.has_captions:
+                images.captions(range(len(images)))
         finally:
             path.unlink()
 

@@ -14,6 +14,12 @@ from latent_prior import progress
 from latent_prior.progress import Limit, Progress, clock
 
 
+@pytest.fixture(autouse=True)
+def messages(caplog):
+    """The line is hidden while messages are."""
+    caplog.set_level("INFO", "latent_prior")
+
+
 @pytest.fixture
 def now(monkeypatch):
     """The clock; its `seconds` are what the line believes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from latent_prior.files import open_regular
 from latent_prior.machine import in_threads, is_main_process
 from latent_prior.options import ImageOptions, ReadOptions
 
+_log = logging.getLogger("latent_prior")
 MOST_HEADERS = 2048
 """Headers that are read of one split, evenly spaced."""
 
@@ -36,14 +38,14 @@ def headers(table: ImageTable, options: ReadOptions) -> list[Header | None]:
     return in_threads(header, rows)
 
 
-def print_found(options: ImageOptions, prefix: str = "") -> None:
-    """Print what a dataset holds, on the main process; every script that reads images begins so.
+def tell_found(options: ImageOptions, prefix: str = "") -> None:
+    """Log what a dataset holds, on the main process; every script that reads images begins so.
 
     Raises:
         ValueError: there is no such dataset, or its layout is not clear.
     """
     if is_main_process():
-        print(prefix + found(options))
+        _log.info("%s%s", prefix, found(options))
 
 
 def found(options: ImageOptions) -> str:

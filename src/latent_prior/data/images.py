@@ -12,6 +12,7 @@ import functools
 import io
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from latent_prior.options import ImageOptions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_log = logging.getLogger("latent_prior")
 _CAPTIONS = 1024  # images whose captions are in memory at a time
 
 
@@ -330,7 +332,9 @@ def _keep(images: ImageSet, kept: NDArray[np.bool_], others: str) -> None:
     images.source_index = images.source_index[kept]
     images.skipped += left_out
     if left_out and is_main_process():
-        print(f"{images.options.dataset}: left out {left_out} of {len(kept)} images {others}")
+        _log.info(
+            "%s: left out %d of %d images %s", images.options.dataset, left_out, len(kept), others
+        )
 
 
 def _decode_all(images: ImageSet, side: int | None) -> None:

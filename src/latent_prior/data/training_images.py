@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.data.batch_order import Batch, even_share, index_batches
-from latent_prior.data.found import print_found
+from latent_prior.data.found import tell_found
 from latent_prior.data.images import (
     ImageSet,
     crop_windows,
@@ -66,7 +66,7 @@ def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
     run, data = Path(options.output_dir), Path(options.dataset)
     if data.is_dir() and run.is_dir() and run.samefile(data):
         raise ValueError(f"--output_dir {run} is the data set; name another folder")
-    print_found(options)
+    tell_found(options)
     if options.streaming:
         return None, options
     images = open_images(options, options.split)

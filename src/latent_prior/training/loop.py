@@ -7,6 +7,7 @@ command resumes the run from its newest checkpoint; on a CPU the result is the s
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from latent_prior.training.checkpoint import (
 )
 from latent_prior.training.metrics import Figures, Metrics, MetricsLog, Window, check_finite
 
+_log = logging.getLogger("latent_prior")
 _TIME_IS_UP = 1  # beside the numbers of SIGINT (2) and SIGTERM (15)
 
 
@@ -224,7 +226,7 @@ def resume(accelerator: Accelerator, run: Path, state: TrainState, options: RunO
             )
     if accelerator.is_main_process:
         if restored is not None:
-            print(f"resuming {run} at step {state.step}")
+            _log.info("resuming %s at step %d", run, state.step)
             _prune(run, options)
         if restored is None or state.step < options.max_steps:  # else nothing is trained with them
             with whole_file(run / "config.yaml") as path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from latent_prior.files import read_regular, whole_file
 from latent_prior.options import RunOptions
@@ -106,7 +104,7 @@ class MetricsLog:
                 )
 
     def write(self, step: int, seconds: float, metrics: Mapping[str, Figure | Path]) -> None:
-        """Append a line after `step` steps and `seconds` of training; text is also printed.
+        """Append a line after `step` steps and `seconds` of training; text is also a warning.
 
         Pictures, the paths of PNG files, go to the tracker alone.
         """
@@ -115,7 +113,7 @@ class MetricsLog:
         if self._accelerator.is_main_process:
             for entry in metrics.values():
                 if isinstance(entry, str):
-                    tqdm.write(f"step {step}: {entry}", file=sys.stderr)
+                    _log.warning("step %d: %s", step, entry)
             images = step * self._batch_size
             line = {"step": step, "images_seen": images, "seconds": round(seconds, 3), **metrics}
             with self._path.open("ab") as file:

@@ -248,7 +248,8 @@ def test_a_run_stopped_before_the_statistics_needs_no_network(scored, accelerato
     same(found, replace(found, statistics=fid.statistics(found.features)))
 
 
-def test_a_second_run_waits_for_the_first(scored, accelerator, capsys):
+def test_a_second_run_waits_for_the_first(scored, accelerator, caplog):
+    caplog.set_level("INFO", "latent_prior")
     found = reference_statistics(network(Counting()), scored, BATCH, accelerator)
     held = threading.Event()
 
@@ -268,7 +269,7 @@ def test_a_second_run_waits_for_the_first(scored, accelerator, capsys):
     same(reference_statistics(network(forward), scored, BATCH, accelerator), found)
     thread.join()
     assert forward.seen == 0
-    assert "waiting for it" in capsys.readouterr().out
+    assert "waiting for it" in caplog.text
 
 
 def test_a_read_only_cache_is_read(scored, accelerator, cache):

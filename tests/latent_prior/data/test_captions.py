@@ -431,7 +431,8 @@ def test_columns_of_other_types_are_no_captions(tmp_path, options, column):
      (["x" * 999] * 66, "has captions of 65,934 bytes")],
     ids=["null", "no list", "empty", "empty in a list", "null in a list", "long", "long together"],
 )  # fmt: skip
-def test_a_wrong_caption_in_a_table_is_told_or_left_out(tmp_path, options, cell, said, capsys):
+def test_a_wrong_caption_in_a_table_is_told_or_left_out(tmp_path, options, cell, said, caplog):
+    caplog.set_level("INFO", "latent_prior")
     texts = list(SEVERAL if isinstance(cell, list) else TEXTS)
     texts[5] = cell
     chosen = options(saved(tmp_path / "d", texts, "parquet"), caption_column="prompt")
@@ -439,7 +440,7 @@ def test_a_wrong_caption_in_a_table_is_told_or_left_out(tmp_path, options, cell,
         open_images(chosen, "train")
     assert "captions of 7" in found(chosen)
     images = open_images(dataclasses.replace(chosen, on_corrupt="skip"), "train")
-    assert "left out 1 of 8 images without usable captions" in capsys.readouterr().out
+    assert "left out 1 of 8 images without usable captions" in caplog.text
     assert images.skipped == 1
     assert images.source_index.tolist() == [0, 1, 2, 3, 4, 6, 7]
     assert set(captions(images)) == {0, 1, 2, 3, 4, 6, 7}
@@ -460,7 +461,8 @@ def test_text_that_is_not_utf_8_in_a_table(tmp_path, options):
     assert captions(kept) == {0: ("a",), 2: ("c",)}
 
 
-def test_rows_and_images_that_do_not_fit_are_left_out_when_asked(described, options, capsys):
+def test_rows_and_images_that_do_not_fit_are_left_out_when_asked(described, options, caplog):
+    caplog.set_level("INFO", "latent_prior")
     listed = [
         *rows()[:6],
         FIRST,
@@ -471,7 +473,7 @@ def test_rows_and_images_that_do_not_fit_are_left_out_when_asked(described, opti
     chosen = options(described("csv", listed), on_corrupt="skip")
     images = open_images(chosen, "train")
     assert captions(images) == {n: (TEXTS[n],) for n in (0, 1, 3, 4, 5)}
-    assert "left out 3 of 8 images without usable captions" in capsys.readouterr().out
+    assert "left out 3 of 8 images without usable captions" in caplog.text
     line = found(chosen)
     assert "captions of 5; " in line
     assert "2 rows of metadata without an image left out; 1 row of metadata of an image" in line

@@ -1,7 +1,7 @@
 import pytest
 
 from latent_prior.data import found as found_module
-from latent_prior.data.found import found, print_found
+from latent_prior.data.found import found, tell_found
 from latent_prior.options import ImageOptions
 from tests.latent_prior.samples import CLASSES, encoded, pixels, write
 
@@ -53,19 +53,17 @@ def test_classes_without_images_and_images_without_a_class(tmp_path, options):
     assert "4 classes (2 of them with images), 1 without a class" in line
 
 
-def test_every_split_is_told_and_only_by_the_main_process(monkeypatch, capsys):
+def test_every_split_is_told_and_only_by_the_main_process(monkeypatch, caplog):
+    caplog.set_level("INFO", "latent_prior")
     line = (
         "train: 3,600 images, 28 x 28, grey, 10 classes; "
         "validation: 400 images, 28 x 28, grey, 10 classes; test: 1,000 images"
     )
-    print_found(ImageOptions(channels=1))
-    assert (
-        capsys.readouterr().out
-        == f"{line.replace('10 classes', 'by 2,048 headers, 10 classes', 1)}\n"
-    )
+    tell_found(ImageOptions(channels=1))
+    assert caplog.messages == [line.replace("10 classes", "by 2,048 headers, 10 classes", 1)]
     monkeypatch.setenv("RANK", "1")
-    print_found(ImageOptions())
-    assert capsys.readouterr().out == ""
+    tell_found(ImageOptions())
+    assert len(caplog.messages) == 1
 
 
 def test_what_is_held_out_is_told(tmp_path, options):

@@ -120,7 +120,8 @@ def test_a_corrupt_file_is_named_and_fatal(corrupt, options):
 
 
 @pytest.mark.parametrize("settings", [{"image_size": 8}, {"image_size": 8, "cache_mb": 0}, {}])
-def test_corrupt_files_are_skipped_and_counted(corrupt, options, settings, capsys):
+def test_corrupt_files_are_skipped_and_counted(corrupt, options, settings, caplog):
+    caplog.set_level("INFO", "latent_prior")
     images = open_images(options(corrupt, on_corrupt="skip", **settings), "train")
     assert images.skipped == 2
     assert len(images) == 10
@@ -128,7 +129,7 @@ def test_corrupt_files_are_skipped_and_counted(corrupt, options, settings, capsy
     assert images.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 4
     batch = images.read(range(10))
     assert [int(image[0, 0, 0]) for image in batch] == [n for n in ORDER if n not in (3, 7)]
-    assert "left out 2 of 12 images" in capsys.readouterr().out
+    assert "left out 2 of 12 images" in caplog.text
 
 
 def test_a_first_image_that_is_corrupt_is_no_obstacle_to_skipping(folder, options):

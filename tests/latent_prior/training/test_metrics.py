@@ -102,16 +102,14 @@ def test_a_window_goes_on_from_a_checkpoint_bit_by_bit(accelerator):
     assert second.means(accelerator) == whole.means(accelerator)
 
 
-def test_a_line_takes_lists_and_sentences_and_says_the_sentences_aloud(
-    accelerator, tmp_path, capfd
-):
+def test_a_line_takes_lists_and_sentences_and_warns_of_the_sentences(accelerator, tmp_path, caplog):
     log = MetricsLog(accelerator, tmp_path, RunOptions(output_dir=str(tmp_path)), start=0)
     figures = {"kl": 0.5, "kl_per_dimension": [0.25, 0.25], "warning": "it has collapsed"}
     log.write(7, 1.0, figures)
     assert {name: lines(tmp_path)[0][name] for name in figures} == figures
-    said = capfd.readouterr()
-    assert said.err == "step 7: it has collapsed\n"
-    assert said.out == ""
+    assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+        ("WARNING", "step 7: it has collapsed")
+    ]
 
 
 def test_a_tracker_gets_the_single_numbers_only(accelerator, tmp_path):
