@@ -9,7 +9,7 @@ likelihood.md (the table). Several processes share the images; start them as for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.options import ComputeOptions, ImageOptions, option
@@ -54,6 +54,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latent_prior.calls import takes_options
 from latent_prior.data.codes import fit_images
 from latent_prior.data.found import tell_found
 from latent_prior.data.images import ImageSet, open_images, to_float
@@ -62,7 +63,7 @@ from latent_prior.evaluation.likelihood_bound import Bound, fit_logistic
 from latent_prior.evaluation.report.terminal import fit_table, more_columns, paragraph
 from latent_prior.evaluation.sets import choose
 from latent_prior.files import check_folder_path, whole_file
-from latent_prior.machine import versions
+from latent_prior.machine import is_main_process, versions
 from latent_prior.markdown import code, markdown_table, plain
 from latent_prior.pipelines import Pipeline
 from latent_prior.processes import share, start_processes
@@ -74,13 +75,33 @@ JSON_FILE, MARKDOWN_FILE = "likelihood.json", "likelihood.md"
 DRAWS = 4
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print the table, write the files.
+@dataclass(frozen=True)
+class Likelihoods:
+    """Measured bounds; printed, they are the table of the terminal.
+
+    Attributes:
+        folder: of likelihood.json and likelihood.md.
+        protocol: what the numbers depend on.
+        rows: one for each prior.
+        table: the main columns.
+    """
+
+    folder: Path
+    protocol: dict[str, Any]
+    rows: list[dict[str, Any]]
+    table: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.table
+
+
+@takes_options(LikelihoodOptions)
+def likelihood(options: LikelihoodOptions) -> Likelihoods:
+    """Measure bits per dimension of held-out images under a pipeline, and write the files.
 
     Raises:
         ValueError: the options, images, pipeline or output folder are wrong; nothing is written.
     """
-    options = parse_config(LikelihoodOptions, argv)
     output_dir = Path(options.output_dir)
     check_folder_path(output_dir, "--output_dir ")
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
@@ -95,14 +116,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     bound, fitted_to = make_bound(pipe, options)
     draws = count_draws(bound, options)
     rows = measure(bound, images, chosen, labels, draws, options, accelerator)
+    protocol = describe_protocol(bound, images, labels, draws, fitted_to, options)
+    protocol |= {"num_images": len(chosen)}
     if accelerator.is_main_process:
-        protocol = describe_protocol(bound, images, labels, draws, fitted_to, options)
-        protocol |= {"num_images": len(chosen)}
         write_record(output_dir / JSON_FILE, {"protocol": protocol, "rows": rows}, sealed=True)
         with whole_file(output_dir / MARKDOWN_FILE) as path:
             path.write_text(markdown(protocol, rows), encoding="utf-8")
-        print(terminal_table(protocol, rows, output_dir / MARKDOWN_FILE))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    table = terminal_table(protocol, rows, output_dir / MARKDOWN_FILE)
+    return Likelihoods(output_dir, protocol, rows, table)
 
 
 def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
@@ -349,6 +372,13 @@ def describe(protocol: dict[str, Any]) -> str:
     if pixels["likelihood"] == "bernoulli":
         text += ", a probability of black-and-white images only"
     return f"{text}."
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    measured = likelihood(options=parse_config(LikelihoodOptions, argv))
+    if is_main_process():
+        print(measured)
 
 
 if __name__ == "__main__":

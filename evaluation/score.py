@@ -16,13 +16,15 @@ from latent_prior.evaluation.options import RECONSTRUCTIONS, ScoreOptions
 
 answer_early(__name__, ScoreOptions)
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from latent_prior.calls import takes_options
 from latent_prior.evaluation.class_accuracy import Classifier, open_class_images, train_classifier
 from latent_prior.evaluation.features.extract import (
     extract,
@@ -34,9 +36,15 @@ from latent_prior.evaluation.features.reference_cache import load_reference, ref
 from latent_prior.evaluation.judge import Judge
 from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.compare import compare
-from latent_prior.evaluation.report.files import check_sizes, terminal_table, write_report
+from latent_prior.evaluation.report.files import (
+    JSON_FILE,
+    check_sizes,
+    terminal_table,
+    write_report,
+)
 from latent_prior.evaluation.report.html import Grid
 from latent_prior.evaluation.report.pictures import pairs_grid, reconstruction_grid, set_grid
+from latent_prior.evaluation.report.scores import read_scores
 from latent_prior.evaluation.sets import (
     ScoredSet,
     open_candidate,
@@ -45,9 +53,11 @@ from latent_prior.evaluation.sets import (
 )
 from latent_prior.files import check_folder_path
 from latent_prior.losses.perceptual import PerceptualDistance, make_perceptual
-from latent_prior.machine import versions
+from latent_prior.machine import is_main_process, versions
 from latent_prior.pipelines import Pipeline
 from latent_prior.processes import start_processes
+
+_log = logging.getLogger("latent_prior")
 
 
 @dataclass(frozen=True)
@@ -62,18 +72,45 @@ class Sets:
     perceptual: PerceptualDistance | None = None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Score, print the table, write the files.
+@dataclass(frozen=True)
+class Scored:
+    """A report; printed, it is the table of the terminal.
+
+    Attributes:
+        folder: of scores.json, scores.md and report.html.
+        protocol: what the numbers depend on, as in scores.json.
+        rows: as in scores.json, one for each set of images.
+        table: the main columns.
+    """
+
+    folder: Path
+    protocol: dict[str, Any]
+    rows: list[dict[str, Any]]
+    table: str = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Scored:
+        """The report in a folder."""
+        found = read_scores(folder / JSON_FILE)
+        table = terminal_table(found.rows, found.column, found.title, folder)
+        return cls(folder, found.protocol, [row.to_json() for row in found.rows], table)
+
+    def __str__(self) -> str:
+        return self.table
+
+
+@takes_options(ScoreOptions)
+def score(options: ScoreOptions) -> Scored:
+    """Score sets of images against a reference, and write the report.
 
     Raises:
         ValueError: for input that cannot be scored; nothing is written then.
     """
-    options = parse_config(ScoreOptions, argv)
     output_dir = Path(options.output_dir)
     check_folder_path(output_dir, "--output_dir ")
     if options.compare:
         compare([Path(path) for path in options.compare], output_dir)
-        return
+        return Scored.open(output_dir)
     accelerator = start_processes(cpu_threads=options.cpu_threads, seed=options.seed)
     sets = open_sets(options, accelerator)
     labelled = None
@@ -89,15 +126,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         ceiling = classifier.accuracy(sets.reference, options.batch_size, accelerator)
         protocol["classifier"] = classifier.protocol(options.train_split, ceiling)
     output_dir.mkdir(parents=True, exist_ok=True)
-    rows, pairs = score(sets, judge, classifier, accelerator)
+    rows, pairs = score_sets(sets, judge, classifier, accelerator)
     if accelerator.is_main_process:
         grids = [set_grid(each) for each in (sets.reference, *sets.candidates) if each is not None]
         if sets.pipeline is not None and sets.originals is not None:
             device = accelerator.device
             grids.append(reconstruction_grid(sets.pipeline, sets.originals, device))
         write_report(output_dir, protocol, rows, network.column, network.title, grids, pairs)
-        print(terminal_table(rows, network.column, network.title, output_dir))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    return Scored.open(output_dir)
 
 
 def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
@@ -112,9 +150,9 @@ def open_sets(options: ScoreOptions, accelerator: Accelerator) -> Sets:
     candidates = [open_candidate(candidate, options) for candidate in options.parsed_candidates()]
     for candidate in candidates:
         if candidate.split is None and candidate.images.skipped:  # splits report it themselves
-            accelerator.print(
-                f"{candidate.source}: left out {candidate.images.skipped} images that cannot be read"
-            )
+            skipped = candidate.images.skipped
+            if accelerator.is_main_process:
+                _log.info("%s: left out %d images that cannot be read", candidate.source, skipped)
     sets = Sets(reference, candidates=candidates)
     sizes = [(candidate.name, len(candidate)) for candidate in candidates]
     if reference is not None and options.pipeline is not None:
@@ -146,7 +184,7 @@ def prepare(
     return Judge(network, reference, None if training is None else training.features, options)
 
 
-def score(
+def score_sets(
     sets: Sets, judge: Judge, classifier: Classifier | None, accelerator: Accelerator
 ) -> tuple[list[Row], list[Grid]]:
     """A row for each candidate and for the reconstructions, and pairs of nearest images.
@@ -210,6 +248,13 @@ def describe_protocol(options: ScoreOptions, sets: Sets, judge: Judge) -> dict[s
         "versions": versions(),
         "command": command_line(),
     }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    scored = score(options=parse_config(ScoreOptions, argv))
+    if is_main_process():
+        print(scored)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ the default of the pipeline folder. Several processes share the images; start th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from latent_prior.cli import answer_early, parse_config, run
@@ -84,6 +84,7 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from latent_prior.calls import takes_options
 from latent_prior.evaluation.features.extract import extract, gather_in_order
 from latent_prior.evaluation.features.networks import FeatureNetwork, load_network
 from latent_prior.evaluation.features.reference_cache import load_reference
@@ -95,7 +96,7 @@ from latent_prior.evaluation.report.sweep_table import draw_heatmap, markdown, t
 from latent_prior.evaluation.sets import open_candidate, open_reference, open_split, tell_data_sets
 from latent_prior.files import whole_file
 from latent_prior.folders import whole_folder
-from latent_prior.machine import versions
+from latent_prior.machine import is_main_process, versions
 from latent_prior.pipelines import Pipeline, Sampler
 from latent_prior.pipelines.card import write_card
 from latent_prior.pipelines.image_folder import fill_folder, generation_settings, sample_images
@@ -167,13 +168,33 @@ class Objective:
         return {"kid": kid, "kid_stderr": error}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, write the files, change the pipeline's default.
+@dataclass(frozen=True)
+class Swept:
+    """The result of a sweep; printed, it is the table of the terminal.
+
+    Attributes:
+        folder: of sweep.json, sweep.md and the pictures.
+        rows: the settings of each combination and what they measure.
+        best: the best row again, measured on many images.
+        table: the main columns.
+    """
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    best: dict[str, Any]
+    table: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.table
+
+
+@takes_options(SweepOptions)
+def sweep(options: SweepOptions) -> Swept:
+    """Find the best sampler settings, and make them the default of the pipeline folder.
 
     Raises:
         ValueError: options, the pipeline, the reference or the output folder are at fault.
     """
-    options = parse_config(SweepOptions, argv)
     folder = Path(options.output_dir)
     check_output_dir(folder, JSON_FILE, {}, "sweep results")
     if not (Path(options.pipeline) / INDEX_FILE).is_file():
@@ -207,9 +228,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         write_sweep(folder, protocol, rows, objective, full)
         set_default(Path(options.pipeline), best["settings"])
-        column, title = objective.column, objective.title
-        print(terminal_table(protocol, rows, full, column, title, folder / MARKDOWN_FILE))
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+    column, title = objective.column, objective.title
+    table = terminal_table(protocol, rows, full, column, title, folder / MARKDOWN_FILE)
+    return Swept(folder, rows, full, table)
 
 
 def stored_rows(path: Path, stored: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
@@ -370,6 +393,13 @@ def set_default(folder: Path, settings: Mapping[str, Any]) -> None:
         index.sampler = dataclasses.replace(index.sampler, **settings)
         write_record(changed / INDEX_FILE, index)
         write_card(changed)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    swept = sweep(options=parse_config(SweepOptions, argv))
+    if is_main_process():
+        print(swept)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from latent_prior.pipelines.options import DescribeOptions
 
 answer_early(__name__, DescribeOptions)
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from latent_prior.calls import takes_options
 from latent_prior.folders import whole_folder
 from latent_prior.pipelines.card import (
     CARD,
@@ -24,14 +26,19 @@ from latent_prior.pipelines.card import (
 )
 from latent_prior.pipelines.index import read_index
 
+_log = logging.getLogger("latent_prior")
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+
+@takes_options(DescribeOptions)
+def describe(options: DescribeOptions) -> Path:
+    """Add samples and scores to the model card of a pipeline folder.
+
+    Returns:
+        The card's README.md. A handwritten one is left unchanged.
 
     Raises:
         ValueError: there is no such pipeline, or samples or scores are from another one.
     """
-    options = parse_config(DescribeOptions, argv)
     folder = Path(options.pipeline)
     read_index(folder)
     grid = None if options.samples is None else Path(options.samples) / GRID_FILE
@@ -39,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with whole_folder(folder, "pipeline", keep=True) as changed:
         written = write_card(changed, grid=grid, scores=scores, license_name=options.license)
     unchanged = f"is handwritten and was left unchanged; samples and scores are in {folder / CARD}"
-    print(f"model card: {folder / README}{'' if written else ' ' + unchanged}")
+    _log.info("model card: %s%s", folder / README, "" if written else f" {unchanged}")
+    return folder / README
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    describe(options=parse_config(DescribeOptions, argv))
 
 
 if __name__ == "__main__":

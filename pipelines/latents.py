@@ -16,6 +16,7 @@ from latent_prior.pipelines.options import LatentOptions
 answer_early(__name__, LatentOptions)
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from latent_prior.calls import takes_options
 from latent_prior.data.codes import fit_images
 from latent_prior.data.found import tell_found
 from latent_prior.data.images import (
@@ -37,6 +39,7 @@ from latent_prior.data.images import (
 from latent_prior.data.labels import write_labels
 from latent_prior.data.listing import GRID_FILE, LABELS_FILE, LATENTS_FILE
 from latent_prior.folders import check_replaceable, whole_folder
+from latent_prior.machine import is_main_process
 from latent_prior.manifests import check_finished
 from latent_prior.options import changeable
 from latent_prior.pipelines.image_folder import make_missing, read_images
@@ -49,13 +52,30 @@ from latent_prior.stage1_autoencoders import load_autoencoder
 GRID_IMAGES, GRID_COLUMNS = 50, 10
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+@dataclass(frozen=True)
+class Pictures:
+    """A folder of pictures, which may be given wherever a folder of images may."""
+
+    folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def grid(self) -> Path:
+        """All in one picture."""
+        return self.folder / GRID_FILE
+
+
+@takes_options(LatentOptions)
+def latents(options: LatentOptions) -> Pictures:
+    """Reconstruct, interpolate, traverse, edit or complete images into a folder.
+
+    `Pipeline` has the same operations for images in memory.
 
     Raises:
         ValueError: the options, images, the pipeline or the output folder are wrong.
     """
-    options = parse_config(LatentOptions, argv)
     folder = Path(options.output_dir)
     if options.operation != "reconstruct":
         check_replaceable(folder, "pictures", "--output_dir ")
@@ -78,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sheet = MAKERS[options.operation](pipe, images, positions, options)
         write_sheet(folder, sheet, settings)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        print(f"images: {folder}, overview: {folder / GRID_FILE}")
+    return Pictures(folder)
 
 
 def open_pipeline(options: LatentOptions) -> Pipeline:
@@ -181,6 +200,13 @@ def write_sheet(folder: Path, sheet: Sheet, settings: dict[str, Any]) -> None:
         save_png(grid(sheet.pictures.flatten(0, 1), len(sheet.columns)), temporary / GRID_FILE)
         content = settings | {"rows": sheet.rows, "columns": sheet.columns}
         write_record(temporary / LATENTS_FILE, content)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    made = latents(options=parse_config(LatentOptions, argv))
+    if is_main_process():
+        print(f"images: {made.folder}, overview: {made.grid}")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ class ExportTokenizerOptions(Options):
 
 answer_early(__name__, ExportTokenizerOptions)
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
 
+from latent_prior.calls import takes_options
 from latent_prior.data.codes import write_spec
 from latent_prior.folders import check_replaceable, whole_folder
 from latent_prior.records import write_record
@@ -39,15 +41,20 @@ from latent_prior.stage1_autoencoders.imported.diffusers_folders import (
     to_diffusers,
 )
 
+_log = logging.getLogger("latent_prior")
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+
+@takes_options(ExportTokenizerOptions)
+def export_tokenizer(options: ExportTokenizerOptions) -> Path:
+    """Export a tokenizer as a folder of diffusers.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: the autoencoder is invalid or cannot be exported, or the folder holds other
             files.
     """
-    options = parse_config(ExportTokenizerOptions, argv)
     output = Path(options.output_dir)
     check_replaceable(output, "export", "--output_dir ")
     model = load_autoencoder(options.autoencoder)
@@ -57,7 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         held = {name: weight.contiguous() for name, weight in weights.items()}
         save_file(held, folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
         write_spec(model.code_spec, folder)
-    print(f"{config['_class_name']} of diffusers: {output}")
+    _log.info("%s of diffusers: %s", config["_class_name"], output)
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    export_tokenizer(options=parse_config(ExportTokenizerOptions, argv))
 
 
 if __name__ == "__main__":

@@ -47,9 +47,11 @@ class ImportOptions(Options):
 
 answer_early(__name__, ImportOptions)
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from latent_prior.calls import takes_options
 from latent_prior.folders import check_replaceable, whole_folder
 from latent_prior.models import CONFIG_FILE, local_folder, read_config
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
@@ -58,18 +60,19 @@ from latent_prior.stage1_autoencoders.imported.llamagen import read_llamagen
 from latent_prior.stage1_autoencoders.imported.taming import read_taming
 from latent_prior.stage1_autoencoders.imported.weight_files import ENDINGS, find_weights
 
+_log = logging.getLogger("latent_prior")
 # Weights of these names are taken where a folder holds several files.
 HUB_FORM = {"taming": (), "llamagen": ("model.safetensors",)}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+@takes_options(ImportOptions)
+def import_tokenizer(options: ImportOptions) -> Autoencoder:
+    """Make an autoencoder of another project's tokenizer, and write its folder.
 
     Raises:
         ValueError: the source is damaged, of another format or contradicts itself, or the output
             folder holds other files.
     """
-    options = parse_config(ImportOptions, argv)
     output = Path(options.output_dir)
     check_replaceable(output, "model", "--output_dir ")
     model = read_tokenizer(options)
@@ -85,17 +88,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = model.code_spec
     (level,) = spec.levels
     kind = f"{level.vocabulary} codes" if level.channels is None else f"{level.channels} channels"
-    print(
-        f"autoencoder: {output} (images of {spec.image_size} x {spec.image_size}, "
-        f"{level.height} x {level.width} positions, {kind})"
-    )
+    _log.info(
+        "autoencoder: %s (images of %d x %d, %d x %d positions, %s)",
+        output, spec.image_size, spec.image_size, level.height, level.width, kind,
+    )  # fmt: skip
+    return model
 
 
 def read_tokenizer(options: ImportOptions) -> Autoencoder:
     """The tokenizer that the options name.
 
     Raises:
-        ValueError: see `main`.
+        ValueError: see `import_tokenizer`.
     """
     folder, file = open_source(options)
     factors = {
@@ -168,6 +172,11 @@ def find_yaml(folder: Path, named: str | None) -> Path | None:
         names = ", ".join(path.name for path in found[:4])
         raise ValueError(f"{folder} holds {names}: say which one by --yaml {found[0]}")
     return found[0] if found else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    import_tokenizer(options=parse_config(ImportOptions, argv))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from latent_prior.calls import takes_options
 from latent_prior.data.codes import write_spec
 from latent_prior.folders import check_replaceable, whole_folder
 from latent_prior.stage2_prior.prior import TransformerPrior
@@ -43,13 +44,16 @@ IMAGE = "<image>"
 """The null token, in the exported tokenizer."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+@takes_options(ExportOptions)
+def export_prior(options: ExportOptions) -> Path:
+    """Export a raster-order prior as a Llama.
+
+    Returns:
+        The folder.
 
     Raises:
         ValueError: the prior is invalid or cannot be exported, or the folder holds other files.
     """
-    options = parse_config(ExportOptions, argv)
     output = Path(options.output_dir)
     check_replaceable(output, "export", "--output_dir ")
     prior = TransformerPrior.from_pretrained(options.prior)
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "padding_side": "left",
             }
             (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    print(f"llama: {output}")
+    return output
 
 
 def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
@@ -209,6 +213,11 @@ def pairs_to_halves(weight: Tensor, heads: int) -> Tensor:
     and i + D / 2. Scores sum over a head's channels, so any order works if both matrices share it.
     """
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    print(f"llama: {export_prior(options=parse_config(ExportOptions, argv))}")
 
 
 if __name__ == "__main__":

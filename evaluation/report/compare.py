@@ -30,7 +30,7 @@ PNG = b"\x89PNG"  # what such files begin with
 
 
 def compare(paths: Sequence[Path], output_dir: Path) -> None:
-    """Merge the rows of several scores.json into one report, and print its table.
+    """Merge the rows of several scores.json into one report.
 
     Args:
         paths: at least two files, of equal protocols.
@@ -63,7 +63,6 @@ def compare(paths: Sequence[Path], output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     column, title = scores[0].column, scores[0].title
     write_report(output_dir, protocol, rows, column, title, _pictures(rows, candidates))
-    print(terminal_table(rows, column, title, output_dir))
 
 
 def show(path: Path) -> None:

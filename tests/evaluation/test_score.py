@@ -163,7 +163,7 @@ def test_reconstructions_of_a_better_autoencoder_score_better(folders, scripted_
         originals = reference.resized(16, 1)
         sets = score.Sets(reference, pipeline=Rounding(levels), originals=originals)
         judge = score.prepare(sets, network, options, accelerator)
-        rows += score.score(sets, judge, None, accelerator)[0]
+        rows += score.score_sets(sets, judge, None, accelerator)[0]
     assert [row.name for row in rows] == ["reconstructions"] * 3
     distances, psnr, ssim = (
         [row.values[key] for row in rows] for key in ("fd_custom", "psnr", "ssim")
