@@ -311,6 +311,16 @@ def run_script(script: str, words: Sequence[str], short: Mapping[str, object]) -
         sys.argv = argv
 
 
+def short_options(options_class: type, given: Mapping[str, Any]) -> Any:
+    """`cli.make_options` for a function that is called in Python, with the same small values."""
+    known = {flag.name for flag in cli.flags(options_class)}
+    for script, short in SHORT.items():
+        if options_of(script) is options_class:
+            small = {name: value for name, value in short.items() if name in known}
+            given = {**given, "cpu_threads": 1, **small}
+    return cli.make_options(options_class, given)
+
+
 def command_in_this_process(experiment: Any, script: str, run: Path, flags: Any) -> None:
     """What `experiments.Experiment.command` does, without a process of its own."""
     words = []

@@ -12,6 +12,7 @@ import experiments
 import numpy as np
 import pytest
 
+from latent_prior import calls
 from latent_prior.data import sources
 from latent_prior.data.embedded import shapes
 from latent_prior.evaluation import class_accuracy
@@ -47,6 +48,7 @@ def few_images(tmp_path_factory) -> Iterator[None]:
         patch.setattr(class_accuracy, "IMAGES_SEEN", 128)
         patch.setattr(class_accuracy, "FEWEST_EPOCHS", 1)
         patch.setattr(contest, "PROBE", 0.25)
+        patch.setattr(calls, "make_options", snippets.short_options)
         command = snippets.command_in_this_process
         patch.setattr(experiments.Experiment, "command", command)
         yield
