@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from latent_prior.training import loop
 
 SHORT = {
     "batch_size": 8, "max_steps": 6, "warmup_steps": 2, "learning_rate": 1e-3, "log_every": 3,
-    "evaluate_every": 4, "checkpoint_every": 3,
+    "evaluate_every": 4, "checkpoint_every": 3, "cpu_threads": 1,
 }  # fmt: skip
 PART_OF_A_RUN = {"seconds", "cpu_seconds", "seconds_per_image", "output_dir"}
 
@@ -74,7 +75,7 @@ def made(call, flags, prior_flags, images, tmp_path_factory):
     run = train_autoencoder(output_dir=root / "vqvae", **nested(flags))
     call(autoencoder_script, output_dir=other / "vqvae", **flags)
 
-    inputs = {"autoencoder": run.model, "dataset": images, "flip": True}
+    inputs = {"autoencoder": run.model, "dataset": images, "flip": True, "cpu_threads": 1}
     codes = encode(output_dir=root / "codes", **inputs)
     call(encode_script, output_dir=other / "codes", **inputs)
 
@@ -86,7 +87,7 @@ def made(call, flags, prior_flags, images, tmp_path_factory):
     pipe = assemble(output_dir=root / "pipeline", **inputs)
     call(assemble_script, output_dir=other / "pipeline", **inputs)
 
-    inputs = {"pipeline": root / "pipeline", "num_images": 5}
+    inputs = {"pipeline": root / "pipeline", "num_images": 5, "cpu_threads": 1}
     drawn = generate(output_dir=root / "samples", **inputs)
     call(generate_script, output_dir=other / "samples", **inputs)
     return {
@@ -111,17 +112,18 @@ def contents(root):
             content = json.loads(path.read_text())
         else:
             content = path.read_bytes()
-        found[str(path.relative_to(root))] = without_clocks(content, str(root))
+        found[str(path.relative_to(root))] = without_clocks(content)
     return found
 
 
-def without_clocks(content, root):
+def without_clocks(content):
     if isinstance(content, dict):
         kept = {name: value for name, value in content.items() if name not in PART_OF_A_RUN}
-        return {name: without_clocks(value, root) for name, value in kept.items()}
+        return {name: without_clocks(value) for name, value in kept.items()}
     if isinstance(content, list):
-        return [without_clocks(value, root) for value in content]
-    return content.replace(root, "") if isinstance(content, str) else content
+        return [without_clocks(value) for value in content]
+    # Folders stand in some files; those of pytest have numbers.
+    return re.sub(r"\S*/(python|script)\d+/", "", content) if isinstance(content, str) else content
 
 
 def test_function_and_script_make_the_same_files(made):
@@ -170,7 +172,9 @@ def test_what_is_complete_is_returned(made, flags, images):
     before = contents(root)
     again = train_autoencoder(output_dir=root / "vqvae", **nested(flags))
     assert again == made["run"]
-    codes = encode(autoencoder=again.model, dataset=images, output_dir=root / "codes", flip=True)
+    codes = encode(
+        autoencoder=again.model, dataset=images, output_dir=root / "codes", flip=True, cpu_threads=1
+    )
     assert codes == made["codes"]
     assert contents(root) == before
 
@@ -193,11 +197,11 @@ def test_what_is_logged_is_what_a_script_prints(flags, call, tmp_path, caplog, c
     values = nested({**flags, "max_steps": 0})
     with caplog.at_level(logging.INFO, "latent_prior"):
         train_autoencoder(output_dir=tmp_path / "run", **values)
-    logged = caplog.messages
+    logged = list(caplog.messages)
     capfd.readouterr()
     call(autoencoder_script, output_dir=tmp_path / "other", **{**flags, "max_steps": 0})
     printed = capfd.readouterr().out.splitlines()
-    assert logged[0].startswith("train: 3")
+    assert logged[0].startswith("train: 40 images")
     assert printed == [*logged, f"autoencoder: {tmp_path / 'other' / 'model'}"]
 
 
@@ -227,13 +231,9 @@ def test_a_mistake_is_a_sentence_without_dashes(values, said, tmp_path, monkeypa
 
 
 def test_mistakes_found_later_name_options_without_dashes_too(made, tmp_path):
-    with pytest.raises(ValueError, match=r"^labels: there is no class|^there is no class"):
-        generate(
-            pipeline=made["root"] / "pipeline",
-            num_images=2,
-            labels=["zebra"],
-            output_dir=tmp_path / "samples",
-        )
+    inputs = {"pipeline": made["root"] / "pipeline", "output_dir": made["root"] / "samples"}
+    with pytest.raises(ValueError, match=r"^output_dir .* holds more than num_images 2 images"):
+        generate(num_images=2, **inputs)
     with pytest.raises(ValueError, match=r"^codes .*there is no codes dataset"):
         train_prior(codes=tmp_path, output_dir=tmp_path / "prior")
 
