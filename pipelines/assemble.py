@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latent_prior.calls import takes_options
+from latent_prior.closing import beside, say_next
 from latent_prior.folders import check_replaceable
 from latent_prior.pipelines.folder import write_folder
 from latent_prior.pipelines.pipeline import Pipeline
@@ -65,8 +66,12 @@ def assemble(options: AssembleOptions) -> Pipeline:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     options = parse_config(AssembleOptions, argv)
-    assemble(options=options)
-    print(f"pipeline: {Path(options.output_dir)}")
+    pipe, folder = assemble(options=options), Path(options.output_dir)
+    print(f"pipeline: {folder}")
+    flags: dict[str, object] = {"pipeline": folder, "num_images": 1000}
+    if pipe.prior is None and pipe.code_spec.kind == "codes":
+        flags["random_codes"] = True
+    say_next("pipelines/generate.py", flags | {"output_dir": beside(folder, "samples")})
 
 
 if __name__ == "__main__":

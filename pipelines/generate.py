@@ -18,8 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from latent_prior.calls import takes_options
+from latent_prior.closing import say_next, score_flags
 from latent_prior.data.images import to_uint8
 from latent_prior.data.listing import GENERATION_FILE
+from latent_prior.machine import is_main_process
 from latent_prior.pipelines.image_folder import (
     GeneratedImages,
     chosen_classes,
@@ -120,7 +122,15 @@ def chosen_settings(pipe: Pipeline, options: GenerateOptions) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    generate(options=parse_config(GenerateOptions, argv))
+    options = parse_config(GenerateOptions, argv)
+    generated = generate(options=options)
+    if is_main_process():
+        pipeline, name = Path(options.pipeline), "two_stage"
+        if options.random_codes:
+            name = "random_codes"
+        room, codes = "stage1_autoencoders", pipeline.with_name("codes")
+        flags = score_flags(generated.folder, name, pipeline / "autoencoder", room, codes)
+        say_next("evaluation/score.py", flags)
 
 
 if __name__ == "__main__":

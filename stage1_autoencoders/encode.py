@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.calls import takes_options
+from latent_prior.closing import beside, preset_of, recorded_flags, say_next
 from latent_prior.data.codes import CAPTIONS, CodeMaps, fit_images
 from latent_prior.data.codes_dataset import (
     codes_features,
@@ -38,6 +39,7 @@ from latent_prior.data.images import ImageSet, crop_windows, open_images, random
 from latent_prior.data.sources import open_source
 from latent_prior.data.splits import split_named
 from latent_prior.folders import check_replaceable, clear_leftover, remove, whole_folder
+from latent_prior.machine import is_main_process
 from latent_prior.manifests import check_finished, digest
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
@@ -334,7 +336,17 @@ def sample_latents(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    encode(options=parse_config(EncodeOptions, argv))
+    options = parse_config(EncodeOptions, argv)
+    codes = encode(options=options)
+    if is_main_process():
+        training = recorded_flags(Path(options.autoencoder), "stage1_autoencoders")
+        flags = {
+            "config": preset_of(training.get("config"), "stage2_prior"),
+            "codes": codes.folder,
+            "autoencoder": options.autoencoder,
+            "output_dir": beside(codes.folder, "prior"),
+        }
+        say_next("stage2_prior/train.py", flags)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latent_prior.calls import takes_options
+from latent_prior.closing import beside, reading_flags, say_next
 from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, open_images, save_png, to_float, to_uint8
 from latent_prior.data.training_images import (
@@ -217,9 +218,13 @@ def save_reconstructions(path: Path, originals: Tensor, reconstructions: Tensor)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    trained = train_autoencoder(options=parse_config(TrainOptions, argv))
+    options = parse_config(TrainOptions, argv)
+    trained = train_autoencoder(options=options)
     if is_main_process():
         print(f"autoencoder: {trained.model}")
+        codes = beside(trained.folder, "codes")
+        flags = {"autoencoder": trained.model, **reading_flags(options), "output_dir": codes}
+        say_next("stage1_autoencoders/encode.py", flags)
 
 
 if __name__ == "__main__":

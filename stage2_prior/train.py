@@ -20,6 +20,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from latent_prior.calls import takes_options
+from latent_prior.closing import beside, entry, say_next
 from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.data.labels import seen_classes
 from latent_prior.machine import is_main_process
@@ -178,9 +179,18 @@ def averaged(model: TransformerPrior, ema: EMA) -> Iterator[TransformerPrior]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    trained = train_prior(options=parse_config(TrainOptions, argv))
+    options = parse_config(TrainOptions, argv)
+    trained = train_prior(options=options)
     if is_main_process():
         print(f"prior: {trained.model}, best on validation: {trained.best}")
+        encoded = Path(options.codes, "encode.json")
+        autoencoder = options.autoencoder or entry(encoded, "autoencoder")
+        flags = {
+            "autoencoder": autoencoder,
+            "prior": trained.model,
+            "output_dir": beside(trained.folder, "pipeline"),
+        }
+        say_next("pipelines/assemble.py", flags if autoencoder else None)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from pathlib import Path
 from torch import Tensor
 
 from latent_prior.calls import takes_options
+from latent_prior.closing import say_next, score_flags
 from latent_prior.data.images import to_uint8
 from latent_prior.data.listing import GENERATION_FILE
 from latent_prior.evaluation.gan_baseline.gan import Generator
+from latent_prior.machine import is_main_process
 from latent_prior.pipelines.image_folder import GeneratedImages, chosen_classes, fill_folder
 from latent_prior.processes import start_processes
 from latent_prior.records import check_output_dir
@@ -69,7 +71,12 @@ def generate_gan(options: GenerateOptions) -> GeneratedImages:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    generate_gan(options=parse_config(GenerateOptions, argv))
+    options = parse_config(GenerateOptions, argv)
+    generated = generate_gan(options=options)
+    if is_main_process():
+        room = "evaluation/gan_baseline"
+        flags = score_flags(generated.folder, "gan", Path(options.gan), room)
+        say_next("evaluation/score.py", flags)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latent_prior.calls import takes_options
+from latent_prior.closing import say_next
 from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
 from latent_prior.data.labels import classes_in_turn, seen_classes
@@ -280,6 +281,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = train_gan(options=parse_config(TrainOptions, argv))
     if is_main_process():
         print(f"generator: {trained.model}")
+        images = trained.folder / "samples"
+        flags = {"gan": trained.model, "num_images": 1000, "output_dir": images}
+        say_next("evaluation/gan_baseline/generate.py", flags)
 
 
 if __name__ == "__main__":
