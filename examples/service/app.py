@@ -47,7 +47,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,9 +65,9 @@ from latent_prior.machine import available_cores
 LARGEST_BODY = 64 << 10  # bytes
 LONGEST_PROMPT = 2000  # characters
 LARGEST_SEED = 2**53 - 1  # JSON numbers are exact up to here
-# Share of a batch's time between it and the next one, unless that is full: those who got an answer
-# ask again, and belong into one batch with the others.
-PAUSE = 0.05
+# After a batch, the share of its time in which as many others may arrive: those who got an answer
+# ask again, and would otherwise alternate with those who waited, in two small batches.
+PAUSE = 0.2
 LOG = logging.getLogger("uvicorn.error")
 
 
@@ -172,11 +172,8 @@ class Batcher:
         """Compute batches one after another, each as soon as the thread is free."""
         loop = asyncio.get_running_loop()
         while True:
-            await self.arrived.wait()
+            await self.until_there_are(1)
             batch = self.next_batch()
-            if not batch:
-                self.arrived.clear()
-                continue
             started = time.monotonic()
             results: Sequence[bytes | Exception]
             try:
@@ -192,8 +189,15 @@ class Batcher:
                     each.png.set_exception(result)
                 else:
                     each.png.set_result(result)
-            if len(self.queue) < self.options.max_batch:
-                await asyncio.sleep(PAUSE * self.batch_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE * self.batch_seconds):
+                    await self.until_there_are(len(batch))
+
+    async def until_there_are(self, count: int) -> None:
+        """Return as soon as this many images are in the queue."""
+        while len(self.queue) < count:
+            self.arrived.clear()
+            await self.arrived.wait()
 
     def next_batch(self) -> list[Place]:
         """Take the oldest image and those with the same settings out of the queue."""
