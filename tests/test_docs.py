@@ -89,7 +89,7 @@ def commands(path: Path) -> Iterator[tuple[str, list[str]]]:
         words = shlex.split(line, comments=True)
         for place, word in enumerate(words):
             if word in COMMANDS:
-                yield word, words[place + 1 :]
+                yield word, [*itertools.takewhile(lambda each: each != "&", words[place + 1 :])]
 
 
 @pytest.mark.parametrize("path", [*PAGES, *PRESETS], ids=name_of)
