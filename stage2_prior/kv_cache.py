@@ -10,6 +10,8 @@ for up to 32 rows, and in MKL the same bits for any number of rows from 2 on, se
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -25,17 +27,25 @@ from latent_prior.stage2_prior.transformer import NORM_EPSILON, Block
 NEVER = -1e9
 
 
-def decoder_for(network: CodeTransformer, rows: int, front: int = 1) -> Decoder:
-    """A decoder for `rows` sequences after `front` positions; the last one if all of it matches."""
+@contextmanager
+def decoder_for(network: CodeTransformer, rows: int, front: int = 1) -> Iterator[Decoder]:
+    """A decoder for `rows` sequences after `front` positions; the last one if all of it matches.
+
+    Until the end of the context no other call gets it: calls may alternate step by step.
+    """
     parameters = list(network.parameters())
     versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
     # Fused optimizers change weights without their versions. Norms cost less than a step.
     norms = torch.stack([torch.linalg.vector_norm(p.detach()).float() for p in parameters])
     key = (rows, front, network.device, versions, norms.tolist())
-    if network.last_decoder is None or network.last_decoder[0] != key:
-        network.last_decoder = None  # two caches at once could exceed the memory
-        network.last_decoder = (key, Decoder(network, rows, front))
-    return network.last_decoder[1]
+    last, network.last_decoder = network.last_decoder, None
+    if last is None or last[0] != key:
+        last = None  # two caches at once could exceed the memory
+        last = (key, Decoder(network, rows, front))
+    try:
+        yield last[1]
+    finally:
+        network.last_decoder = last
 
 
 class _BlockWeights(NamedTuple):

@@ -9,6 +9,7 @@ Shapes: B images, L codes in the sequence, K codes in the vocabularies of all le
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def sample_codes(
     known: Tensor | None,
     sampler: Sampler,
     uniforms: Tensor,
-) -> Tensor:
+) -> Iterator[Tensor]:
     """Sample tokens int64 (B, L) in rounds (Chang et al., 2022, section 3.2).
 
     Every round samples all hidden codes, each given what is known, and keeps the most confident
@@ -70,6 +71,9 @@ def sample_codes(
         known: int64 (B, L), known tokens, -1 where one is to be sampled; None samples all.
         sampler: the settings.
         uniforms: (B, uniforms_per_image(L, steps)) in [0, 1).
+
+    Yields:
+        After each round tokens (B, L), with -1 where one is still hidden.
     """
     if known is None:
         known = torch.full((len(start), network.length), -1, device=uniforms.device)
@@ -99,7 +103,7 @@ def sample_codes(
         still_hidden = _lowest(confidence, num_hidden.squeeze(1))
         sequence = torch.where(hidden & ~still_hidden, tokens, sequence)
         hidden = still_hidden
-    return sequence
+        yield sequence.masked_fill(hidden, -1)
 
 
 def _sample_all(

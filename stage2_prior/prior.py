@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -178,6 +182,51 @@ class TransformerPrior(CodeTransformer):
             ValueError: a setting, label or kept code is out of range, the number of labels,
                 generators or known maps is wrong, or only one of `known` and `keep` is given.
         """
+        stream = self.stream(
+            num_images,
+            labels,
+            updates=1,
+            text=text,
+            generator=generator,
+            known=known,
+            keep=keep,
+            **settings,
+        )
+        (maps,) = deque(stream, maxlen=1)
+        return maps
+
+    @torch.no_grad()
+    def stream(
+        self,
+        num_images: int,
+        labels: Tensor | Sequence[int] | None = None,
+        *,
+        updates: int,
+        text: Text | None = None,
+        generator: Generators = None,
+        known: CodeMaps | None = None,
+        keep: CodeMaps | None = None,
+        **settings: Unpack[Settings],
+    ) -> Iterator[CodeMaps]:
+        """Sample as `sample`, bit for bit, and show the maps while they fill.
+
+        Args:
+            num_images: as all others, see `sample`.
+            labels: see `sample`.
+            updates: how often to yield, about; at most once per position or round.
+            text: see `sample`.
+            generator: see `sample`.
+            known: see `sample`.
+            keep: see `sample`.
+            **settings: see `sample`.
+
+        Returns:
+            Maps as of `sample`: codes are -1 and latents NaN where they are still to be sampled;
+            the last ones are complete.
+
+        Raises:
+            ValueError: as `sample`, before anything is sampled.
+        """
         sampler = Sampler(**settings)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, not {num_images}")
@@ -189,28 +238,20 @@ class TransformerPrior(CodeTransformer):
         tokens = sequences.known_tokens(known, keep, num_images, self.code_spec, patch)
         if tokens is not None:
             tokens = tokens.to(self.device)
-        training = self.training
-        self.eval()  # masked rounds run the blocks, dropout included
-        try:
+        with self._evaluating():
             start = self._prefix(num_images, labels, self._of_full_length(text))
-            sequence = self._sample_sequence(start, tokens, sampler, generator)
-        finally:
-            self.train(training)
-        # Outside inference mode, so that the result can be used in training.
-        if self.latents:
-            level = sequences.latent_level(self.code_spec)
-            shift, scale = self.latent_shift, self.latent_scale
-            return sequences.sequence_to_latents(sequence, shift, scale, level)
-        return sequences.sequence_to_maps(sequence, self.code_spec, patch)
+        steps = self._sampling_steps(start, tokens, sampler, generator)
+        count = sampler.steps if self.masked else self.length // self.slots
+        return self._every(max(1, math.ceil(count / updates)), steps)
 
-    def _sample_sequence(
+    def _sampling_steps(
         self,
         start: Prefix,
         known: Tensor | None,
         sampler: Sampler,
         generator: Generators,
-    ) -> Tensor:
-        """Tokens int64 (B, L), or normalised latents float32 (B, L, D)."""
+    ) -> Iterator[Tensor]:
+        """Tokens int64 (B, L), or normalised latents float32 (B, L, D), after each step."""
         if self.latents:
             guided = sampler.guidance_scale != 1
             count = self.length * mixtures.uniforms_per_vector(self.chunk, guided=guided)
@@ -223,13 +264,45 @@ class TransformerPrior(CodeTransformer):
         below_one = 1 - torch.finfo(precision).eps / 2  # float32 may round up to 1
         uniforms = draw_uniforms(len(start), count, generator)
         uniforms = uniforms.to(device, precision).clamp(max=below_one)
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            if self.latents:
-                uniforms = uniforms.unflatten(1, (self.length, -1))
-                return raster.sample_latents(self, start, sampler, uniforms)
-            if self.masked:
-                return masked.sample_codes(self, start, known, sampler, uniforms)
-            return raster.sample_codes(self, start, known, sampler, uniforms)
+        if self.latents:
+            uniforms = uniforms.unflatten(1, (self.length, -1))
+            return raster.sample_latents(self, start, sampler, uniforms)
+        order = masked if self.masked else raster
+        return order.sample_codes(self, start, known, sampler, uniforms)
+
+    def _every(self, stride: int, steps: Iterator[Tensor]) -> Iterator[CodeMaps]:
+        """The maps after every `stride` steps and after the last one."""
+        while True:
+            # Left before each yield: what the caller does in between is not in these modes.
+            with (
+                self._evaluating(),
+                torch.inference_mode(),
+                torch.autocast(self.device.type, enabled=False),
+            ):
+                last = deque(itertools.islice(steps, stride), maxlen=1)
+            if not last:
+                return
+            # Outside inference mode, so that the result can be used in training.
+            yield self._maps(last[0])
+
+    def _maps(self, sequence: Tensor) -> CodeMaps:
+        """Maps of a sequence, of which some may still be hidden."""
+        if self.latents:
+            level = sequences.latent_level(self.code_spec)
+            shift, scale = self.latent_shift, self.latent_scale
+            return sequences.sequence_to_latents(sequence, shift, scale, level)
+        maps = sequences.sequence_to_maps(sequence, self.code_spec, self.config.patch)
+        return {name: codes.clamp(min=-1) for name, codes in maps.items()}
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout: masked rounds run the blocks."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
     def _sequence(self, codes: CodeMaps) -> Tensor:
         """Tokens (B, L), or vectors of latents (B, L, D)."""

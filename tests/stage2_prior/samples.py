@@ -1,6 +1,8 @@
 """Helpers of several tests: kinds of priors, random maps, and a chi-squared test of frequencies."""
 
 import itertools
+from collections import deque
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -51,6 +53,12 @@ def random_maps(prior: TransformerPrior, batch: int, seed: int = 0) -> CodeMaps:
         )
         for span in prior.levels
     }
+
+
+def last_of(steps: Iterable[Tensor]) -> Tensor:
+    """What a sampling loop ends with."""
+    (last,) = deque(steps, maxlen=1)
+    return last
 
 
 def prefix(*tokens: int) -> Prefix:

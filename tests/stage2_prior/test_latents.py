@@ -10,7 +10,14 @@ from latent_prior.stage2_prior.mixtures import mixture_of, uniforms_per_vector
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 from latent_prior.stage2_prior.raster import sample_latents
 from latent_prior.stage2_prior.sampler import Sampler
-from tests.stage2_prior.samples import LATENTS, chance_of, prefix, random_maps, start_tokens
+from tests.stage2_prior.samples import (
+    LATENTS,
+    chance_of,
+    last_of,
+    prefix,
+    random_maps,
+    start_tokens,
+)
 from tests.stage2_prior.slow_transformer import slow_outputs
 
 FLAT = {"latents": (2, 1, 1), "chunk": 1, "width": 8, "depth": 1}
@@ -113,7 +120,7 @@ def test_draws_have_the_density_that_nats_states(make_prior, settings):
     uniforms = torch.rand(count, 2, numbers, dtype=torch.float64, generator=generator)
     start = prefix(*[1] * count)
     with torch.inference_mode():
-        drawn = sample_latents(prior, start, Sampler(**settings), uniforms)
+        drawn = last_of(sample_latents(prior, start, Sampler(**settings), uniforms))
         weights, means, deviations = mixture_of(prior.logits_of(start, drawn), 3)
         functions = Normal(means[..., 0].double(), deviations[..., 0].double())
         below = (weights.double().exp() * functions.cdf(drawn.double())).sum(-1)

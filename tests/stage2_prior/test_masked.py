@@ -18,6 +18,7 @@ from tests.stage2_prior.samples import (
     all_sequences,
     chance_of,
     counts_of,
+    last_of,
     prefix,
     random_maps,
     start_tokens,
@@ -42,13 +43,8 @@ def draw(prior, labels, sampler, given=None, seed=0):
     if given is None:
         given = torch.full((len(start), prior.length), -1)
     with torch.inference_mode():
-        return sample_codes(
-            prior,
-            start,
-            given,
-            sampler,
-            uniforms_for(len(start), prior.length, sampler.steps, seed),
-        )
+        uniforms = uniforms_for(len(start), prior.length, sampler.steps, seed)
+        return last_of(sample_codes(prior, start, given, sampler, uniforms))
 
 
 @pytest.mark.parametrize(
@@ -199,13 +195,8 @@ def test_images_with_other_numbers_of_known_codes_share_a_batch(make_prior):
     drawn = draw(prior, [0, 1, 2], sampler, given)
     assert torch.equal(drawn[2], given[2])
     with torch.inference_mode():
-        alone = sample_codes(
-            prior,
-            start_tokens(prior, torch.tensor([1])),
-            given[1:2],
-            sampler,
-            uniforms_for(3, 12, 5)[1:2],
-        )
+        start, uniforms = start_tokens(prior, torch.tensor([1])), uniforms_for(3, 12, 5)[1:2]
+        alone = last_of(sample_codes(prior, start, given[1:2], sampler, uniforms))
     assert torch.equal(drawn[1:2], alone)
 
 

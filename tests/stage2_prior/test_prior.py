@@ -167,6 +167,65 @@ def test_a_call_split_into_smaller_ones_gives_the_same_codes(make_prior, scale):
     assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize("kind", [*RASTER, *PATCHES, *MASKED, *LATENTS])
+def test_a_stream_fills_up_to_what_a_call_samples(make_prior, kind):
+    levels, options = (RASTER | PATCHES | MASKED | LATENTS)[kind]
+    prior = make_prior(*levels, **options)
+    labels, settings = [0, 2, -1], {"guidance_scale": 2.0}
+
+    def seeded():
+        return torch.Generator().manual_seed(7)
+
+    whole = prior.sample(3, labels, generator=seeded(), **settings)
+    shown = list(prior.stream(3, labels, updates=4, generator=seeded(), **settings))
+    assert 2 <= len(shown) <= 4
+    assert not torch.is_inference(next(iter(shown[0].values())))
+    hidden_before = None
+    for maps in shown:
+        hidden = {
+            name: values.isnan() if prior.latents else values == -1 for name, values in maps.items()
+        }
+        for name, values in maps.items():
+            assert torch.equal(values[~hidden[name]], whole[name][~hidden[name]])
+            assert hidden_before is None or not (hidden[name] & ~hidden_before[name]).any()
+        count = sum(int(each.sum()) for each in hidden.values())
+        assert hidden_before is None or count < sum(int(h.sum()) for h in hidden_before.values())
+        hidden_before = hidden
+    assert count == 0
+
+
+@pytest.mark.parametrize("order", ["raster", "masked"])
+def test_streams_may_alternate_or_end_early(make_prior, order):
+    """Each has a cache of keys and values of its own."""
+    prior = make_prior(order=order)
+
+    def started(seed):
+        return prior.stream(2, [0, 1], updates=5, generator=torch.Generator().manual_seed(seed))
+
+    alone = [list(started(seed)) for seed in (1, 2)]
+    alternating = zip(started(1), started(2), strict=True)
+    for both, first, second in zip(alternating, *alone, strict=True):
+        assert torch.equal(both[0]["codes"], first["codes"])
+        assert torch.equal(both[1]["codes"], second["codes"])
+    left = started(3)
+    next(left)
+    again = prior.sample(2, [0, 1], generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again["codes"], alone[0][-1]["codes"])
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    left.close()
+
+
+def test_a_stream_shows_what_is_known_from_the_start(make_prior):
+    prior = make_prior()
+    known = random_maps(prior, 2)
+    keep = {"codes": torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5}
+    for maps in prior.stream(2, updates=3, known=known, keep=keep):
+        assert torch.equal(maps["codes"][keep["codes"]], known["codes"][keep["codes"]])
+    with pytest.raises(ValueError, match="label 3 is out of range"):
+        prior.stream(1, [3], updates=3)
+
+
 def test_the_global_seed_repeats_samples_without_a_generator(make_prior):
     prior = make_prior()
     torch.manual_seed(1)

@@ -4,7 +4,7 @@ import torch
 from latent_prior.stage2_prior.raster import first_step, sample_codes
 from latent_prior.stage2_prior.sampler import Sampler
 from tests.stage2_prior.exact import raster_distribution
-from tests.stage2_prior.samples import all_sequences, chance_of, counts_of, prefix
+from tests.stage2_prior.samples import all_sequences, chance_of, counts_of, last_of, prefix
 
 DRAWS = 100_000
 ONE = ((1, 3, 3),)
@@ -37,7 +37,7 @@ def test_frequencies_are_the_exact_distribution(make_prior, levels, settings):
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(DRAWS, prior.length, dtype=torch.float64, generator=generator)
     with torch.inference_mode():
-        drawn = sample_codes(prior, prefix(*[start] * DRAWS), None, sampler, uniforms)
+        drawn = last_of(sample_codes(prior, prefix(*[start] * DRAWS), None, sampler, uniforms))
     expected = raster_distribution(prior, start, sampler)
     assert chance_of(counts_of(drawn, prior), expected) > 1e-3
     # The test can fail: these draws do not fit what another class would give.
@@ -66,8 +66,8 @@ def test_unconditional_rows_are_computed_only_where_guidance_changes_something(m
         (prefix(11), Sampler(), 2),
         (prefix(11), guidance, 2),
     ):
-        decoder, x, guided = first_step(prior, start, sampler)
-        assert guided == (start is not null and sampler is guidance)
-        second = prefix(*[prior.null_token] * len(start)) if guided else start
-        assert decoder.rows == rows
-        assert torch.equal(x, prior.embedding(start.joined(second).tokens[:rows, 0]))
+        with first_step(prior, start, sampler) as (decoder, x, guided):
+            assert guided == (start is not null and sampler is guidance)
+            second = prefix(*[prior.null_token] * len(start)) if guided else start
+            assert decoder.rows == rows
+            assert torch.equal(x, prior.embedding(start.joined(second).tokens[:rows, 0]))
