@@ -1,4 +1,4 @@
-"""Completing images: masks, the codes behind a mask, and latents that fit the visible pixels."""
+"""Images of which a part is hidden: masks, the codes behind them, and what is shown meanwhile."""
 
 from __future__ import annotations
 
@@ -50,6 +50,28 @@ def hidden_codes(hidden: Tensor, levels: Sequence[Level]) -> CodeMaps:
         level.name: F.adaptive_max_pool2d(pixels, (level.height, level.width)).squeeze(1) > 0
         for level in levels
     }
+
+
+def not_sampled(codes: CodeMaps) -> CodeMaps:
+    """Where a stream's maps are still to be sampled, level name -> bool (B, height, width).
+
+    A position with latents counts as sampled as soon as one of its channels is.
+    """
+    return {
+        name: values.isnan().all(1) if values.is_floating_point() else values < 0
+        for name, values in codes.items()
+    }
+
+
+def hide_grey(images: Tensor, hidden: CodeMaps) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], mid grey where not even the coarsest code is known.
+
+    `hidden` is bool (B, height, width) by level, coarse first; the sizes divide H and W.
+    """
+    coarsest = next(iter(hidden.values())).unsqueeze(1)
+    height, width = (images.shape[axis] // coarsest.shape[axis] for axis in (2, 3))
+    pixels = coarsest.repeat_interleave(height, 2).repeat_interleave(width, 3)
+    return images.masked_fill(pixels, 0.0)
 
 
 def settle(autoencoder: Autoencoder, images: Tensor, hidden: Tensor, rounds: int) -> CodeMaps:

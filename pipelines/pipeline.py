@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self, Unpack, cast
+from typing import Any, Literal, NamedTuple, Self, Unpack, cast
 
 import numpy as np
 import torch
@@ -22,7 +23,14 @@ from latent_prior.data.codes import CodeMaps, CodeSpec, check_same_codes
 from latent_prior.data.images import to_pil, to_uint8
 from latent_prior.data.labels import classes_in_turn, label_number
 from latent_prior.models import StrictModel, local_folder
-from latent_prior.pipelines.completion import fill_with_mean, hidden_codes, one_mask_each, settle
+from latent_prior.pipelines.completion import (
+    fill_with_mean,
+    hidden_codes,
+    hide_grey,
+    not_sampled,
+    one_mask_each,
+    settle,
+)
 from latent_prior.pipelines.folder import merge_card, read_folder, write_folder
 from latent_prior.pipelines.inputs import (
     ImageInput,
@@ -64,6 +72,15 @@ class PipelineOutput:
     images: Images
     codes: CodeMaps
     labels: list[int]
+
+
+class _Request(NamedTuple):
+    """What a call asks for: a prompt, if any, and a class for each image."""
+
+    num_images: int
+    prompts: list[str | None] | None
+    labels: list[int]
+    sampler: Sampler
 
 
 class Pipeline:
@@ -242,6 +259,90 @@ class Pipeline:
         Raises:
             ValueError: an argument is out of range or has no effect, or there is no prior.
         """
+        request = self._request(num_images, prompt, labels, settings)
+        num_images, batch_size = _checked(output_type, request.num_images, batch_size)
+        parts: list[CodeMaps] = []
+        images: list[Tensor] = []
+        for batch, generators in _batches(num_images, batch_size, generator):
+            (codes,) = deque(self._sample(request, batch, generators, updates=1), maxlen=1)
+            parts.append(codes)
+            images.append(self.decode(codes).cpu())
+        return _output(parts, images, request.labels, output_type)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        num_images: int | None = None,
+        *,
+        prompt: Prompts | None = None,
+        labels: Labels | None = None,
+        generator: Generators = None,
+        updates: int = 12,
+        output_type: OutputType = "pil",
+        **settings: Unpack[Settings],
+    ) -> Iterator[PipelineOutput]:
+        """Generate as a call does, and show the images while they are sampled.
+
+        Args:
+            num_images: as all others, see `__call__`; all of them are computed at a time.
+            prompt: see `__call__`.
+            labels: see `__call__`.
+            generator: see `__call__`.
+            updates: how often to show them, about.
+            output_type: see `__call__`.
+            **settings: see `__call__`.
+
+        Returns:
+            Outputs of which the last one is that of a call. In those before it codes are -1, and
+            latents NaN, where they are still to be sampled. An image is mid grey where not even its
+            coarsest code is known. Without a prior there is one output.
+
+        Raises:
+            ValueError: as a call, before anything is sampled.
+        """
+        request = self._request(num_images, prompt, labels, settings)
+        count, updates = _checked(output_type, request.num_images, updates, "updates")
+        batch, generators = slice(0, count), one_per_image(generator, count)
+        samples = self._sample(request, batch, generators, updates=updates)
+        return self._previews(samples, request.labels, output_type)
+
+    @torch.no_grad()
+    def _previews(
+        self, samples: Iterator[CodeMaps], labels: list[int], output_type: OutputType
+    ) -> Iterator[PipelineOutput]:
+        for codes in samples:
+            images = self._decode_partly(codes).cpu()
+            yield _output([codes], [images], labels, output_type)
+
+    def _decode_partly(self, codes: CodeMaps) -> Tensor:
+        """Images of codes of which some are still to be sampled, see `stream`."""
+        hidden = not_sampled(codes)
+        if self.code_spec.kind == "latents":
+            if self.code_spec.latent_shift is None:
+                return self.decode(codes)
+            mean = torch.tensor(self.code_spec.latent_shift, device=self.device).view(-1, 1, 1)
+            filled = {name: values.where(~values.isnan(), mean) for name, values in codes.items()}
+        else:
+            filled = {
+                name: values.where(values >= 0, self._grey_codes[name])
+                for name, values in codes.items()
+            }
+        return hide_grey(self.decode(filled), hidden)
+
+    @functools.cached_property
+    def _grey_codes(self) -> CodeMaps:
+        """The codes (1, height, width) of an image that is mid grey all over."""
+        spec = self.code_spec
+        return self.encode(torch.zeros(1, spec.image_channels, spec.image_size, spec.image_size))
+
+    def _request(
+        self,
+        num_images: int | None,
+        prompt: Prompts | None,
+        labels: Labels | None,
+        settings: Settings,
+    ) -> _Request:
+        """What a call asks for, checked."""
         if self.prior is None and self.code_spec.kind == "codes":
             raise ValueError(
                 "this pipeline has no prior to sample from; use encode, decode and reconstruct"
@@ -252,27 +353,27 @@ class Pipeline:
             raise ValueError("the prompt is empty: say what the images show")
         if num_images is None:
             num_images = len(prompt) if isinstance(prompt, list | tuple) else 1
-        num_images, batch_size = _checked(output_type, num_images, batch_size)
+        num_images = as_count(num_images, "num_images")
         prompts = None if prompt is None else self.prompts_for(prompt, num_images)
         numbers = self.label_numbers(labels, num_images)
-        sampler = self.resolve(settings)
-        parts: list[CodeMaps] = []
-        images: list[Tensor] = []
-        for batch, generators in _batches(num_images, batch_size, generator):
-            count = batch.stop - batch.start
-            if self.prior is None:
-                codes = self.standard_normal(count, generators, temperature=sampler.temperature)
-            else:
-                codes = self.prior.sample(
-                    count,
-                    numbers[batch],
-                    text=self.read_prompts(prompts, batch),
-                    generator=generators,
-                    **dataclasses.asdict(sampler),
-                )
-            parts.append(codes)
-            images.append(self.decode(codes).cpu())
-        return _output(parts, images, numbers, output_type)
+        return _Request(num_images, prompts, numbers, self.resolve(settings))
+
+    def _sample(
+        self, request: _Request, batch: slice, generators: Sequence[Generator | None], updates: int
+    ) -> Iterator[CodeMaps]:
+        """Codes or latents of some images of a request while they fill."""
+        count, sampler = batch.stop - batch.start, request.sampler
+        if self.prior is None:
+            latents = self.standard_normal(count, generators, temperature=sampler.temperature)
+            return iter([latents])
+        return self.prior.stream(
+            count,
+            request.labels[batch],
+            updates=updates,
+            text=self.read_prompts(request.prompts, batch),
+            generator=generators,
+            **dataclasses.asdict(sampler),
+        )
 
     def prompts_for(self, prompt: Prompts, num_images: int) -> list[str | None]:
         """A prompt for each image; see `__call__`.
@@ -532,11 +633,13 @@ def _batches(
         yield batch, generators[batch]
 
 
-def _checked(output_type: str, num_images: int, batch_size: int) -> tuple[int, int]:
+def _checked(
+    output_type: str, num_images: int, other: int, name: str = "batch_size"
+) -> tuple[int, int]:
     """Check the output type and the counts, which are returned."""
     if output_type not in ("pil", "pt", "np"):
         raise ValueError(f"output_type must be pil, pt or np, not {output_type!r}")
-    return as_count(num_images, "num_images"), as_count(batch_size, "batch_size")
+    return as_count(num_images, "num_images"), as_count(other, name)
 
 
 def _output(
