@@ -110,6 +110,20 @@ class GenerateOptions(SamplerOptions, ImageFolderOptions):
 
 
 @dataclass(kw_only=True)
+class AppOptions(Options):
+    """Serve a page to generate, reconstruct and edit images with a pipeline."""
+
+    pipeline: str = option(path=True)
+    """Folder or hub id of a pipeline."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines of the network in."""
+    port: int | None = option(None, at_least=1)
+    """Port to listen at; null: the first free one from 7860."""
+    share: bool = False
+    """Also give the page a public address, through a server of Gradio, for a week."""
+
+
+@dataclass(kw_only=True)
 class LatentOptions(ImageOptions, SamplerOptions, ComputeOptions):
     """Reconstruct, interpolate, edit, traverse, combine or complete images in latent space."""
 

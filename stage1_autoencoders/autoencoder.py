@@ -94,6 +94,13 @@ class Autoencoder(StrictModel):
         """Latents or code vectors of images by level, float (B, C, height, width)."""
         return self.encode(images)
 
+    def code_vectors(self, codes: CodeMaps) -> CodeMaps:
+        """The vectors that `embed` returns for images of these codes; the maps may have any size.
+
+        Latents are their own vectors.
+        """
+        return codes
+
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
         """Images of vectors as `embed` returns them, or of any others, such as interpolations."""
         return self.decode(vectors)

@@ -140,12 +140,12 @@ class VQVAE(Autoencoder):
 
     def decode(self, codes: CodeMaps) -> Tensor:
         """Images (B, channels, size, size) of codes (B, height, width)."""
-        return self.decode_vectors(self._code_vectors(codes))
+        return self.decode_vectors(self.code_vectors(codes))
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> CodeMaps:
         """The code vectors of images, (B, dim, height, width)."""
-        return self._code_vectors(self.encode(images))
+        return self.code_vectors(self.encode(images))
 
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
         """Images of any vectors (B, dim, height, width), code vectors or not."""
@@ -165,6 +165,7 @@ class VQVAE(Autoencoder):
         names = [level.name for level in self.levels]
         return dict(zip(names, codes.unbind(1), strict=True))
 
-    def _code_vectors(self, codes: CodeMaps) -> CodeMaps:
+    def code_vectors(self, codes: CodeMaps) -> CodeMaps:
+        """The vectors of codes (B, height, width), (B, dim, height, width)."""
         stages = torch.stack([codes[level.name] for level in self.levels], dim=1)
         return {VECTORS: self.quantizer.codes_to_vectors(stages)}

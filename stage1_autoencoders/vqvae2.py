@@ -136,12 +136,12 @@ class VQVAE2(Autoencoder):
 
     def decode(self, codes: CodeMaps) -> Tensor:
         """Images (B, channels, size, size) of the codes of all levels."""
-        return self.decode_vectors(self._code_vectors(codes))
+        return self.decode_vectors(self.code_vectors(codes))
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> CodeMaps:
         """The code vectors of images, (B, dim, height, width) per level."""
-        return self._code_vectors(self.encode(images))
+        return self.code_vectors(self.encode(images))
 
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
         """Images of any vectors (B, dim, height, width) per level, code vectors or not."""
@@ -193,7 +193,8 @@ class VQVAE2(Autoencoder):
         maps = [stage for stages in codes for stage in stages.unbind(1)]
         return dict(zip((level.name for level in self.levels), maps, strict=True))
 
-    def _code_vectors(self, codes: CodeMaps) -> CodeMaps:
+    def code_vectors(self, codes: CodeMaps) -> CodeMaps:
+        """The vectors of codes (B, height, width), (B, dim, height, width) per level."""
         maps, vectors = iter([codes[level.name] for level in self.levels]), {}
         for name, quantizer in zip(self._names, self._quantizers, strict=True):
             stages = torch.stack([next(maps) for _ in range(quantizer.stages)], dim=1)

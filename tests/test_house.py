@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "latent_prior"
 ROOMS = ("stage1_autoencoders", "stage2_prior", "pipelines", "evaluation")
 SCRIPTS = (
-    "train", "encode", "export", "assemble", "describe", "generate", "latents", "score", "likelihood", "sweep", "import_tokenizer", "export_tokenizer",
+    "train", "encode", "export", "assemble", "describe", "generate", "latents", "score", "likelihood", "sweep", "import_tokenizer", "export_tokenizer", "app",
 )  # fmt: skip
 # From the lowest room to the highest; a file may import from its own room and those listed for it.
 SHARED = {
@@ -240,7 +240,7 @@ def test_every_script_answers_help_before_it_imports_torch():
     scripts.sort(key=lambda path: name_of(path) == of_models)
     assert {name_of(path) for path in scripts} >= {
         of_models, "latent_prior.stage1_autoencoders.encode", "latent_prior.stage1_autoencoders.import_tokenizer", "latent_prior.stage1_autoencoders.export_tokenizer", "latent_prior.stage2_prior.train", "latent_prior.stage2_prior.export",
-        "latent_prior.pipelines.assemble", "latent_prior.pipelines.describe", "latent_prior.pipelines.generate", "latent_prior.pipelines.latents", "latent_prior.evaluation.score",
+        "latent_prior.pipelines.assemble", "latent_prior.pipelines.describe", "latent_prior.pipelines.generate", "latent_prior.pipelines.latents", "latent_prior.pipelines.app", "latent_prior.evaluation.score",
         "latent_prior.evaluation.likelihood", "latent_prior.evaluation.gan_baseline.train", "latent_prior.evaluation.gan_baseline.generate", "latent_prior.evaluation.sweep",
     }  # fmt: skip
     heavy = "print({'torch', 'transformers', 'datasets', 'accelerate', 'PIL'} & set(sys.modules), file=sys.stderr)"

@@ -24,6 +24,7 @@ SCRIPTS = {
     "generate": "pipelines/generate.py",
     "latents": "pipelines/latents.py",
     "describe": "pipelines/describe.py",
+    "app": "pipelines/app.py",
     "score": "evaluation/score.py",
     "sweep": "evaluation/sweep.py",
     "likelihood": "evaluation/likelihood.py",

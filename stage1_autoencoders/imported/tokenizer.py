@@ -127,12 +127,16 @@ class DiscreteTokenizer(Tokenizer):
 
     def decode(self, codes: CodeMaps) -> Tensor:
         """Images (B, channels, size, size) of codes (B, height, width)."""
-        return self.decode_vectors({VECTORS: self.quantize.vectors(codes[CODES])})
+        return self.decode_vectors(self.code_vectors(codes))
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> CodeMaps:
         """The code vectors of images, (B, dim, height, width)."""
-        return {VECTORS: self.quantize.vectors(self.encode(images)[CODES])}
+        return self.code_vectors(self.encode(images))
+
+    def code_vectors(self, codes: CodeMaps) -> CodeMaps:
+        """The vectors of codes (B, height, width), (B, dim, height, width)."""
+        return {VECTORS: self.quantize.vectors(codes[CODES])}
 
     def decode_vectors(self, vectors: CodeMaps) -> Tensor:
         """Images of any vectors (B, dim, height, width), code vectors or not."""

@@ -1,0 +1,83 @@
+"""The page as a whole: its tabs, and how it is served."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import gradio
+from gradio.themes import Base
+
+from latent_prior.pipelines.page.generation import generation_tab
+from latent_prior.pipelines.page.pictures import text
+from latent_prior.pipelines.page.reconstruction import reconstruction_tab
+from latent_prior.pipelines.page.shown import Shown
+from latent_prior.pipelines.page.uploads import LARGEST
+
+WAITING = 64
+"""Visitors who may wait for their turn; the next one reads that the page is busy."""
+KEEP_SECONDS = 600
+"""Uploaded files are deleted when they are older."""
+STYLE = Path(__file__).with_name("page.css")
+
+
+def build(shown: Shown) -> gradio.Blocks:
+    """The page; what its pipeline cannot do has no tab."""
+    with gradio.Blocks(
+        title=f"{shown.name} · latent-prior",
+        analytics_enabled=False,
+        delete_cache=(60, KEEP_SECONDS),
+    ) as page:
+        gradio.HTML(
+            f"<header><h1>{text(shown.name)}</h1><p>{text(shown.facts)}</p></header>",
+            padding=False,
+            js_on_load=None,
+        )
+        with gradio.Tabs():
+            if shown.draws:
+                with gradio.Tab("generate", id="generate"):
+                    generation_tab(shown)
+            with gradio.Tab("reconstruct", id="reconstruct"):
+                reconstruction_tab(shown)
+    return page
+
+
+def serve(
+    page: gradio.Blocks, *, host: str, port: int | None, share: bool, wait: bool = True
+) -> str:
+    """Serve the page until the process is stopped; returns its address if it does not wait.
+
+    Nothing but the page's own files and what a visitor has uploaded can be read from it.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    _, local, public = page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=True,
+        quiet=True,
+        footer_links=[],
+        allowed_paths=[],
+        max_file_size=LARGEST,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        theme=_theme(),
+        css_paths=STYLE,
+    )
+    print(f"page: {public or local}", flush=True)
+    if wait:
+        page.block_thread()
+    return local
+
+
+def _theme() -> Base:
+    """Fonts of the visitor's system: others would be fetched from elsewhere."""
+    return Base(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )
