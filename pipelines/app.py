@@ -27,13 +27,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_config(AppOptions, argv)
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'latent-prior[app]'")
+    from latent_prior.pipelines.page.comparison import of_pipeline, open_folder
     from latent_prior.pipelines.page.layout import build, serve
     from latent_prior.pipelines.page.shown import Shown
 
     console = sys.argv[0].startswith(f"{CONSOLE} ")
     generate = f"{CONSOLE} generate" if console else "python pipelines/generate.py"
     shown = Shown(Pipeline.from_pretrained(options.pipeline), options.pipeline, generate)
-    serve(build(shown), host=options.host, port=options.port, share=options.share)
+    opponents = [open_folder(given, shown.pipe.code_spec) for given in options.images]
+    if options.second is not None:
+        second = Shown(Pipeline.from_pretrained(options.second), options.second)
+        opponents.append(of_pipeline(second))
+    if opponents and not shown.draws:
+        raise ValueError(f"--pipeline {options.pipeline} has no prior: there is nothing to compare")
+    serve(build(shown, opponents), host=options.host, port=options.port, share=options.share)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,10 @@ class AppOptions(Options):
 
     pipeline: str = option(path=True)
     """Folder or hub id of a pipeline."""
+    second: str | None = option(None, path=True)
+    """Folder or hub id of another pipeline, to compare its images with."""
+    images: list[str] = option(factory=list)
+    """Images to compare with, as NAME=FOLDER or NAME=DATASET[SPLIT]; `real` names real ones."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines of the network in."""
     port: int | None = option(None, at_least=1)

@@ -29,7 +29,7 @@ def on(
     outputs: Sequence[gradio.components.Component],
     *,
     name: str,
-    where: gradio.components.Component | None = None,
+    script: str | None = None,
 ) -> Dependency:
     """Call a handler with the inputs' values, in its turn.
 
@@ -41,7 +41,7 @@ def on(
         line: of the tab.
         outputs: of the handler.
         name: of the event in the page's API.
-        where: the component over which visitors see that they wait; None is the first output.
+        script: JavaScript that is given the inputs' values and returns them, perhaps others.
     """
 
     def run(*values: Any) -> Iterator[Shows]:
@@ -59,7 +59,8 @@ def on(
         api_name=name,
         concurrency_id=MODEL,
         show_progress="minimal",
-        show_progress_on=where or outputs[0],
+        show_progress_on=outputs[0],
+        js=script,
     )
 
 

@@ -38,7 +38,7 @@ def generation_tab(shown: Shown) -> None:
     pipe, tab = shown.pipe, Generation(shown)
     with gradio.Row(elem_classes="work"):
         with gradio.Column(elem_classes="ask", min_width=0):
-            subject = _subject(shown)
+            subject = subject_field(shown)
             with gradio.Row():
                 seed = gradio.Number(0, label="Seed", precision=0, min_width=100)
                 count = gradio.Slider(
@@ -124,12 +124,9 @@ class Asked:
         self.shown = shown
         self.count = shown.check_count(as_count(values["num_images"], "num_images"))
         self.seed = as_count(values["seed"], "seed", 0)
-        self.prompt: str | None = (values.get("prompt") or "").strip() or None
-        if self.prompt is not None and len(self.prompt) > MOST_LETTERS:
-            raise ValueError(f"the prompt has {len(self.prompt)} letters: shorten it")
-        self.label: str | None = values.get("label", EACH)
-        if self.label == EACH:
-            self.label = None
+        self.prompt = prompt_of(values.get("prompt"))
+        label = values.get("label", EACH)
+        self.label: str | None = None if label == EACH else label
         settings = {name: values[name] for name in shown.pipe.settings if name in values}
         if (interval := settings.get("guidance_interval")) is not None:
             settings["guidance_interval"] = _interval(interval)
@@ -190,22 +187,35 @@ class Asked:
         )
 
 
-def _subject(shown: Shown) -> gradio.components.Component | None:
+def subject_field(
+    shown: Shown, label: str = "Class", default: str = EACH
+) -> gradio.components.Component | None:
     """The field for what the images show; None for a pipeline that cannot be asked."""
     pipe = shown.pipe
     if pipe.prompt_reader is not None:
         return gradio.Textbox(
-            label="Prompt: what the images show; empty is anything",
-            max_length=MOST_LETTERS,
-            submit_btn=False,
+            label="Prompt: what the images show; empty is anything", max_length=MOST_LETTERS
         )
     if not pipe.class_names:
         return None
     trained = pipe.trained_classes
     numbers = range(len(pipe.class_names)) if trained is None else trained
     names = [(pipe.class_names[number], _typed(number, pipe.class_names)) for number in numbers]
-    choices = [("each in turn", EACH), *names, ("any: drawn without a class", ANY)]
-    return gradio.Dropdown(choices, value=EACH, label="Class", filterable=len(choices) > 12)
+    first = [("each in turn", EACH)] if default == EACH else []
+    choices = [*first, *names, ("any: drawn without a class", ANY)]
+    return gradio.Dropdown(choices, value=default, label=label, filterable=len(choices) > 12)
+
+
+def prompt_of(words: str | None) -> str | None:
+    """The prompt in its field, None for anything.
+
+    Raises:
+        ValueError: it is too long for this page.
+    """
+    prompt = (words or "").strip()
+    if len(prompt) > MOST_LETTERS:
+        raise ValueError(f"the prompt has {len(prompt)} letters: shorten it")
+    return prompt or None
 
 
 def _control(shown: Shown, name: str) -> gradio.components.Component:

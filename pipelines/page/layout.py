@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio
 from gradio.themes import Base
 
+from latent_prior.pipelines.page.comparison import Contestant, compare_with
+from latent_prior.pipelines.page.completing import completion_tab
 from latent_prior.pipelines.page.generation import generation_tab
+from latent_prior.pipelines.page.latent_space import latent_tab
 from latent_prior.pipelines.page.pictures import text
 from latent_prior.pipelines.page.reconstruction import reconstruction_tab
 from latent_prior.pipelines.page.shown import Shown
@@ -21,8 +25,14 @@ KEEP_SECONDS = 600
 STYLE = Path(__file__).with_name("page.css")
 
 
-def build(shown: Shown) -> gradio.Blocks:
-    """The page; what its pipeline cannot do has no tab."""
+def build(shown: Shown, opponents: Sequence[Contestant] = ()) -> gradio.Blocks:
+    """The page; what its pipeline cannot do has no tab.
+
+    Args:
+        shown: its pipeline.
+        opponents: whose images are compared with the pipeline's.
+    """
+    codes = shown.pipe.code_spec.kind == "codes"
     with gradio.Blocks(
         title=f"{shown.name} · latent-prior",
         analytics_enabled=False,
@@ -39,6 +49,14 @@ def build(shown: Shown) -> gradio.Blocks:
                     generation_tab(shown)
             with gradio.Tab("reconstruct", id="reconstruct"):
                 reconstruction_tab(shown)
+            with gradio.Tab("latent", id="latent"):
+                latent_tab(shown)
+            if not codes or shown.pipe.prior is not None:
+                with gradio.Tab("complete", id="complete"):
+                    completion_tab(shown)
+            if opponents and shown.draws:
+                with gradio.Tab("compare", id="compare"):
+                    compare_with(shown, opponents)
     return page
 
 

@@ -35,7 +35,6 @@ class ImageUpload(gradio.Image):
         """No example: Gradio's would be one of its own files."""
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
