@@ -14,7 +14,7 @@ from latent_prior.pipelines.page.generation import ANY, prompt_of, subject_field
 from latent_prior.pipelines.page.pictures import as_pil, gallery, picture
 from latent_prior.pipelines.page.reconstruction import drawn_image
 from latent_prior.pipelines.page.shown import Shown
-from latent_prior.pipelines.page.uploads import ImageUpload, read_upload
+from latent_prior.pipelines.page.uploads import image_field, read_upload
 from latent_prior.seeds import generator
 
 # A canvas with a pixel for each of the image: Gradio's editor keeps on the server whatever is
@@ -84,10 +84,7 @@ def completion_tab(shown: Shown) -> None:
     tab, codes = Completion(shown), shown.pipe.code_spec.kind == "codes"
     with gradio.Row(elem_classes="work"):
         with gradio.Column(elem_classes="ask", min_width=0):
-            upload = ImageUpload(
-                label="Image", sources=["upload", "clipboard"], type="filepath", format="png",
-                height=190, buttons=[], elem_classes="upload",
-            )  # fmt: skip
+            upload = image_field("Image")
             take = None
             if shown.draws:
                 take = gradio.Button("Take one that the pipeline draws", size="md")

@@ -17,7 +17,7 @@ from latent_prior.pipelines.page.events import message, on
 from latent_prior.pipelines.page.pictures import as_pil, gallery
 from latent_prior.pipelines.page.reconstruction import drawn_image
 from latent_prior.pipelines.page.shown import Shown
-from latent_prior.pipelines.page.uploads import ImageUpload, read_upload
+from latent_prior.pipelines.page.uploads import image_field, read_upload
 
 Method = Literal["linear", "spherical"]
 OTHERS = "all others"
@@ -32,10 +32,7 @@ def latent_tab(shown: Shown) -> None:
         with gradio.Column(elem_classes="ask", min_width=0):
             with gradio.Row():
                 first, second = (
-                    ImageUpload(
-                        label=label, sources=["upload", "clipboard"], type="filepath", format="png",
-                        height=190, min_width=120, buttons=[], elem_classes="upload",
-                    )
+                    image_field(label)
                     for label in ("Image", "Other image")
                 )  # fmt: skip
             take = None

@@ -16,7 +16,7 @@ from latent_prior.pipelines.page.codebook import Codebook
 from latent_prior.pipelines.page.events import MODEL, message, on, said_line
 from latent_prior.pipelines.page.pictures import as_pil, picture, text
 from latent_prior.pipelines.page.shown import Shown
-from latent_prior.pipelines.page.uploads import ImageUpload, read_upload
+from latent_prior.pipelines.page.uploads import image_field, read_upload
 
 NEIGHBOURS = 7
 # Click, or arrow keys and Enter: marks all places of the code and asks for its neighbours.
@@ -62,10 +62,7 @@ def reconstruction_tab(shown: Shown) -> None:
     tab, codes = Reconstruction(shown), gradio.State(None)
     with gradio.Row(elem_classes="work"):
         with gradio.Column(elem_classes="ask", min_width=0):
-            upload = ImageUpload(
-                label="Image", sources=["upload", "clipboard"], type="filepath", format="png",
-                height=260, buttons=[], elem_classes="upload",
-            )  # fmt: skip
+            upload = image_field("Image", 260)
             take = None
             if shown.draws:
                 take = gradio.Button("Take one that the pipeline draws", size="md")

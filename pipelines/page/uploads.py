@@ -20,20 +20,22 @@ LARGEST = 20 << 20  # bytes
 MOST_PIXELS = 1 << 24  # 4,096 x 4,096; a training reads larger ones
 
 
-class ImageUpload(gradio.Image):
-    """A field for an image, whose value is its file; Gradio's own would decode it with PIL.
+def image_field(label: str, height: int = 190) -> gradio.Image:
+    """A field for an image, whose value is the path of its file: Gradio's would decode it with PIL.
 
-    Gradio checks before that the file is one that the visitor has uploaded.
+    Gradio has checked that the file is one that the visitor has uploaded.
     """
+    field = gradio.Image(
+        label=label, height=height, min_width=120, sources=["upload", "clipboard"], format="png",
+        type="filepath", buttons=[], elem_classes="upload",
+    )  # fmt: skip
+    # On the object: beside a class that inherits from its own, Gradio writes a file.
+    field.preprocess = _path  # type: ignore[method-assign]
+    return field
 
-    is_template = True
 
-    def preprocess(self, payload: ImageData | None) -> str | None:
-        """The path of the uploaded file."""
-        return None if payload is None else payload.path
-
-    def example_payload(self) -> None:
-        """No example: Gradio's would be one of its own files."""
+def _path(payload: ImageData | None) -> str | None:
+    return None if payload is None else payload.path
 
 
 def read_upload(path: str | os.PathLike[str] | None, spec: CodeSpec, what: str) -> Tensor:
