@@ -20,7 +20,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS
 SSE := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 SOURCES := src stage1_autoencoders stage2_prior pipelines evaluation benchmarks docs examples tests
 
-.PHONY: setup demo league test test-fast test-processors faults check format bench docs clean
+.PHONY: setup demo league test test-fast test-processors faults check format bench docs app clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -66,6 +66,11 @@ $(OUT)/scores/scores.json: $(OUT)/random_codes/grid.png
 	$(BIN)/python evaluation/score.py --reference $(IMAGES) --reference_split test --features efficientnet_lite0 --num_images 1000 \
 		--pipeline $(OUT)/pipeline --candidates "real_train=$(IMAGES)[train]" samples=$(OUT)/samples random_codes=$(OUT)/random_codes \
 		--output_dir $(OUT)/scores > /dev/null
+
+# A page with the demo's pipeline, and its images beside real ones.
+app: $(READY)
+	@test -f $(OUT)/pipeline/pipeline.json || { echo "there is no $(OUT)/pipeline yet: run make demo$(if $(DATA:mnist=), DATA=$(DATA)) first" >&2; exit 2; }
+	$(BIN)/python pipelines/app.py --pipeline $(OUT)/pipeline --images "real=$(IMAGES)[test]"
 
 # Ten processor minutes of training for each of seven contestants with each of three seeds, one on every core, on digits and
 # on shapes: hours on two cores. With CIFAR10=FOLDER also twenty minutes each on its images. Goes on where it stopped.

@@ -1,0 +1,276 @@
+"""The page in a browser: Chromium of the system, on a desktop and on a phone."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from latent_prior.data.embedded import mnist5k
+from latent_prior.data.images import open_images, to_float
+from latent_prior.options import ImageOptions
+from latent_prior.pipelines import Pipeline, Sampler, app
+from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
+from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+VIEWPORTS = {"desktop": (1280, 900), "phone": (390, 844)}
+PATIENCE = 120_000  # milliseconds; other programs may have the machine
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The training images of mnist5k, float (N, 1, 28, 28), and their classes."""
+    assert mnist5k
+    images = open_images(ImageOptions(dataset="mnist5k", image_size=28, channels=1), "train")
+    return to_float(images.crops(range(len(images)))), images.labels
+
+
+@pytest.fixture(scope="module")
+def by_heart(digits, tmp_path_factory) -> Path:
+    """A pipeline that has learned one image of each digit by heart."""
+    images, labels = digits
+    torch.manual_seed(0)
+    shape = {"width": 16, "multipliers": [1, 2, 2], "blocks": [0, 0, 0]}
+    codebook = {"codebook_size": 64, "code_dim": 8, "quantizer": "gradient"}
+    model = VQVAE(VQVAEConfig(image_size=28, image_channels=1, **shape, **codebook))
+    chosen = torch.stack([images[labels == digit][0] for digit in range(10)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(150):
+        output = model(chosen)
+        loss = model.objective(chosen, output, step)["total"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    spec = model.code_spec.to_dict() | {"class_names": [str(digit) for digit in range(10)]}
+    prior = TransformerPrior(PriorConfig(code_spec=spec, width=64, depth=2, heads=2))
+    codes, classes = model.encode(chosen), torch.arange(10)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = prior(codes, classes).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("by_heart") / "digits"
+    Pipeline(model, prior, Sampler(temperature=0.0)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(by_heart, images, tmp_path_factory):
+    """Of a page in a process of its own."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    words = [sys.executable, str(Path(app.__file__)), "--pipeline", str(by_heart)]
+    words += ["--images", f"real={images}", "--second", str(by_heart), "--port", str(free_port())]
+    with log.open("w") as file:
+        server = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 300
+        while (found := re.search(r"^page: (\S+)", log.read_text(), re.MULTILINE)) is None:
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield found[1]
+        assert log.read_text().splitlines() == [found[0]]  # no traceback either
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=VIEWPORTS)
+def page(request, browser, address):
+    """The page, whose console stays empty and who asks nobody else."""
+    width, height = VIEWPORTS[request.param]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    yield page
+    assert said == []
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    page.close()
+
+
+def pixels(images):
+    """What the images on the page show, uint8 (H, W) or (H, W, 3)."""
+    sources = [image.get_attribute("src") for image in images.all()]
+    files = [base64.b64decode(source.partition("base64,")[2]) for source in sources]
+    return [np.asarray(Image.open(io.BytesIO(file))) for file in files]
+
+
+def classify(images, digits):
+    """The class of the nearest training image."""
+    known, labels = digits
+    found = to_float(torch.from_numpy(np.stack(images))[:, None])
+    blurred = [F.avg_pool2d(each, 3, 1, 1).flatten(1) for each in (found, known)]
+    return labels[torch.cdist(*blurred).argmin(1)].tolist()
+
+
+def fits(page):
+    """Nothing sticks out to the right, and everything that takes the focus has a name."""
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    nameless = page.evaluate("""() => [...document.querySelectorAll(
+        'input, textarea, select, button, [tabindex="0"]')].filter(e => e.offsetParent &&
+        !(e.ariaLabel || e.title || e.innerText || e.placeholder || e.labels?.[0]?.innerText ||
+          e.getAttribute("aria-labelledby") || e.type === "file")).map(e => e.outerHTML)""")
+    assert nameless == []
+
+
+def tab(page, name):
+    # On a phone those that find no room are in a menu.
+    if not page.get_by_role("tab", name=name, exact=True).is_visible():
+        page.locator(".overflow-menu > button").first.click()
+        page.locator(".overflow-dropdown button", has_text=name).click()
+    else:
+        page.get_by_role("tab", name=name, exact=True).click()
+
+
+def press(page, name):
+    page.locator("button:visible", has_text=re.compile(f"^{name}$")).click()
+
+
+def test_every_tab_does_what_it_says(page, digits, tmp_path):
+    fits(page)
+    press(page, "Draw")
+    page.get_by_text("Drawn in").wait_for()
+    fits(page)
+    drawn = pixels(page.locator(".pictures:visible img"))
+    assert classify(drawn, digits) == list(range(8))
+    page.get_by_label("Class", exact=True).click()
+    page.get_by_role("option", name="7", exact=True).click()
+    press(page, "New seed")
+    page.locator("figcaption:visible", has_text=re.compile("^7$")).nth(7).wait_for()
+    page.get_by_text("Drawn in").wait_for()
+    drawn = pixels(page.locator(".pictures:visible img"))
+    assert classify(drawn, digits) == [7] * 8
+
+    page.get_by_label("Seed", exact=True).fill("-1")
+    press(page, "Draw")
+    page.get_by_role("alert").get_by_text("seed must be at least 0, not -1").wait_for()
+
+    tab(page, "reconstruct")
+    (tmp_path / "song.png").write_text("la la la")
+    upload(page, tmp_path / "song.png")
+    page.get_by_role("alert").get_by_text("the image cannot be read as an image").wait_for()
+    press(page, "Take one that the pipeline draws")
+    page.get_by_text("Click on a code").wait_for()
+    original, reconstruction, codes = pixels(page.locator(".pictures:visible img"))
+    assert classify([original], digits) == classify([reconstruction], digits)
+    assert codes.shape == (7, 7, 3)
+    page.locator(".codes").focus()
+    for key in ("ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("stands at row 1, column 1").wait_for()
+    assert page.locator(".codes svg rect.chosen").count() == 1
+    page.locator(".codes").click()
+    page.get_by_text("stands at row 3, column 3").wait_for()
+    assert len(pixels(page.locator(".pictures.small img"))) == 8
+    fits(page)
+
+    tab(page, "latent")
+    press(page, "Take two that the pipeline draws")
+    page.locator(".upload:visible img").nth(1).wait_for()
+    press(page, "Show the way")
+    page.get_by_text("Both ends are reconstructions").wait_for()
+    assert len(pixels(page.locator(".pictures:visible img"))) == 7
+    tab(page, "attribute")
+    page.get_by_label("number input for Strength").fill("2")
+    page.keyboard.press("Tab")
+    page.get_by_text("The direction is the difference").wait_for()
+    fits(page)
+
+    tab(page, "complete")
+    press(page, "Take one that the pipeline draws")
+    canvas = page.locator(".mask canvas")
+    canvas.wait_for()
+    press(page, "Complete")
+    page.get_by_role("alert").get_by_text("nothing is hidden: paint over").wait_for()
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.7 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+    page.mouse.up()
+    press(page, "Complete")
+    page.get_by_text("of the image.").wait_for()
+    given, *completed = pixels(page.locator(".shown:visible .pictures img"))
+    assert len(completed) == 4
+    changed = (given != completed[0]).mean()
+    assert 0 < changed < 0.4
+    fits(page)
+
+    tab(page, "compare")
+    press(page, "Show two images")
+    page.get_by_text("Which one is real?").wait_for()
+    assert len(pixels(page.locator(".pictures:visible img"))) == 2
+    press(page, "Left")
+    page.get_by_text(re.compile(r"You found the real one in \d of 1 \(.*95% interval")).wait_for()
+    fits(page)
+
+
+def upload(page, path):
+    page.locator("input[type=file]:visible, .upload:visible input[type=file]").first.set_input_files(path)  # fmt: skip
+
+
+def test_images_appear_while_they_are_drawn_and_stop(page):
+    """The first picture on the page is one that is mostly grey."""
+    page.evaluate("""() => {
+        window.seen = [];
+        new MutationObserver(() => {
+          const image = document.querySelector(".pictures img");
+          if (image && window.seen.at(-1) !== image.src) window.seen.push(image.src);
+        }).observe(document.body, {subtree: true, childList: true, attributes: true});
+    }""")
+    press(page, "Draw")
+    page.get_by_text("Drawn in").wait_for()
+    seen = page.evaluate("window.seen")
+    shares = []
+    for source in seen:
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+        shares.append(float((picture == 128).mean()))
+    assert len(shares) >= 3
+    assert shares[0] > 0.5
+    assert shares[-1] < 0.1
+    press(page, "Stop")
+    page.get_by_text("Stopped.").wait_for()
