@@ -94,7 +94,7 @@ def compare_with(shown: Shown, opponents: Sequence[Contestant]) -> None:
     if len(opponents) == 1:
         _duel((own, opponents[0]))
         return
-    with gradio.Tabs():
+    with gradio.Tabs(overflow_behavior="wrap"):
         for opponent in opponents:
             with gradio.Tab(f"with {opponent.name}"):
                 _duel((own, opponent))

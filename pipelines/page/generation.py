@@ -52,10 +52,15 @@ def generation_tab(shown: Shown) -> None:
             line, pictures = message(), gradio.HTML(min_height=160, padding=False, js_on_load=None)
             with gradio.Accordion("The same images by a command, and in Python", open=False):
                 command = gradio.Code(
-                    label="Command", language="shell", interactive=False, wrap_lines=True
+                    label="Command",
+                    language="shell",
+                    interactive=False,
+                    wrap_lines=True,
+                    lines=1,
+                    max_lines=6,
                 )
                 python = gradio.Code(
-                    label="Python", language="python", interactive=False, wrap_lines=True
+                    label="Python", language="python", interactive=False, lines=1, max_lines=16
                 )
         with gradio.Column(elem_classes="settings", min_width=0):
             controls = {name: _control(shown, name) for name in pipe.settings if name in FIRST}

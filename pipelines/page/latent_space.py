@@ -41,7 +41,10 @@ def latent_tab(shown: Shown) -> None:
         with gradio.Column(elem_classes="shown", min_width=0):
             line = message()
             pictures = gradio.HTML(min_height=160, padding=False, js_on_load=None)
-        with gradio.Column(elem_classes="settings", min_width=0), gradio.Tabs():
+        with (
+            gradio.Column(elem_classes="settings", min_width=0),
+            gradio.Tabs(overflow_behavior="wrap"),
+        ):
             with gradio.Tab("between"):
                 method = gradio.Radio(
                     [("straight", "linear"), ("along the arc", "spherical")],

@@ -43,7 +43,7 @@ def build(shown: Shown, opponents: Sequence[Contestant] = ()) -> gradio.Blocks:
             padding=False,
             js_on_load=None,
         )
-        with gradio.Tabs():
+        with gradio.Tabs(overflow_behavior="wrap"):
             if shown.draws:
                 with gradio.Tab("generate", id="generate"):
                     generation_tab(shown)
