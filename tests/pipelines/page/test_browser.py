@@ -4,10 +4,6 @@ import base64
 import io
 import re
 import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from latent_prior.data.embedded import mnist5k
-from latent_prior.data.images import open_images, to_float
-from latent_prior.options import ImageOptions
-from latent_prior.pipelines import Pipeline, Sampler, app
-from latent_prior.stage1_autoencoders.vqvae import VQVAE, VQVAEConfig
-from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.data.images import to_float
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -37,74 +28,6 @@ QUIET = [
 ]
 VIEWPORTS = {"desktop": (1280, 900), "phone": (390, 844)}
 PATIENCE = 120_000  # milliseconds; other programs may have the machine
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """The training images of mnist5k, float (N, 1, 28, 28), and their classes."""
-    assert mnist5k
-    images = open_images(ImageOptions(dataset="mnist5k", image_size=28, channels=1), "train")
-    return to_float(images.crops(range(len(images)))), images.labels
-
-
-@pytest.fixture(scope="module")
-def by_heart(digits, tmp_path_factory) -> Path:
-    """A pipeline that has learned one image of each digit by heart."""
-    images, labels = digits
-    torch.manual_seed(0)
-    shape = {"width": 16, "multipliers": [1, 2, 2], "blocks": [0, 0, 0]}
-    codebook = {"codebook_size": 64, "code_dim": 8, "quantizer": "gradient"}
-    model = VQVAE(VQVAEConfig(image_size=28, image_channels=1, **shape, **codebook))
-    chosen = torch.stack([images[labels == digit][0] for digit in range(10)])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(150):
-        output = model(chosen)
-        loss = model.objective(chosen, output, step)["total"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
-    spec = model.code_spec.to_dict() | {"class_names": [str(digit) for digit in range(10)]}
-    prior = TransformerPrior(PriorConfig(code_spec=spec, width=64, depth=2, heads=2))
-    codes, classes = model.encode(chosen), torch.arange(10)
-    optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
-    for _ in range(150):
-        loss = prior(codes, classes).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    folder = tmp_path_factory.mktemp("by_heart") / "digits"
-    Pipeline(model, prior, Sampler(temperature=0.0)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def address(by_heart, images, tmp_path_factory):
-    """Of a page in a process of its own."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    words = [sys.executable, str(Path(app.__file__)), "--pipeline", str(by_heart)]
-    words += ["--images", f"real={images}", "--second", str(by_heart), "--port", str(free_port())]
-    with log.open("w") as file:
-        server = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 300
-        while (found := re.search(r"^page: (\S+)", log.read_text(), re.MULTILINE)) is None:
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        yield found[1]
-        assert log.read_text().splitlines() == [found[0]]  # no traceback either
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
