@@ -28,7 +28,7 @@ const at = event => {
     (event.clientY - box.top) / box.height * canvas().height];
 };
 const paint = (from, to) => {
-  const context = canvas().getContext("2d"), side = Math.max(1, Math.round(size * canvas().width / 28));
+  const context = canvas().getContext("2d", {willReadFrequently: true}), side = Math.max(1, Math.round(size * canvas().width / 28));
   const steps = Math.ceil(Math.hypot(to[0] - from[0], to[1] - from[1])) || 1;
   context.fillStyle = "#ff2d78";
   for (let step = 0; step <= steps; step++) {
@@ -56,7 +56,7 @@ element.addEventListener("click", event => {
     element.querySelectorAll("[data-brush]").forEach(each => each.setAttribute("aria-pressed", each === button));
     return;
   }
-  const context = canvas().getContext("2d");
+  const context = canvas().getContext("2d", {willReadFrequently: true});
   context.clearRect(0, 0, side, side);
   context.fillStyle = "#ff2d78";
   const box = {left: [0, 0, half, side], right: [half, 0, half, side], top: [0, 0, side, half],
@@ -69,7 +69,7 @@ READ_MASK = """
 (_, ...others) => {
   const canvas = document.querySelector(".mask canvas");
   if (!canvas) return ["", ...others];
-  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const pixels = canvas.getContext("2d", {willReadFrequently: true}).getImageData(0, 0, canvas.width, canvas.height).data;
   let mask = "";
   for (let place = 3; place < pixels.length; place += 4) mask += pixels[place] ? "1" : "0";
   return [mask, ...others];

@@ -103,7 +103,10 @@ class LatentSpace:
             ValueError: one is missing or no image.
         """
         spec = self.pipe.code_spec
-        start, end = read_upload(first, spec, "the image"), read_upload(second, spec, "the other image")
+        start, end = (
+            read_upload(first, spec, "the image"),
+            read_upload(second, spec, "the other image"),
+        )
         images = operations.interpolate(
             self.pipe, start, end, steps=self.steps, method=method
         )[0]  # fmt: skip
