@@ -100,7 +100,7 @@ async def visit(address: str, pid: int, options: LoadOptions) -> Load:
         data = [values[number] for number in event["inputs"]]
         data[0] = options.num_images
         body = {"data": data, "fn_index": event["id"]}
-        load.requests.append(await draw(client, body))  # what is made once is made now
+        load.requests.append(await draw(client, body, "first"))  # what is made once is made now
         load.requests.clear()
         start = time.monotonic()
         visitors = [
@@ -118,13 +118,13 @@ async def stay(
     client: httpx.AsyncClient, body: dict[str, object], until: float, load: Load
 ) -> None:
     """One visitor: draws again and again."""
-    while time.monotonic() < until:
-        load.requests.append(await draw(client, body))
-
-
-async def draw(client: httpx.AsyncClient, body: dict[str, object]) -> Request:
-    """Press the button and read the stream of messages to its end."""
     session = uuid.uuid4().hex
+    while time.monotonic() < until:
+        load.requests.append(await draw(client, body, session))
+
+
+async def draw(client: httpx.AsyncClient, body: dict[str, object], session: str) -> Request:
+    """Press the button and read the stream of messages to its end."""
     request = Request(time.monotonic())
     try:
         answer = await client.post("gradio_api/queue/join", json={**body, "session_hash": session})
