@@ -43,7 +43,7 @@ SHORT = {
     "batch_size": 8, "max_steps": 6, "warmup_steps": 2, "learning_rate": 1e-3, "log_every": 3,
     "evaluate_every": 4, "checkpoint_every": 3, "cpu_threads": 1,
 }  # fmt: skip
-PART_OF_A_RUN = {"seconds", "cpu_seconds", "seconds_per_image", "output_dir"}
+PART_OF_A_RUN = {"seconds", "cpu_seconds", "seconds_per_image", "output_dir", "_fingerprint"}
 
 
 def nested(flags):
