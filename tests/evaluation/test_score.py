@@ -114,7 +114,8 @@ def test_a_subset_is_seeded_and_the_same_for_identical_sets(run):
     assert runs[0]["rows"][0]["fd_custom"] == pytest.approx(0, abs=1e-5)
 
 
-def test_skipped_images_are_counted(run, folders, capsys):
+def test_skipped_images_are_counted(run, folders, caplog):
+    caplog.set_level("INFO", "latent_prior")
     save(smooth_images(4, 0), folders / "damaged")
     (folders / "damaged" / "004.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"004\.png cannot be read"):
@@ -122,7 +123,7 @@ def test_skipped_images_are_counted(run, folders, capsys):
     scores = run(("a", "damaged"), on_corrupt="skip")
     assert scores["rows"][0]["num_images"] == 4
     assert scores["protocol"]["candidates"]["a"]["skipped"] == 1
-    assert "left out 1 images" in capsys.readouterr().out
+    assert "left out 1 images" in caplog.text
 
 
 def test_a_data_set_can_be_a_candidate(folders, scripted_features, tmp_path):

@@ -9,6 +9,7 @@ from latent_prior.evaluation.measures.table import Row
 from latent_prior.evaluation.report.compare import compare, show
 from latent_prior.evaluation.report.files import fingerprint, write_report
 from latent_prior.evaluation.report.scores import read_scores
+from latent_prior.evaluation.score import Scored
 
 PROTOCOL = {
     "reference": "mnist5k",
@@ -63,11 +64,11 @@ def test_rows_of_several_files_stand_in_one_table_under_names_of_their_own(two, 
     assert [origin.get("pipeline") for origin in origins] == [None, "p"]
     assert [origin.get("command") for origin in origins] == [None, "score"]
     assert "command" not in found["protocol"]
+    show(tmp_path / "both/scores.json")
     printed = capsys.readouterr().out
     assert re.search(r"^ours \(long\) +50 +5\.00\* +", printed, re.M)
     assert "| ours (long) [1] | 50 | **5.00** |" in (tmp_path / "both/scores.md").read_text()
-    show(tmp_path / "both/scores.json")
-    assert capsys.readouterr().out == printed
+    assert printed.strip() == str(Scored.open(tmp_path / "both"))
     assert 'd="M' in (tmp_path / "both/report.html").read_text()
 
 
