@@ -43,7 +43,9 @@ SHORT = {
     "batch_size": 8, "max_steps": 6, "warmup_steps": 2, "learning_rate": 1e-3, "log_every": 3,
     "evaluate_every": 4, "checkpoint_every": 3, "cpu_threads": 1,
 }  # fmt: skip
-PART_OF_A_RUN = {"seconds", "cpu_seconds", "seconds_per_image", "output_dir", "_fingerprint"}
+PART_OF_A_RUN = {
+    "seconds", "cpu_seconds", "seconds_per_image", "sealed_xxh3", "output_dir", "_fingerprint",
+}  # fmt: skip
 
 
 def nested(flags):
@@ -291,8 +293,7 @@ def test_the_callers_state_is_left_alone(flags, tmp_path):
     try:
         train_autoencoder(
             output_dir=tmp_path / "run",
-            cpu_threads=threads + 1,
-            **nested({**flags, "max_steps": 1}),
+            **nested({**flags, "max_steps": 1, "cpu_threads": threads + 1}),
         )
         assert AcceleratorState._shared_state["of"] == "the caller"
     finally:
