@@ -1,4 +1,4 @@
-r"""Export a tokenizer as a folder of diffusers, see docs/tokenizers.md.
+r"""Export a tokenizer as a folder of diffusers, see docs/tutorials/tokenizers.md.
 
 python stage1_autoencoders/export_tokenizer.py --autoencoder runs/vqgan/model \
     --output_dir runs/vqgan/diffusers

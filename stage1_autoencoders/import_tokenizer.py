@@ -1,4 +1,4 @@
-r"""Make an autoencoder of another project's tokenizer, see docs/tokenizers.md.
+r"""Make an autoencoder of another project's tokenizer, see docs/tutorials/tokenizers.md.
 
 python stage1_autoencoders/import_tokenizer.py --format diffusers --source path/sd-turbo \
     --subfolder vae --output_dir runs/sd/vae

@@ -92,7 +92,7 @@ class Block(NamedTuple):
 
     Attributes:
         page: its path from the project's root.
-        line: the line of the opening fence.
+        line: the line of the opening fence; of a notebook the number of the cell.
         language: the word behind the fence.
         text: what stands between the fences.
         reason: the key of `REASONS` in the comment above it; None if it runs.
@@ -110,12 +110,21 @@ class Block(NamedTuple):
 
 
 def pages() -> list[Path]:
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    return [*sorted(pages), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
 def blocks_of(path: Path) -> Iterator[Block]:
-    """Fenced code in the order of the page; directives such as {toctree} are no code."""
+    """Fenced code in the order of the page; directives such as {toctree} are no code.
+
+    Of a notebook the cells with code.
+    """
     page = str(path.relative_to(ROOT))
+    if path.suffix == ".ipynb":
+        for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+            if cell["cell_type"] == "code":
+                yield Block(page, number, "python", "".join(cell["source"]), None)
+        return
     lines = path.read_text().splitlines()
     above, number = "", 0
     while number < len(lines):

@@ -171,13 +171,50 @@ def test_lines_are_short_enough_to_read_beside_code(path):
     within = False
     for line in path.read_text().splitlines():
         within ^= line.startswith("```")
-        if not within and not line.startswith(("|", "![", "[")):
+        if not within and not line.startswith(("|", "![", "[", "<!-- made by")):
             assert len(line) <= 100 or " " not in line.strip(), line
 
 
-def test_the_readme_fits_two_screens_and_starts_with_commands():
+def figures_of(lines: list[str]) -> Iterator[tuple[int, int]]:
+    """First line of every picture and table of figures, and the line after its last."""
+    place = 0
+    while place < len(lines):
+        start = place
+        while place < len(lines) and lines[place].startswith("|"):
+            place += 1
+        table = "\n".join(lines[start:place])
+        place = max(place, start + 1)
+        if "![" in table or "---:" in table or lines[start].startswith("!["):
+            yield start, place
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_picture_and_table_of_figures_says_what_makes_it(path, capsys):
+    """By a comment below it: a command, `by hand` with an explanation, or the page's commands."""
+    lines = path.read_text().splitlines()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for start, end in figures_of(lines):
+        below = [line for line in lines[end:] if line.strip()][:1]
+        made = re.fullmatch(r"<!-- made by: (.*) -->", "".join(below))
+        assert made, f"{name_of(path)}:{start + 1}: no <!-- made by: COMMAND --> below"
+        first, *words = shlex.split(made[1])
+        if first == "make":
+            assert words[0] in targets, made[1]
+        elif words[:1] and (ROOT / words[0]).is_file() and words[0] not in COMMANDS:
+            assert first == "python"  # a benchmark without options
+        elif first == "python":
+            with pytest.raises(SystemExit) as stopped:
+                cli.parse_config(options_of(words[0]), [*words[1:], "--dry_run"])
+            assert stopped.value.code == 0, f"{made[1]}: {capsys.readouterr().err}"
+        elif made[1].startswith("the commands"):
+            assert "```bash" in lines
+        else:
+            assert re.match(r"by hand: \w+", made[1]), made[1]
+
+
+def test_the_readme_fits_one_screen_and_starts_with_commands():
     text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 120
+    assert len(text.splitlines()) <= 62
     assert text.index("make demo") < text.index("| Images |")
 
 

@@ -3,6 +3,7 @@
 `tests/snippets.py` says how a block is typed and how a page names what it needs.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import contest
 import experiments
 import numpy as np
 import pytest
+from PIL import Image
 
-from latent_prior import calls
+from latent_prior import Pipeline, calls
 from latent_prior.data import sources
 from latent_prior.data.embedded import shapes
 from latent_prior.evaluation import class_accuracy
@@ -120,6 +122,12 @@ def test_every_block_says_what_it_is(block: Block):
     assert block.language in snippets.LANGUAGES, f"{block.place}: {block.language!r}"
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if p.suffix == ".ipynb"], ids=name_of)
+def test_a_notebook_is_stored_without_what_it_printed(page):
+    cells = [c for c in json.loads(page.read_text())["cells"] if c["cell_type"] == "code"]
+    assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"]]
+
+
 def test_a_block_that_fails_is_reported_with_its_place(few_images, tmp_path):
     (tmp_path / "clone").mkdir()
     typist = Typist(tmp_path / "clone", tmp_path / "controls")
@@ -136,3 +144,21 @@ def test_a_block_that_fails_is_reported_with_its_place(few_images, tmp_path):
             typist.type(Block(page, 7, language, text, None))
         assert said in str(failed.value)
         assert language == "json" or f"{page}:7" in str(failed.value)
+
+
+def test_a_folder_of_any_images_becomes_a_pipeline_and_a_grid(read):
+    """The tutorial about images of one's own, typed with 300 of mixed sizes and modes."""
+    folder = read(ROOT / "docs/tutorials/own_images.md")
+    found = set()
+    for path in (folder / "photos").rglob("*.*"):
+        with Image.open(path) as image:
+            found.add((image.mode, image.size))
+    assert {mode for mode, _ in found} == {"RGB", "L", "RGBA", "P", "I;16", "CMYK"}
+    assert len({size for _, size in found}) > 200
+    pipe = Pipeline.from_pretrained(folder / "runs/mine/pipeline")
+    assert pipe.class_names == ("daisy", "sunflower", "tulip")
+    with Image.open(folder / "runs/mine/samples/grid.png") as grid:
+        assert min(grid.size) > 2 * 64
+        assert np.asarray(grid).std() > 1
+    with Image.open(folder / "new.png") as new:
+        assert new.size == (64, 64)
