@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags: dict[str, object] = {"pipeline": folder, "num_images": 1000}
     if pipe.prior is None and pipe.code_spec.kind == "codes":
         flags["random_codes"] = True
+    say_next("pipelines/app.py", {"pipeline": folder}, "page")
     say_next("pipelines/generate.py", flags | {"output_dir": beside(folder, "samples")})
 
 

@@ -16,7 +16,7 @@ from latent_prior.cli import CONSOLE
 from latent_prior.options import ImageOptions
 from latent_prior.records import read_record, read_yaml
 
-ALONE = ("assemble", "describe")
+ALONE = ("app", "assemble", "describe")
 """Verbs that need no launcher."""
 
 
@@ -24,14 +24,14 @@ EMBEDDED = ("mnist5k", "shapes")
 """Data sets without files of their own."""
 
 
-def say_next(script: str, flags: Mapping[str, object] | None) -> None:
+def say_next(script: str, flags: Mapping[str, object] | None, label: str = "next") -> None:
     """Print the command of a script, such as `pipelines/generate.py`, with these flags.
 
     Nothing is printed without flags, or if this process runs no script of the package.
     """
     command = None if flags is None else next_command(script, flags)
     if command is not None:
-        print(f"next: {command}")
+        print(f"{label}: {command}")
 
 
 def next_command(script: str, flags: Mapping[str, object]) -> str | None:

@@ -42,6 +42,8 @@ def typed(monkeypatch, capsys, fresh_processes):
         said = capsys.readouterr().out.splitlines()
         lines = [line for line in said if line.startswith("next: ")]
         assert lines in ([], said[-1:])
+        pages = [line for line in said if line.startswith("page: latent-prior app --pipeline ")]
+        assert len(pages) == (verb == "assemble")
         return shlex.split(lines[0].removeprefix("next: ")) if lines else None
 
     return start
