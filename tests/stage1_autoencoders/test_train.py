@@ -73,7 +73,7 @@ def test_the_loss_falls(fit):
 def test_what_lies_in_the_folder(fit):
     run = fit()
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "samples", "checkpoints", "model",
+        "config.yaml", "metrics.jsonl", "curves.png", "samples", "checkpoints", "model",
     }  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "step-000000008", "step-000000012",
