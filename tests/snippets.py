@@ -169,6 +169,8 @@ def shortened(script: str, words: Sequence[str], short: Mapping[str, object]) ->
     options: Any = options_of(script)
     known = {flag.name for flag in cli.flags(options)}
     short = {"cpu_threads": 1, **short}
+    if "--images" in words:  # rows of `latents.py`, so there is no number of them
+        short.pop("num_images", None)
     groups: list[list[str]] = []
     for word in words:
         if word.startswith("--") or not groups:

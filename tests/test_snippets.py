@@ -18,6 +18,7 @@ from latent_prior import Pipeline, calls
 from latent_prior.data import sources
 from latent_prior.data.embedded import shapes
 from latent_prior.evaluation import class_accuracy
+from latent_prior.stage2_prior import progress
 from tests import snippets
 from tests.conftest import write_images
 from tests.snippets import Block, Typist
@@ -49,6 +50,7 @@ def few_images(tmp_path_factory) -> Iterator[None]:
         patch.setenv("LATENT_PRIOR_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(class_accuracy, "IMAGES_SEEN", 128)
         patch.setattr(class_accuracy, "FEWEST_EPOCHS", 1)
+        patch.setattr(progress, "GRID_ROWS", 1)
         patch.setattr(contest, "PROBE", 0.25)
         patch.setattr(calls, "make_options", snippets.short_options)
         command = snippets.command_in_this_process
@@ -58,8 +60,8 @@ def few_images(tmp_path_factory) -> Iterator[None]:
 
 def what_a_reader_has(folder: Path) -> None:
     """Images, and tokenizers of other projects, under the names that pages give them."""
-    for name in ("FOLDER", "path/to/images", "path/to/captioned"):
-        write_images(folder / name, 200, size=32)
+    for name, count in (("FOLDER", 200), ("path/to/captioned", 100), ("path/to/images", 10)):
+        write_images(folder / name, count, size=32)
     captioned = folder / "path/to/captioned"
     files = [path.relative_to(captioned) for path in sorted(captioned.rglob("*.png"))]
     rows = [
@@ -114,7 +116,7 @@ def test_a_block_that_cannot_run_says_why(block: Block):
     assert block.reason in snippets.REASONS, f"{block.place}: {block.reason}"
     if block.language == "python":
         compile(block.text, block.page, "exec")
-    pytest.skip(f"{block.reason}: {snippets.REASONS[block.reason]}")
+    pytest.skip(f"{block.place}: {snippets.REASONS[block.reason]}")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
