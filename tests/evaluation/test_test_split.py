@@ -40,8 +40,8 @@ def data(parts, tmp_path):
     _watched.clear()
 
 
-# They read and write models of other projects alone.
-WITHOUT_IMAGES = {"import-tokenizer", "export-tokenizer"}
+# They read and write models of other projects alone; the page serves until it is stopped.
+WITHOUT_IMAGES = {"import-tokenizer", "export-tokenizer", "app"}
 
 
 def commands(data, parts, features):

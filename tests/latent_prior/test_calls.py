@@ -304,14 +304,14 @@ def test_the_callers_state_is_left_alone(flags, tmp_path):
 
 
 def test_trainings_of_other_precision_and_accumulation_follow_each_other(flags, tmp_path):
+    before = dict(AcceleratorState._shared_state), dict(GradientState._shared_state)
     first = train_autoencoder(output_dir=tmp_path / "a", **nested({**flags, "max_steps": 2}))
     half = {**flags, "max_steps": 1, "mixed_precision": "bf16", "accumulation_steps": 2}
     train_autoencoder(output_dir=tmp_path / "b", **nested(half))
     second = train_autoencoder(output_dir=tmp_path / "c", **nested({**flags, "max_steps": 2}))
     weights = [(run.model / "model.safetensors").read_bytes() for run in (first, second)]
     assert weights[0] == weights[1]
-    assert not AcceleratorState._shared_state
-    assert not GradientState._shared_state
+    assert before == (dict(AcceleratorState._shared_state), dict(GradientState._shared_state))
 
 
 def test_interrupted_and_resumed_equals_straight(flags, tmp_path, monkeypatch):
