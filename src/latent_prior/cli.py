@@ -67,12 +67,12 @@ class Flag(NamedTuple):
         """The docstring under the field."""
         return _sentences(self.owner)[self.field.name]
 
-    def explanation(self) -> str:
-        """The docstring under the field, with default and range."""
+    def explanation(self, addition: str = "") -> str:
+        """The docstring under the field and an addition, with default and range."""
         default = self.default_text()
         ending = default if default == "required" else f"default: {default}"
         ending += f", {limits}" if (limits := self.range_text()) else ""
-        return f"{self.sentence()} ({ending})"
+        return f"{self.sentence()}{addition} ({ending})"
 
 
 def parse_config(options_class: type[T], argv: Sequence[str] | None = None) -> T:
@@ -376,9 +376,8 @@ def _print_help(options_class: type, known: Iterable[Flag]) -> None:
     print(f"  --config PRESET\n{_paragraph(config)}")
     print("  --dry_run\n        Print the resolved options as YAML and exit.")
     for flag in known:
-        text = flag.explanation()
-        if flag.name.endswith(".type"):
-            text += " The flags below are those of the chosen one."
+        chooses = flag.name.endswith(".type")
+        text = flag.explanation(" The flags below are those of the chosen one." if chooses else "")
         print(f"  --{flag.name} {flag.type_text()}\n{_paragraph(text)}")
 
 

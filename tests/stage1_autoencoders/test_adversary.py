@@ -45,7 +45,7 @@ def options(member: str = "vqgan", accumulation_steps: int = 1, **critic) -> Tra
 
 
 class Game:
-    """The step that `train.main` hands to the training loop, and the parts that it works with."""
+    """The step that `train_autoencoder` hands to the training loop, and the parts it works with."""
 
     def __init__(self, of_run: TrainOptions) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -60,11 +60,11 @@ class Game:
             self.accelerator, self.state, self._step = accelerator, state, step
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "parse_config", lambda *_: of_run)
             patch.setattr(train, "open_training_images", lambda options: (None, options))
             patch.setattr(train, "Adversary", make_adversary)
             patch.setattr(train.loop, "train", keep)
-            train.main()
+            # Without what a call restores: the step is taken after it.
+            train.train_autoencoder.__wrapped__(of_run)
         self.model, self.critic = self.state.parts["model"], self.adversary.critic
 
     def step(self, number: int = 0, share: int = 8) -> dict[str, Tensor]:
