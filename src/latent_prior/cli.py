@@ -144,7 +144,7 @@ def command_line() -> str | None:
         None if this process runs no script of the package, for example in a notebook.
     """
     program, *words = sys.argv
-    launched = bool({"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(os.environ))
+    launched = was_launched()
     if program.startswith(f"{CONSOLE} "):
         start = ["accelerate", "launch", "-m", "latent_prior"] if launched else [CONSOLE]
         return shlex.join([*start, program.removeprefix(f"{CONSOLE} "), *words])
@@ -155,6 +155,11 @@ def command_line() -> str | None:
             start = ["accelerate", "launch"] if launched else ["python"]
             return shlex.join([*start, script.relative_to(room.parent).as_posix(), *words])
     return None
+
+
+def was_launched() -> bool:
+    """Whether `accelerate launch` or `torchrun` started this process."""
+    return bool({"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(os.environ))
 
 
 def dump_config(options: Any) -> dict[str, Any]:

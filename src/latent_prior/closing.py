@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from latent_prior.__main__ import PACKAGE, SCRIPTS
-from latent_prior.cli import CONSOLE
-from latent_prior.options import ImageOptions
+from latent_prior.cli import CONSOLE, was_launched
+from latent_prior.options import EMBEDDED, ImageOptions
 from latent_prior.records import read_record, read_yaml
 
 ALONE = ("app", "assemble", "describe")
 """Verbs that need no launcher."""
-
-
-EMBEDDED = ("mnist5k", "shapes")
-"""Data sets without files of their own."""
 
 
 def say_next(script: str, flags: Mapping[str, object] | None, label: str = "next") -> None:
@@ -44,8 +40,7 @@ def next_command(script: str, flags: Mapping[str, object]) -> str | None:
     for name, value in flags.items():
         if value is not None:
             words += [f"--{name}", *([] if value is True else [str(value)])]
-    launched = bool({"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(os.environ))
-    launched = launched and verbs[script] not in ALONE
+    launched = was_launched() and verbs[script] not in ALONE
     if sys.argv[0].startswith(f"{CONSOLE} "):
         start = ["accelerate", "launch", "-m", "latent_prior"] if launched else [CONSOLE]
         return shlex.join([*start, verbs[script], *words])
@@ -141,7 +136,7 @@ def score_flags(
     training = recorded_flags(model, room)
     if not training:
         return None
-    reference = training.get("dataset", EMBEDDED[0])
+    reference = training.get("dataset", ImageOptions().dataset)
     if reference not in EMBEDDED and not Path(reference).exists():
         encoded = None if codes is None else entry(codes / "encode.json", "dataset")
         if isinstance(encoded, str) and Path(encoded).name == Path(reference).name:

@@ -18,6 +18,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 MAX_PIXELS = 50 * 2**20
 """Default of the largest number of pixels of an image."""
+DRAWN = ("shapes", "shapes_text")
+"""Data sets that the project draws."""
+EMBEDDED = ("mnist5k", *DRAWN)
+"""Data sets that need no files."""
 
 
 class Range(NamedTuple):

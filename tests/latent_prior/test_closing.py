@@ -12,6 +12,7 @@ from latent_prior.closing import beside, next_command, recorded_flags, score_fla
 from latent_prior.evaluation import score
 from latent_prior.evaluation.gan_baseline import generate as generate_gan
 from latent_prior.evaluation.gan_baseline import train as train_gan
+from latent_prior.options import EMBEDDED
 from latent_prior.pipelines import assemble, generate
 from latent_prior.stage1_autoencoders import encode
 from latent_prior.stage1_autoencoders import train as train_autoencoder
@@ -152,6 +153,15 @@ def test_images_whose_place_is_not_known_are_not_scored(tmp_path, monkeypatch):
     known = score_flags(tmp_path / "samples", "x", model(tmp_path / "b", "train.py --seed 1"), room)
     assert known is not None
     assert (known["reference"], known["image_size"]) == ("mnist5k", None)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_images_are_known_by_their_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    trained = model(tmp_path / "a", f"train.py --dataset {name}")
+    found = score_flags(tmp_path / "samples", "x", trained, "stage1_autoencoders")
+    assert found is not None
+    assert (found["reference"], found["image_size"]) == (name, None)
 
 
 def test_a_folder_that_is_taken_is_not_proposed(tmp_path):

@@ -37,7 +37,7 @@ from latent_prior.data.splits import (
 )
 from latent_prior.data.table_files import image_tables, open_tables
 from latent_prior.files import read_regular
-from latent_prior.options import ImageOptions
+from latent_prior.options import DRAWN, ImageOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,7 +135,7 @@ def open_source(options: ImageOptions) -> ImageSource:
     embedded = "" if Path(options.dataset).exists() else options.dataset
     if embedded == "mnist5k":
         return _EmbeddedDigits()
-    return _EmbeddedShapes(options) if embedded in shapes.NAMES else _DatasetsSource(options)
+    return _EmbeddedShapes(options) if embedded in DRAWN else _DatasetsSource(options)
 
 
 class _EmbeddedDigits(ImageSource):

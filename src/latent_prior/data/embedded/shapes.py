@@ -27,7 +27,6 @@ from PIL import Image, ImageDraw
 from latent_prior.files import cache_folder
 
 SIDE = 32  # pixels
-NAMES = ("shapes", "shapes_text")
 SPLITS = {"train": 8000, "test": 2000}
 VERSION = "1"
 """Changes with anything that changes the pictures; part of the fingerprint and the cache's name."""
@@ -158,7 +157,7 @@ def class_of(caption: str) -> str | None:
 
 
 def shapes_folder(name: str = "shapes") -> Path:
-    """One of `NAMES` as `datasets.load_from_disk` reads it, drawn into the user's cache if missing.
+    """One of `options.DRAWN` for `datasets.load_from_disk`, drawn into the cache if missing.
 
     Columns: `image` (PNG), `label`, `caption`; the classes `shape`, `colour`, `place`, `size` and
     `background`; `x`, `y` and `radius` in pixels, `angle` in degrees. Processes that find it
@@ -186,7 +185,7 @@ def shapes_folder(name: str = "shapes") -> Path:
 
 
 def draw_all(name: str) -> Any:
-    """Every split of one of `NAMES`, a `datasets.DatasetDict`."""
+    """Every split of one of `options.DRAWN`, a `datasets.DatasetDict`."""
     import datasets
 
     words = {
@@ -218,7 +217,7 @@ def draw_all(name: str) -> Any:
 
 
 def _drawings(name: str) -> dict[str, list[Drawing]]:
-    """What the splits of one of `NAMES` show."""
+    """What the splits of one of `options.DRAWN` show."""
     splits = {split: [drawing(split, n) for n in range(count)] for split, count in SPLITS.items()}
     if name == "shapes":
         return splits
