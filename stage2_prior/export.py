@@ -1,4 +1,4 @@
-"""Export a raster-order prior as a `LlamaForCausalLM` folder to serve, see docs/serving.md.
+"""Export a raster-order prior as a Llama that inference engines serve, see docs/serving.md.
 
 python stage2_prior/export.py --prior runs/mnist/prior/model --output_dir runs/mnist/llama
 """
@@ -6,6 +6,7 @@ python stage2_prior/export.py --prior runs/mnist/prior/model --output_dir runs/m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from latent_prior.cli import answer_early, parse_config, run
 from latent_prior.options import Options, option
@@ -19,6 +20,13 @@ class ExportOptions(Options):
     """Folder or hub id of the prior."""
     output_dir: str = option(path=True)
     """Folder to write; an earlier export in it is replaced."""
+    gguf: bool = False
+    """Also write `model.gguf`, for llama.cpp; needs the package gguf."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gguf and find_spec("gguf") is None:
+            raise ValueError('--gguf needs: pip install "latent-prior[engines]"')
 
 
 answer_early(__name__, ExportOptions)
@@ -29,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -41,7 +50,8 @@ from latent_prior.stage2_prior.text.tokenizer import TOKENIZER_FILE, CaptionToke
 from latent_prior.stage2_prior.transformer import NORM_EPSILON, ROTARY_BASE, Block, swiglu_width
 
 IMAGE = "<image>"
-"""The null token, in the exported tokenizer."""
+"""The null token, in the exported tokenizer of captions."""
+GGUF_FILE = "model.gguf"
 
 
 @takes_options(ExportOptions)
@@ -62,16 +72,9 @@ def export_prior(options: ExportOptions) -> Path:
     with whole_folder(output, "export") as folder:
         llama.save_pretrained(folder)
         write_spec(prior.code_spec, folder)
-        if prior.tokenizer is not None:
-            tokenizer = engine_tokenizer(prior.tokenizer, prior.first_class, prior.null_token)
-            (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-            # Prompts of different lengths are padded in front, by a token that is not attended to.
-            settings = {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "pad_token": IMAGE,
-                "padding_side": "left",
-            }
-            (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        write_tokenizer(prior, folder)
+        if options.gguf:
+            write_gguf(llama, folder / GGUF_FILE)
     return output
 
 
@@ -80,10 +83,10 @@ def to_llama(prior: TransformerPrior) -> LlamaForCausalLM:
 
     Tokens keep their numbers: codes, then classes or the tokens of captions, then the null token. A
     sequence begins with a class, whose token is in `config.class_tokens` (by name), or with
-    `config.null_token`; after a caption it is that token too (`engine_tokenizer`). The prior's head
-    has rows for codes only, Llama's for all tokens: the rows of the others are the mean of the
-    codes' rows, so that none of them ever has the largest logit, and by Jensen's inequality at most
-    the mean probability of a code. `generate` suppresses them (`suppress_tokens`).
+    `config.null_token`, which also ends a caption (`caption_tokenizer`). The prior's head has rows
+    for codes only, Llama's for all tokens: the rows of the others are the mean of the codes' rows,
+    so that none of them ever has the largest logit, and by Jensen's inequality at most the mean
+    probability of a code. `generate` suppresses them (`suppress_tokens`).
 
     Raises:
         ValueError: the prior has a part that Llama lacks.
@@ -152,16 +155,49 @@ def check_exportable(prior: TransformerPrior) -> None:
     assert prior.position_embedding is None
 
 
-def engine_tokenizer(tokenizer: CaptionTokenizer, first: int, null_token: int) -> str:
-    """`tokenizer.json` for an engine: a caption becomes the prompt of its image.
+def write_tokenizer(prior: TransformerPrior, folder: Path) -> None:
+    """Write the tokenizer of an exported prior, in the format of transformers.
+
+    A caption becomes the prompt of its image. Without captions, tokens are written as their
+    numbers: `257 3 44`. Some engines start only with a tokenizer that has a word for every token
+    and names the end of a sequence; the null token, which no image contains, takes that part.
+    """
+    if prior.tokenizer is None:
+        null = str(prior.null_token)
+        content = number_tokenizer(prior.embedding.num_embeddings)
+    else:
+        null = IMAGE
+        content = caption_tokenizer(prior.tokenizer, prior.first_class, prior.null_token)
+    (folder / TOKENIZER_FILE).write_text(content, encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), null),
+        # Prompts of different lengths are padded in front, by a token that is not attended to.
+        "padding_side": "left",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def number_tokenizer(count: int) -> str:
+    """`tokenizer.json` whose words are the numbers of `count` tokens, separated by spaces."""
+    words = {str(token): token for token in range(count)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=str(count - 1)))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer.to_str()
+
+
+def caption_tokenizer(tokenizer: CaptionTokenizer, first: int, null_token: int) -> str:
+    """`tokenizer.json` that makes the prompt of its image of a caption.
 
     Args:
         tokenizer: of the prior.
-        first: number of its first token in the prior.
+        first: number of its first token in the prior; the codes come before.
         null_token: number of the token that ends a prompt.
     """
     content = json.loads(tokenizer.json)
-    vocabulary = {word: number + first for word, number in content["model"]["vocab"].items()}
+    # No text contains the words of codes: in the tokenizer's alphabet a space is another letter.
+    vocabulary = {f"code {code}": code for code in range(first)}
+    vocabulary |= {word: number + first for word, number in content["model"]["vocab"].items()}
     content["model"]["vocab"] = vocabulary | {IMAGE: null_token}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"] = [{"id": null_token, "content": IMAGE, "special": True, **flags}]
@@ -213,6 +249,54 @@ def pairs_to_halves(weight: Tensor, heads: int) -> Tensor:
     and i + D / 2. Scores sum over a head's channels, so any order works if both matrices share it.
     """
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def write_gguf(llama: LlamaForCausalLM, path: Path) -> None:
+    """Write a Llama as a GGUF file for llama.cpp, in float32; tokens are written as their numbers.
+
+    Its vocabulary is of SentencePiece's kind, which llama.cpp implements itself: the words `_0`,
+    `_1` and so on, where _ stands for a space. Every number's first digits are a smaller number, so
+    its letters are joined from left to right, and text is read as it was written: `257 3 44`.
+    """
+    from gguf import GGUFWriter, LlamaFileType, TokenType
+    from gguf.constants import MODEL_ARCH
+    from gguf.tensor_mapping import get_tensor_name_map
+
+    config, size = llama.config, llama.config.vocab_size
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(ROTARY_BASE)
+    writer.add_file_type(LlamaFileType.ALL_F32)
+    writer.add_vocab_size(size)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"\N{LOWER ONE EIGHTH BLOCK}{token}" for token in range(size)])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([TokenType.NORMAL] * size)
+    for add_special in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id):
+        add_special(config.null_token)
+    writer.add_add_bos_token(False)
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in llama.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weight = halves_to_pairs(weight, config.num_attention_heads)
+        its_name = names.get_name(name, (".weight",))
+        assert its_name is not None
+        writer.add_tensor(its_name, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def halves_to_pairs(weight: Tensor, heads: int) -> Tensor:
+    """The inverse of `pairs_to_halves`: llama.cpp rotates neighbouring channels, as the prior."""
+    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,15 +1,16 @@
 import dataclasses
 import json
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from latent_prior.data.codes import CodeSpec, Level
 from latent_prior.stage2_prior import export
 from latent_prior.stage2_prior.engine_tokens import codes_from_tokens
-from latent_prior.stage2_prior.export import pairs_to_halves, to_llama
+from latent_prior.stage2_prior.export import halves_to_pairs, pairs_to_halves, to_llama
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
 
 
@@ -61,6 +62,11 @@ def test_neighbouring_channels_become_halves_of_each_head():
     weight = torch.arange(8.0).unsqueeze(1).expand(8, 8)
     assert pairs_to_halves(weight, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert pairs_to_halves(weight, 1)[:, 0].tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def test_the_channels_of_llama_cpp_are_the_priors_own():
+    weight = torch.rand(12, 5)
+    assert torch.equal(halves_to_pairs(pairs_to_halves(weight, 3), 3), weight)
 
 
 def test_without_the_reordering_the_logits_are_others(make_prior, monkeypatch):
@@ -152,6 +158,8 @@ def test_the_folder_says_what_the_tokens_are(make_prior, exported, tmp_path, cap
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "code_spec.json",
         "manifest.json",
     }
@@ -175,6 +183,22 @@ def test_the_folder_says_what_the_tokens_are(make_prior, exported, tmp_path, cap
     assert spec == prior.code_spec
     with safe_open(tmp_path / "llama" / "model.safetensors", framework="pt") as weights:
         assert len(weights.keys()) == 3 + 9 * prior.config.depth
+
+
+def test_the_tokenizer_writes_tokens_as_their_numbers(make_prior, exported, tmp_path):
+    exported(make_prior((4, 5, 50)))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
+    assert tokenizer.get_vocab() == {str(token): token for token in range(54)}
+    assert tokenizer("53 0 49 7")["input_ids"] == [53, 0, 49, 7]
+    assert tokenizer.decode([53, 0, 49, 7]) == "53 0 49 7"
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == 53  # no token of an image
+
+
+def test_gguf_without_its_package_says_what_to_install(saved, refused, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    said = refused(export, prior=saved, output_dir=tmp_path / "llama", gguf="true")
+    assert '--gguf needs: pip install "latent-prior[engines]"' in said
+    assert not (tmp_path / "llama").exists()
 
 
 def test_a_prior_without_classes_has_the_null_token_alone(make_prior):
