@@ -22,6 +22,8 @@ WAITING = 64
 """Visitors who may wait for their turn; the next one reads that the page is busy."""
 KEEP_SECONDS = 600
 """Uploaded files are deleted when they are older."""
+SESSIONS = 256
+"""Visitors whose page Gradio remembers, 0.14 MB and the last images each; by default 10,000."""
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -68,6 +70,8 @@ def serve(
     Nothing but the page's own files and what a visitor has uploaded can be read from it.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Gradio makes a table of so many last requests after every request, though nobody sees it here.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     _, local, public = page.launch(
         server_name=host,
@@ -79,6 +83,8 @@ def serve(
         allowed_paths=[],
         max_file_size=LARGEST,
         enable_monitoring=False,
+        run_history=False,
+        state_session_capacity=SESSIONS,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,

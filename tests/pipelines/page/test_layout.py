@@ -9,6 +9,7 @@ import pytest
 
 from latent_prior.pipelines import Pipeline, app
 from latent_prior.pipelines.page.shown import Shown
+from tests.pipelines.page.conftest import free_port
 from tests.pipelines.page.test_generation import asked
 
 TABS = {
@@ -29,20 +30,43 @@ LABELS = {
 
 # In a process of its own: Gradio leaves event loops unclosed, about which Python warns.
 BUILD = """
-import json, sys
-import gradio
+import json, sys, time
+import gradio, httpx
 from latent_prior import Pipeline
-from latent_prior.pipelines.page.layout import build
+from latent_prior.pipelines.page import layout
+from latent_prior.pipelines.page.layout import build, serve
 from latent_prior.pipelines.page.shown import Shown
 pages = {}
-for folder in sys.argv[1:]:
+for folder in sys.argv[2:]:
     page = build(Shown(Pipeline.from_pretrained(folder), folder))
     blocks = page.blocks.values()
     tabs = [block.id for block in blocks if isinstance(block, gradio.Tab) and block.id]
     events = [(f.api_name, f.concurrency_id) for f in page.fns.values() if f.queue and f.fn]
     labels = [str(getattr(block, "label", "")) for block in blocks]
     pages[folder] = {"tabs": tabs, "labels": labels, "events": events}
-print(json.dumps(pages))
+
+# The last page, which has a prior, is visited.
+layout.SESSIONS = 3
+address = serve(page, host="127.0.0.1", port=int(sys.argv[1]), share=False, wait=False)
+config = httpx.get(f"{address}config").json()
+event = next(each for each in config["dependencies"] if each["api_name"] == "generate")
+values = {each["id"]: each["props"].get("value") for each in config["components"]}
+body = {"data": [1, *(values[number] for number in event["inputs"][1:])], "fn_index": event["id"]}
+api, held = f"{address}gradio_api/", []
+for visitor in range(8):
+    session = {"session_hash": f"visitor{visitor}"}
+    httpx.post(f"{api}queue/join", json=body | session).raise_for_status()
+    assert '"success":true' in httpx.get(f"{api}queue/data", params=session).text
+    queue, app = page._queue, page.app
+    for _ in range(1000):  # the last message is sent before the event is forgotten
+        if not queue.event_ids_to_events:
+            break
+        time.sleep(0.02)
+    kept = [app.state_holder.session_data, app.iterators, page.pending_diff_streams]
+    kept += [queue.event_analytics, queue.event_ids_to_events]
+    held.append([len(each) for each in kept])
+history = httpx.get(f"{api}run-history/buckets").status_code
+print(json.dumps(pages | {"held": held, "history": history}))
 """
 
 
@@ -52,7 +76,8 @@ def built(pipes, tmp_path_factory):
     root = tmp_path_factory.mktemp("kinds")
     for kind, pipe in pipes.items():
         pipe.save_pretrained(root / kind)
-    words = [sys.executable, "-c", BUILD, *pipes]
+    kinds = [*(kind for kind in pipes if kind != "codes"), "codes"]
+    words = [sys.executable, "-c", BUILD, str(free_port()), *kinds]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -77,6 +102,15 @@ def test_events_that_use_the_model_share_one_place_in_the_queue(built):
     events = dict(built["codes"]["events"])
     assert {"generate", "reconstruct", "interpolate", "complete"} <= set(events)
     assert set(events.values()) == {"model"}
+
+
+def test_what_the_server_holds_does_not_grow_with_requests_or_visitors(built):
+    assert built["held"][-1] == built["held"][3], built["held"]
+    assert built["held"][-1][0] == 3  # the capacity for visitors
+
+
+def test_the_server_keeps_no_history_of_what_visitors_do(built):
+    assert built["history"] == 404
 
 
 SETTINGS = ("7", 1.0, 0.0, 0, 1.0, "constant", "0 1")
