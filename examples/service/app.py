@@ -89,13 +89,20 @@ class OneImage(Wish):
 
 
 class SeveralImages(Wish):
-    """Body of `/v1/images/generations`, as OpenAI's; the fields of `Wish` extend it."""
+    """Body of `/v1/images/generations`, as OpenAI's; the fields of `Wish` extend it.
+
+    Of choices that a pipeline does not have only the one that it makes anyway is taken.
+    """
 
     prompt: str = Field(max_length=LONGEST_PROMPT)
-    n: int = Field(1, ge=1)
+    n: int | None = Field(None, ge=1)
     model: str | None = None
     size: str | None = None
-    response_format: Literal["b64_json"] = "b64_json"
+    background: Literal["auto", "opaque"] | None = None
+    output_format: Literal["png"] | None = None
+    quality: Literal["auto"] | None = None
+    response_format: Literal["b64_json"] | None = None
+    stream: Literal[False] | None = None
     user: str | None = None
 
 
@@ -276,12 +283,14 @@ def make_app(pipe: Pipeline, options: ServiceOptions) -> FastAPI:
             )
         if body.size not in (None, "auto", size):
             raise ValueError(f"size must be {size}, the only one of this model, not {body.size!r}")
-        if body.n > options.max_images:
-            raise ValueError(f"n must be at most {options.max_images}, not {body.n}")
+        count = 1 if body.n is None else body.n
+        if count > options.max_images:
+            raise ValueError(f"n must be at most {options.max_images}, not {count}")
         label, prompt = (None, body.prompt) if pipe.prompt_reader else (body.prompt, None)
-        seed, files = await batcher.images(request, body, body.n, label, prompt)
+        seed, files = await batcher.images(request, body, count, label, prompt)
         data = [{"b64_json": base64.b64encode(png).decode()} for png in files]
-        return {"created": int(time.time()), "data": data, "seed": seed}
+        shown = {"background": "opaque", "output_format": "png", "size": size}
+        return {"created": int(time.time()), "data": data, **shown, "seed": seed}
 
     return app
 

@@ -121,13 +121,51 @@ def test_several_images_have_consecutive_seeds_in_the_shape_of_openai(pipe):
         return several.json(), singles
 
     several, singles = serve(pipe, talk)
-    assert set(several) == {"created", "data", "seed"}
+    assert set(several) == {"created", "data", "background", "output_format", "size", "seed"}
     assert several["seed"] == 5
     assert len({single.content for single in singles}) == 3
     for entry, single in zip(several["data"], singles, strict=True):
         png = base64.b64decode(entry["b64_json"])
         assert png.startswith(PNG)
         assert_same_picture(pixels(png), pixels(single.content))
+
+
+def test_openais_own_client_is_answered(pipe):
+    openai = pytest.importorskip("openai")
+
+    async def talk(client):
+        ours = openai.AsyncOpenAI(
+            base_url="http://service/v1", api_key="none", max_retries=0, http_client=client
+        )
+        choices = {"background": "opaque", "output_format": "png", "quality": "auto"}
+        answer = await ours.images.generate(
+            model="tiny", prompt="car", n=2, size="auto", extra_body={"seed": 5}, **choices
+        )
+        refusals = []
+        for wish in ({"n": 100}, {"output_format": "webp"}, {"stream": True}, {"style": "vivid"}):
+            with pytest.raises(openai.BadRequestError) as refused:
+                await ours.images.generate(prompt="car", **wish)
+            refusals.append(refused.value.body["message"])
+        single = await client.post("/generate", json={"label": "car", "seed": 6})
+        return answer, refusals, single
+
+    answer, refusals, single = serve(pipe, talk)
+    assert (answer.size, answer.output_format, answer.background) == ("16x16", "png", "opaque")
+    assert answer.created > 0
+    assert len(answer.data) == 2
+    assert_same_picture(pixels(base64.b64decode(answer.data[1].b64_json)), pixels(single.content))
+    for said, culprit in zip(refusals, ("n", "output_format", "stream", "style"), strict=True):
+        assert said.startswith(culprit)
+
+
+def test_fields_of_openai_that_are_null_are_left_out(pipe):
+    async def talk(client):
+        body = {"prompt": "car", "n": None, "size": None, "response_format": None, "user": None}
+        return await client.post("/v1/images/generations", json=body)
+
+    answer = serve(pipe, talk)
+    assert answer.status_code == 200
+    assert len(answer.json()["data"]) == 1
 
 
 def test_without_a_seed_the_answer_names_the_one_that_was_drawn(pipe):
