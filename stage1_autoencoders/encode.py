@@ -14,24 +14,27 @@ answer_early(__name__, EncodeOptions)
 import dataclasses
 import glob
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.calls import takes_options
 from latent_prior.closing import beside, preset_of, recorded_flags, say_next
-from latent_prior.data.codes import CAPTIONS, CodeMaps, fit_images
+from latent_prior.data.codes import CAPTIONS, CodeMaps, CodeSpec, fit_images
 from latent_prior.data.codes_dataset import (
+    AGAIN,
     codes_features,
     join_shards,
     measure_latents,
     open_codes,
+    split_names,
     write_shard,
 )
 from latent_prior.data.found import tell_found
@@ -40,16 +43,30 @@ from latent_prior.data.sources import open_source
 from latent_prior.data.splits import split_named
 from latent_prior.folders import check_replaceable, clear_leftover, remove, whole_folder
 from latent_prior.machine import is_main_process
-from latent_prior.manifests import check_finished, digest
+from latent_prior.manifests import (
+    FileRecord,
+    check_finished,
+    digest,
+    read_manifest,
+    write_manifest,
+)
 from latent_prior.options import changeable
 from latent_prior.processes import share, start_processes
 from latent_prior.progress import Progress
-from latent_prior.records import check_output_dir, read_record, write_record
+from latent_prior.records import (
+    check_output_dir,
+    check_same_settings,
+    read_record,
+    write_record,
+)
 from latent_prior.seeds import generator
 from latent_prior.stage1_autoencoders import load_autoencoder
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
 
 SETTINGS_FILE = "encode.json"
+IMAGES = "images_fingerprint"
+OF_SPLITS = (IMAGES, CAPTIONS)
+"""Settings that hold a fingerprint for each split."""
 _log = logging.getLogger("latent_prior")
 
 
@@ -59,7 +76,7 @@ class Codes:
 
     Attributes:
         folder: of the dataset; `open_codes` reads it.
-        splits: number of images of each split.
+        splits: number of images of each split that was asked for.
     """
 
     folder: Path
@@ -73,8 +90,10 @@ class Codes:
 def encode(options: EncodeOptions) -> Codes:
     """Encode a dataset's images, from the finished shards of a stopped call if there are any.
 
+    Splits that the folder holds already are left as they are, others are added to it.
+
     Returns:
-        The codes. A folder that holds them already is left as it is.
+        The codes.
 
     Raises:
         ValueError: invalid options, images or autoencoder, or an output folder with other codes.
@@ -88,78 +107,193 @@ def encode(options: EncodeOptions) -> Codes:
     )
     options = fit_options(options, autoencoder)
     tell_found(options)
-    names = choose_splits(options)
-    sets = {name: open_images(options, name) for name in names}
-    captions = {n: s.captions_fingerprint for n, s in sets.items() if s.has_captions}
-    settings = dump_config(options) | {
-        "autoencoder_fingerprint": autoencoder.fingerprint,
-        "images_fingerprint": {name: images.fingerprint for name, images in sets.items()},
-        CAPTIONS: captions or None,
-    }
+    sets = {name: open_images(options, name) for name in choose_splits(options)}
     found = Codes(final, {name: len(images) for name, images in sets.items()})
-    stored = check_output_dir(
-        final, SETTINGS_FILE, settings, "codes", may_change=changeable(options)
-    )
+    settings = settings_of(options, autoencoder, sets)
+    there = check_settings(final, settings, options)
+    missing = {name: images for name, images in sets.items() if name not in there}
+    class_names = next((images.class_names for images in sets.values() if images.class_names), ())
+    spec = dataclasses.replace(autoencoder.code_spec, class_names=class_names)
     shard_folder = final.with_name(f".{final.name}.shards")
-    if stored is not None:
+    if not missing:
         if accelerator.is_main_process:
-            if check_finished(final, "codes") is None:
-                for split in open_codes(final)[0].values():
-                    split.table.check()
+            check_codes(final)
             remove(shard_folder)
             clear_leftover(final)
             _log.info("codes: %s (already there)", final)
         accelerator.wait_for_everyone()
         return found
-
-    class_names = next((images.class_names for images in sets.values() if images.class_names), ())
-    spec = dataclasses.replace(autoencoder.code_spec, class_names=class_names)
+    if there:
+        spec = fit_spec(final, spec, missing, options)
     if accelerator.is_main_process:
         start_or_continue(shard_folder, settings)
     accelerator.wait_for_everyone()
+    try:
+        write_shards(shard_folder, autoencoder, spec, missing, options, accelerator)
+    except ValueError:
+        if accelerator.is_main_process and not any(shard_folder.glob("*.arrow")):
+            remove(shard_folder)
+        raise
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        join(final, shard_folder, spec, missing, settings, options)
+        counts = ", ".join(f"{len(images)} {name}" for name, images in missing.items())
+        captions = any(images.has_captions for images in missing.values())
+        columns = list(codes_features(spec, captions=captions))
+        _log.info("codes: %s (%s images, %s per row)", final, counts, columns)
+    accelerator.wait_for_everyone()
+    return found
 
-    shards = {name: plan_shards(name, len(images), options) for name, images in sets.items()}
-    work = [(name, first, shard) for name, parts in shards.items() for first, shard in parts]
-    mine = share(len(work), 1, accelerator)
+
+def settings_of(
+    options: EncodeOptions, autoencoder: Autoencoder, sets: Mapping[str, ImageSet]
+) -> dict[str, Any]:
+    """What the codes depend on, for `encode.json`."""
+    captions = {n: s.captions_fingerprint for n, s in sets.items() if s.has_captions}
+    return dump_config(options) | {
+        "autoencoder_fingerprint": autoencoder.fingerprint,
+        IMAGES: {name: images.fingerprint for name, images in sets.items()},
+        CAPTIONS: captions or None,
+    }
+
+
+def check_settings(final: Path, settings: dict[str, Any], options: EncodeOptions) -> list[str]:
+    """The splits that the output folder holds, with the same settings and of the same images.
+
+    Raises:
+        ValueError: they are of other settings, images or captions, or the folder is damaged.
+    """
+    own = {name: value for name, value in settings.items() if name not in OF_SPLITS}
+    stored = check_output_dir(final, SETTINGS_FILE, own, "codes", may_change=changeable(options))
+    if stored is None:
+        return []
+    try:
+        there = split_names(final)
+    except ValueError as error:
+        raise ValueError(f"{error}; to make it anew, delete --output_dir {final} first") from error
+    both = [name for name in settings[IMAGES] if name in there]
+
+    def of_both(values: dict[str, Any]) -> dict[str, Any]:
+        parts = {key: values[key] or {} for key in OF_SPLITS if key in values}
+        return {key: {n: part[n] for n in both if n in part} or None for key, part in parts.items()}
+
+    check_same_settings(
+        of_both(stored),
+        of_both(settings),
+        f"--output_dir {final} holds codes",
+        "choose another folder or delete this one",
+    )
+    return there
+
+
+def check_codes(final: Path) -> None:
+    """Compare finished codes with their manifest; those from before manifests with their spec.
+
+    Raises:
+        ValueError: they are damaged; the way out is to delete them and to repeat the command.
+    """
+    if check_finished(final, "codes") is None:
+        for split in open_codes(final)[0].values():
+            split.table.check()
+
+
+def fit_spec(
+    final: Path, spec: CodeSpec, missing: Collection[str], options: EncodeOptions
+) -> CodeSpec:
+    """The spec of a folder to which splits are added.
+
+    Raises:
+        ValueError: the classes differ, or its latents were measured without the training images.
+    """
+    stored = open_codes(final)[1]
+    way_out = "encode all splits into another folder"
+    if spec.class_names and spec.class_names != stored.class_names:
+        raise ValueError(
+            f"--output_dir {final} holds codes of images with other classes than those of "
+            f"{', '.join(missing)}; {way_out}"
+        )
+    if spec.kind == "latents" and options.augmented_split in missing:
+        raise ValueError(
+            f"--output_dir {final} holds latents whose mean and deviation are not those of the "
+            f"split {options.augmented_split}; {way_out}"
+        )
+    return stored
+
+
+def write_shards(
+    folder: Path,
+    autoencoder: Autoencoder,
+    spec: CodeSpec,
+    sets: Mapping[str, ImageSet],
+    options: EncodeOptions,
+    accelerator: Accelerator,
+) -> None:
+    """Encode this process's shards, except those that an earlier call finished."""
+    work = [
+        (name, first, shard)
+        for name, images in sets.items()
+        for first, shard in plan_shards(name, len(images), options)
+    ]
     with Progress(
         "encoding",
         sum(map(len, sets.values())),
         shown=accelerator.is_main_process,
         processes=accelerator.num_processes,
     ) as line:
-        for (number,) in mine:
+        for (number,) in share(len(work), 1, accelerator):
             name, first, shard = work[number]
-            if find_shard(shard_folder, shard) is not None:
+            if find_shard(folder, shard) is not None:
                 line.skip(min(options.shard_images, len(sets[name]) - first))
                 continue
             rows = encode_images(autoencoder, sets[name], name, first, options, line)
-            temporary = shard_folder / f".{shard}.partial.arrow"
+            temporary = folder / f".{shard}.partial.arrow"
             remove(temporary)
             try:
                 write_shard(temporary, spec, rows)
-                temporary.rename(shard_folder / f"{shard}.{digest(temporary)}.arrow")
+                temporary.rename(folder / f"{shard}.{digest(temporary)}.arrow")
             finally:
                 remove(temporary)
-    accelerator.wait_for_everyone()
 
-    if accelerator.is_main_process:
-        files = {
-            name: [next(shard_folder.glob(f"{glob.escape(shard)}.*.arrow")) for _, shard in parts]
-            for name, parts in shards.items()
-        }
-        if spec.kind == "latents":  # of the prior's training images
-            measured = options.augmented_split if options.augmented_split in shards else names[0]
-            spec = measure_latents(files[measured], spec)
-        recorded = settings | {"command": command_line()}
-        with whole_folder(final, "codes") as folder:
-            join_shards(folder, files, spec, recorded)
-            write_record(folder / SETTINGS_FILE, recorded)
-        remove(shard_folder)
-        columns = list(codes_features(spec, captions=bool(captions)))
-        counts = ", ".join(f"{count} {name}" for name, count in found.splits.items())
-        _log.info("codes: %s (%s images, %s per row)", final, counts, columns)
-    accelerator.wait_for_everyone()
-    return found
+
+def join(
+    final: Path,
+    shard_folder: Path,
+    spec: CodeSpec,
+    sets: Mapping[str, ImageSet],
+    settings: dict[str, Any],
+    options: EncodeOptions,
+) -> None:
+    """Make one dataset of all shards and the splits that are there, and delete the shards."""
+    files = {
+        name: [
+            next(shard_folder.glob(f"{glob.escape(shard)}.*.arrow"))
+            for _, shard in plan_shards(name, len(images), options)
+        ]
+        for name, images in sets.items()
+    }
+    if spec.kind == "latents" and spec.latent_shift is None:  # of the prior's training images
+        measured = (
+            options.augmented_split if options.augmented_split in files else next(iter(files))
+        )
+        spec = measure_latents(files[measured], spec)
+    recorded = settings | {"command": command_line()}
+    with whole_folder(final, "codes", keep=True) as folder:
+        known: dict[str, FileRecord] = {}
+        names = None  # all files
+        if (folder / SETTINGS_FILE).exists():
+            stored = read_record(folder / SETTINGS_FILE, dict[str, Any], AGAIN)
+            for key in OF_SPLITS:
+                recorded[key] = {**(stored.get(key) or {}), **(settings[key] or {})} or None
+            before = read_manifest(final, "codes")
+            if before is not None:
+                known = {n: record for n, record in before.files.items() if n.endswith(".arrow")}
+                names = set(before.files)  # without what people put beside them
+        known |= join_shards(folder, files, spec, recorded)
+        write_record(folder / SETTINGS_FILE, recorded)
+        if names is not None:
+            names |= {f"{name}/{path.name}" for name in files for path in (folder / name).iterdir()}
+        write_manifest(folder, "codes", names, known)
+    remove(shard_folder)
 
 
 def choose_splits(options: EncodeOptions) -> list[str]:
@@ -252,7 +386,9 @@ def encode_images(
         line.advance(len(batch))
     count = len(views)
     rows = np.arange(first, last)
-    labels = {} if images.labels is None else {"label": images.labels.numpy()[rows].repeat(count)}
+    source = images.source_index[rows]
+    known = images.table.labels
+    labels = {} if known is None else {"label": known[source].repeat(count)}
     captions = {}
     if images.has_captions:
         listed = map(list, images.captions(range(first, last)))
@@ -262,7 +398,7 @@ def encode_images(
         **labels,
         **captions,
         "view": np.tile(np.arange(count, dtype=np.uint16), len(rows)),
-        "source_index": images.source_index[rows].repeat(count),
+        "source_index": source.repeat(count),
     }
 
 

@@ -205,14 +205,17 @@ class EncodeOptions(ComputeOptions, ImageOptions):
     """Folder or hub id of a trained autoencoder."""
     output_dir: str = option(may_change=True, path=True)
     """Folder of the codes dataset."""
-    split: str | None = None
-    """Split to encode. Default: all but test, which only the final scores read."""
+    split: str | None = option(None, may_change=True)
+    """Split to encode, or to add to the folder. Default: all but test, which only the final scores
+    read."""
     crops: int = option(0, at_least=0)
     """Random crops per training image, besides the central one; see `resize` and `crop_padding`."""
     flip: bool = False
     """Add the mirrored view to every crop of a training image."""
     posterior: Literal["mean", "sample"] = "mean"
     """Latents of a VAE: the mean of the posterior, or one sample per view."""
+    cache_mb: int = option(0, may_change=True)
+    """Megabytes of images to decode in advance; each is read only once."""
     augmented_split: str = "train"
     """Split with crops and mirrored views; the others have central crops only."""
     batch_size: int = option(256, at_least=1, may_change=True)

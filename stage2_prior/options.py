@@ -58,7 +58,8 @@ class TrainOptions(RunOptions):
     """Train a Transformer prior on codes from encode.py; repeating the command resumes the run."""
 
     codes: str = option(path=True)
-    """Folder of the codes dataset."""
+    """Folder of the codes dataset, or an address such as s3://bucket/codes, which is copied to the
+    cache."""
     model: PriorOptions = field(default_factory=PriorOptions)
     """Shape of the prior."""
     split: str = "train"

@@ -23,6 +23,7 @@ from latent_prior.calls import takes_options
 from latent_prior.closing import beside, entry, say_next
 from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.data.labels import seen_classes
+from latent_prior.folders import local_folder
 from latent_prior.machine import is_main_process
 from latent_prior.processes import from_main, start_training_processes
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
@@ -78,7 +79,7 @@ def train_prior(options: TrainOptions) -> PriorRun:
         PriorConfig(
             **dataclasses.asdict(options.model),
             code_spec=spec.to_dict(),
-            trained_classes=seen_classes(train_codes.labels, len(spec.class_names)),
+            trained_classes=seen_classes(train_codes.distinct_labels(), len(spec.class_names)),
             text=None if reader is None else reader.spec,
         )
     )
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = train_prior(options=options)
     if is_main_process():
         print(f"prior: {trained.model}, best on validation: {trained.best}")
-        encoded = Path(options.codes, "encode.json")
+        encoded = local_folder(options.codes, "codes") / "encode.json"
         autoencoder = options.autoencoder or entry(encoded, "autoencoder")
         flags = {
             "autoencoder": autoencoder,

@@ -415,7 +415,7 @@ def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path
         "autoencoder": root / "1" / "ema" / "model",
         "batch_size": 8,
         "max_steps": 12,
-        "log_every": 4,
+        "log_every": 1,
         "evaluate_every": 6,
     }
     mains = [

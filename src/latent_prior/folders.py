@@ -9,21 +9,32 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import shutil
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from latent_prior.files import check_folder_path
+import xxhash
+
+from latent_prior.files import cache_folder, check_folder_path, whole_file
 from latent_prior.manifests import (
     MANIFEST,
+    MANIFEST_LIMIT,
     MARKERS,
     check_folder,
+    decode_manifest,
     parse_manifest,
+    record_of,
     write_manifest,
 )
+
+_COPIES = 8  # files that are copied at a time; storage answers slowly and in parallel
+_log = logging.getLogger("latent_prior")
 
 
 @contextmanager
@@ -193,6 +204,82 @@ def _exchange_at_once(first: bytes, second: bytes) -> int:
     else:
         return errno.ENOSYS
     return ctypes.get_errno() if failed else 0
+
+
+def local_folder(folder: str | Path, kind: str) -> Path:
+    """A folder of ours, or the copy of one that lies at an address that the library fsspec knows.
+
+    A copy lies in the user's cache, named by the content of its manifest, and is made once. Files
+    of a stopped copy are kept. Only one process of a machine copies, the others wait for it.
+
+    Args:
+        folder: a path, or an address such as `s3://bucket/codes` or `hf://datasets/NAME/codes`.
+        kind: what it is, one of `MARKERS`.
+
+    Raises:
+        ValueError: there is no such storage or no manifest, a file differs from what the manifest
+            records, or the disk is too small.
+    """
+    address = str(folder).rstrip("/")
+    if isinstance(folder, Path) or "://" not in address:
+        return Path(folder)
+    from filelock import FileLock
+
+    storage, root, content = _open_storage(address)
+    records = decode_manifest(content, address).checked(address, kind).files
+    copy = cache_folder() / "folders" / xxhash.xxh3_128_hexdigest(content)
+    copy.mkdir(parents=True, exist_ok=True)
+    with FileLock(copy.with_suffix(".lock")):
+        if (copy / MANIFEST).exists():
+            return copy
+        names = [name for name in records if not (copy / name).exists()]
+        size = sum(records[name].size for name in names)
+        if size > (free := shutil.disk_usage(copy).free):
+            raise ValueError(
+                f"{address} takes {size:,} bytes and {copy} has room for {free:,}; move the cache "
+                "with LATENT_PRIOR_CACHE"
+            )
+        _log.info("%s: copying %.1f MB to %s", address, size / 1e6, copy)
+
+        def fetch(name: str) -> None:
+            with whole_file(copy / name) as temporary:
+                storage.get_file(f"{root}/{name}", str(temporary))
+                if record_of(temporary) != records[name]:
+                    raise ValueError(f"{address}/{name} is not what its {MANIFEST} records")
+
+        with ThreadPoolExecutor(_COPIES) as pool, _of_storage(address):
+            list(pool.map(fetch, names))
+        with whole_file(copy / MANIFEST) as temporary:
+            temporary.write_bytes(content)
+    return copy
+
+
+def _open_storage(address: str) -> tuple[Any, str, bytes]:
+    """A file system, the path of a folder in it, and the content of the folder's manifest."""
+    import fsspec
+
+    with _of_storage(address):
+        storage, root = fsspec.url_to_fs(address)
+        if not storage.exists(f"{root}/{MANIFEST}"):
+            raise ValueError(
+                f"{address} holds no {MANIFEST}; write the folder again and copy it whole"
+            )
+        with storage.open(f"{root}/{MANIFEST}") as file:
+            return storage, root, file.read(MANIFEST_LIMIT)
+
+
+@contextmanager
+def _of_storage(address: str) -> Iterator[None]:
+    """Errors of any storage as one sentence; each library raises its own."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if address in str(error) else ValueError(f"{address}: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{address} cannot be read ({str(error) or type(error).__name__}); check the address, "
+            "its library and your access"
+        ) from error
 
 
 def _temporary(final: Path) -> Path:

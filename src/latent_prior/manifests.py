@@ -34,7 +34,7 @@ MARKERS = {
     "images": ("generation.json",),
 }
 _EDITABLE = frozenset(("README.md", ".gitattributes"))  # model cards belong to their authors
-_MANIFEST_LIMIT = 64 * 2**20  # bytes
+MANIFEST_LIMIT = 64 * 2**20  # bytes
 _SMALL = 2**18  # bytes
 _log = logging.getLogger("latent_prior")
 
@@ -58,6 +58,21 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: str
     files: dict[str, FileRecord]
+
+    def checked(self, folder: Path | str, kind: str) -> Self:
+        """The manifest, if it is of this kind and names files within its folder.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.kind != kind:
+            raise ValueError(f"{folder} holds a folder of the kind {self.kind!r}, not {kind!r}")
+        for name in self.files:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(
+                    f"{folder}/{MANIFEST} names {name!r}, which is outside of the folder"
+                )
+        return self
 
     def check(self, folder: Path, name: str) -> None:
         """Compare one file with its record.
@@ -124,6 +139,11 @@ class DigestedFile:
         self._file.flush()
 
     @property
+    def closed(self) -> bool:
+        """As that of the file."""
+        return self._file.closed
+
+    @property
     def record(self) -> FileRecord:
         """The record of what was written."""
         return FileRecord(self._size, self._hash.hexdigest())
@@ -187,13 +207,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest | None:
     if not path.exists():
         _log.warning("%s has no %s: its files are not checked for damage", folder, MANIFEST)
         return None
-    manifest = parse_manifest(folder)
-    if manifest.kind != kind:
-        raise ValueError(f"{folder} holds a folder of the kind {manifest.kind!r}, not {kind!r}")
-    for name in manifest.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{path} names {name!r}, which is outside of the folder")
-    return manifest
+    return parse_manifest(folder).checked(folder, kind)
 
 
 def parse_manifest(folder: Path) -> Manifest:
@@ -202,12 +216,20 @@ def parse_manifest(folder: Path) -> Manifest:
     Raises:
         DamagedError: it is damaged.
     """
-    path = folder / MANIFEST
+    return decode_manifest(read_regular(folder / MANIFEST, MANIFEST_LIMIT), folder)
+
+
+def decode_manifest(content: bytes, folder: Path | str) -> Manifest:
+    """The manifest that a file of a folder holds.
+
+    Raises:
+        DamagedError: it is damaged.
+    """
     try:
-        return msgspec.json.decode(read_regular(path, _MANIFEST_LIMIT), type=Manifest)
+        return msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedError(
-            f"{path} is damaged ({error}); restore {folder} or write it again"
+            f"{folder}/{MANIFEST} is damaged ({error}); restore {folder} or write it again"
         ) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -56,7 +55,7 @@ def open_reader(
         if options.text_length is None:
             encoder.length = min(encoder.length, length_for(longest))
         check_longest(encoder, captions, longest)
-        folder = Path(options.codes, STATES_FOLDER)
+        folder = train.table.folder / STATES_FOLDER
         if accelerator.is_main_process:
             StateStore.make(folder, encoder, captions)
         accelerator.wait_for_everyone()

@@ -2,10 +2,11 @@ import errno
 import os
 import threading
 
+import fsspec
 import pytest
 
 from latent_prior import folders
-from latent_prior.folders import clear_leftover, remove_folder, whole_folder
+from latent_prior.folders import clear_leftover, local_folder, remove_folder, whole_folder
 from latent_prior.manifests import (
     MANIFEST,
     check_folder,
@@ -195,3 +196,94 @@ def test_files_of_people_go_along_when_a_folder_is_replaced(tmp_path):
     assert names(folder) == [MANIFEST, "notes.txt", "other.json"]
     assert os.readlink(folder / "more" / "link") == "nowhere"
     check_folder(folder, "model")
+
+
+@pytest.fixture
+def storage(tmp_path, monkeypatch):
+    """A model folder at memory://models/a, and an empty cache."""
+    monkeypatch.setenv("LATENT_PRIOR_CACHE", str(tmp_path / "cache"))
+    with whole_folder(tmp_path / "a", "model") as folder:
+        (folder / "inner").mkdir()
+        for name in ("config.json", "weights", "inner/more"):
+            (folder / name).write_text(name)
+    files = fsspec.filesystem("memory")
+    files.put(str(tmp_path / "a"), "/models/a", recursive=True)
+    yield files
+    files.rm("/models", recursive=True)
+
+
+def test_a_path_is_its_own_copy(tmp_path):
+    for folder in (tmp_path, str(tmp_path), "no/such/folder"):
+        assert local_folder(folder, "model") == type(tmp_path)(folder)
+
+
+def test_a_folder_in_storage_is_copied_once(storage, tmp_path, monkeypatch):
+    copy = local_folder("memory://models/a", "model")
+    assert copy.is_relative_to(tmp_path / "cache")
+    assert names(copy) == names(tmp_path / "a")
+    check_folder(copy, "model")
+    storage.rm("/models/a/weights")
+    monkeypatch.setattr(type(storage), "get_file", None)  # nothing is copied again
+    assert local_folder("memory://models/a/", "model") == copy
+    content = storage.cat_file("/models/a/manifest.json")
+    storage.pipe_file("/models/b/manifest.json", content.replace(b'"model"', b'"codes"'))
+    with pytest.raises(ValueError, match="memory://models/b holds a folder of the kind 'codes'"):
+        local_folder("memory://models/b", "model")
+
+
+def test_a_copy_that_was_stopped_goes_on_with_what_is_missing(storage, tmp_path, monkeypatch):
+    get_file, copied = type(storage).get_file, []
+
+    def stops(self, remote, local):
+        if remote.endswith("weights"):
+            raise OSError("connection reset")
+        copied.append(remote)
+        get_file(self, remote, local)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(storage), "get_file", stops)
+        with pytest.raises(ValueError, match=r"memory://models/a .*connection reset"):
+            local_folder("memory://models/a", "model")
+        assert len(copied) == 2
+        patched.setattr(
+            type(storage), "get_file", lambda s, r, l: (copied.append(r), get_file(s, r, l))
+        )
+        copy = local_folder("memory://models/a", "model")
+    assert [path.rpartition("/")[2] for path in copied[2:]] == ["weights"]
+    assert names(copy) == names(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("memory://models/none", "memory://models/none holds no manifest.json"),
+        ("nowhere://models/a", "nowhere://models/a: Protocol not known"),
+        ("memory://models/damaged", "memory://models/damaged/weights is not what"),
+        ("memory://models/outside", "'../a', which is outside of the folder"),
+        ("memory://models/noise", "memory://models/noise/manifest.json is damaged"),
+    ],
+)
+def test_a_folder_in_storage_that_is_none_is_one_sentence(storage, tmp_path, address, said):
+    for name in ("damaged", "outside", "noise"):
+        storage.cp("/models/a", f"/models/{name}", recursive=True)
+    storage.pipe_file("/models/damaged/weights", b"others!")
+    manifest = storage.cat_file("/models/a/manifest.json")
+    storage.pipe_file("/models/outside/manifest.json", manifest.replace(b"weights", b"../a"))
+    storage.pipe_file("/models/noise/manifest.json", b"{")
+    with pytest.raises(ValueError, match=said.replace(".", r"\.")) as caught:
+        local_folder(address, "model")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
+
+
+def test_a_copy_that_the_disk_has_no_room_for_is_not_begun(storage, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: _Disk)
+    with pytest.raises(ValueError, match="has room for 3; move the cache with LATENT_PRIOR_CACHE"):
+        local_folder("memory://models/a", "model")
+    assert not [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size
+    ]
+
+
+class _Disk:
+    free = 3

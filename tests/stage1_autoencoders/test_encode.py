@@ -186,6 +186,99 @@ def test_splits_are_kept_and_only_training_images_are_augmented(
     assert list(load_from_disk(str(tmp_path / "test"))) == ["test"]
 
 
+@pytest.fixture
+def append(call, two_splits, autoencoder_folder, tmp_path):
+    """`append(name, split)` encodes one split of three into a folder; None takes the default."""
+
+    def into(name, split, **flags):
+        settings = {"dataset": two_splits, "autoencoder": autoencoder_folder, **flags}
+        call(encode, output_dir=tmp_path / name, split=split, **settings)
+        return tmp_path / name
+
+    return into
+
+
+def test_a_split_is_added_to_those_that_are_there(append, monkeypatch):
+    """Nothing is encoded again, and every split is what it would be alone."""
+    encoded = []
+    monkeypatch.setattr(
+        encode,
+        "encode_images",
+        lambda a, images, split, *others: (
+            encoded.append(split) or encode_images(a, images, split, *others)
+        ),
+    )
+    folder = append("codes", "train", flip=True)
+    (folder / "notes.txt").write_text("mine")
+    before = open_codes(folder)[0]["train"].table.fingerprint
+    written = (folder / "train" / "state.json").stat().st_mtime_ns
+    for split in ("test", None, "train", "validation"):  # None adds validation
+        append("codes", split, flip=True)
+    assert encoded == ["train", "test", "validation"]
+    splits, _ = open_codes(folder)
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 24, "test": 5, "validation": 6
+    }  # fmt: skip
+    assert splits["train"].table.fingerprint == before
+    assert (folder / "train" / "state.json").stat().st_mtime_ns == written
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert "notes.txt" not in (folder / MANIFEST).read_text()
+    settings = json.loads((folder / "encode.json").read_text())
+    assert list(settings["images_fingerprint"]) == ["train", "test", "validation"]
+    together = load_from_disk(str(folder))
+    for name in splits:
+        alone = load_from_disk(str(append(f"alone-{name}", name, flip=True)))[name]
+        assert rows(alone) == rows(together[name])
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "culprit"),
+    [
+        ({"flip": True}, "with flip = False"),
+        ({"autoencoder": "other"}, "with autoencoder_fingerprint = "),
+        ({"dataset": "other"}, "with dataset = "),
+    ],
+)
+def test_a_split_of_something_else_is_not_added(
+    append, refused, parts, two_splits, autoencoder_folder, tmp_path, flags, culprit
+):
+    folder = append("codes", "train")
+    parts["vqvae"](seed=4).save_pretrained(tmp_path / "other")
+    parts["images"](tmp_path / "images" / "test", 3)
+    others = {"autoencoder": tmp_path / "other", "dataset": tmp_path / "images"}
+    settings = {"dataset": two_splits, "autoencoder": autoencoder_folder}
+    settings |= {name: others.get(name, value) for name, value in flags.items()}
+    assert culprit in refused(encode, output_dir=folder, split="test", **settings)
+
+
+def test_a_split_with_other_images_than_before_is_refused(append, refused, two_splits, autoencoder_folder):  # fmt: skip
+    folder = append("codes", "train")
+    append("codes", "test")
+    path = next((two_splits / "test").rglob("*.png"))
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(path)
+    flags = {"dataset": two_splits, "autoencoder": autoencoder_folder, "output_dir": folder}
+    assert "with images_fingerprint = " in refused(encode, split="test", **flags)
+    append("codes", "train")  # those are the same
+
+
+def test_a_split_with_other_classes_is_not_added(append, refused, two_splits, autoencoder_folder):
+    folder = append("codes", "train")
+    (two_splits / "test" / "apple").rename(two_splits / "test" / "ant")
+    flags = {"dataset": two_splits, "autoencoder": autoencoder_folder, "output_dir": folder}
+    assert "other classes than those of test" in refused(encode, split="test", **flags)
+
+
+def test_damaged_codes_get_no_new_manifest(append, refused, two_splits, autoencoder_folder):
+    folder = append("codes", "train")
+    path = next(folder.rglob("*.arrow"))
+    path.write_bytes(path.read_bytes()[:-100])
+    flags = {"dataset": two_splits, "autoencoder": autoencoder_folder, "output_dir": folder}
+    with pytest.raises(ValueError, match=str(path)):
+        append("codes", "test")
+    assert str(path) in refused(encode, split="train", **flags)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_rows(write, monkeypatch):
     whole, _ = write("whole", crops=1, crop_padding=2)
 
@@ -401,7 +494,7 @@ def damaged(images, tmp_path):
 
 def test_a_corrupt_image_is_named(refused, damaged, autoencoder_folder, tmp_path):
     folder, path = damaged
-    flags = {"autoencoder": autoencoder_folder, "dataset": folder}
+    flags = {"autoencoder": autoencoder_folder, "dataset": folder, "cache_mb": 2048}
     said = refused(encode, output_dir=tmp_path / "codes", **flags)
     assert str(path) in said
     assert "--on_corrupt skip" in said
@@ -410,14 +503,15 @@ def test_a_corrupt_image_is_named(refused, damaged, autoencoder_folder, tmp_path
 def test_a_corrupt_image_is_named_when_it_is_met_on_the_way(
     call, damaged, autoencoder_folder, tmp_path
 ):
-    """Too many images to decode in advance: encoded shards are kept, but there is no dataset."""
+    """Encoded shards are kept, but there is no dataset."""
     folder, path = damaged
-    flags = {"autoencoder": autoencoder_folder, "dataset": folder, "cache_mb": 0}
-    with pytest.raises(ValueError, match=str(path)):
-        call(encode, output_dir=tmp_path / "codes", **flags)
-    assert not (tmp_path / "codes").exists()
+    flags = {"autoencoder": autoencoder_folder, "dataset": folder}
+    for size, kept in ((100, ["damaged"]), (9, [".codes.shards", "damaged"])):
+        with pytest.raises(ValueError, match=str(path)):
+            call(encode, output_dir=tmp_path / "codes", shard_images=size, **flags)
+        assert sorted(path.name for path in tmp_path.iterdir()) == kept
     shutil.copy(folder / "bee" / "001.png", path)
-    call(encode, output_dir=tmp_path / "codes", **flags)
+    call(encode, output_dir=tmp_path / "codes", shard_images=9, **flags)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["codes", "damaged"]
 
 
@@ -589,6 +683,22 @@ def test_the_spec_tells_shift_and_scale_of_the_training_latents(write_latents, t
     alone, of_test, _ = write_latents("test", kind=kind, dataset=two_splits, split="test")
     expected = alone["test"].column("latents").astype(np.float64).mean((0, 2, 3))
     np.testing.assert_allclose(of_test.latent_shift, expected, rtol=1e-9)
+
+
+def test_a_split_is_added_to_latents_without_moving_their_scale(
+    call, refused, vae_folders, two_splits, tmp_path
+):
+    flags = {"autoencoder": vae_folders / "grid", "dataset": two_splits}
+    call(encode, output_dir=tmp_path / "latents", split="train", **flags)
+    _, before = open_codes(tmp_path / "latents")
+    call(encode, output_dir=tmp_path / "latents", split="test", **flags)
+    splits, spec = open_codes(tmp_path / "latents")
+    assert list(splits) == ["train", "test"]
+    assert spec == before
+    call(encode, output_dir=tmp_path / "test", split="test", **flags)
+    assert "of the split train" in refused(
+        encode, output_dir=tmp_path / "test", split="train", **flags
+    )
 
 
 def test_an_autoencoder_alone_knows_no_shift(vae_folders):

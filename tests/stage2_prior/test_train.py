@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -288,6 +289,19 @@ def test_the_same_codes_written_again_are_the_same(
         shutil.rmtree(tmp_path / "codes", ignore_errors=True)
         call(encode, output_dir=tmp_path / "codes", **encoding)
         call(train, output_dir=tmp_path / "run", **own)
+
+
+def test_codes_in_storage_are_the_same_codes(fit, codes, tmp_path, monkeypatch):
+    """A run may begin with a folder and go on with its copy at an address."""
+    monkeypatch.setenv("LATENT_PRIOR_CACHE", str(tmp_path / "cache"))
+    storage = fsspec.filesystem("memory")
+    storage.put(str(codes), "/codes", recursive=True)
+    try:
+        here, there = fit("here"), fit("there", codes="memory://codes")
+        assert weights(here) == weights(there)
+        assert open_codes("memory://codes")[1] == open_codes(codes)[1]
+    finally:
+        storage.rm("/codes", recursive=True)
 
 
 def test_another_run_in_the_folder_is_refused(fit, refused, flags):

@@ -12,8 +12,10 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.options import RunOptions
@@ -21,6 +23,8 @@ from latent_prior.seeds import generator
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
+_LISTED = 2**24  # rows whose order is drawn at once and kept: 128 MiB
+_ROUNDS = 6
 
 
 def index_batches(
@@ -30,7 +34,8 @@ def index_batches(
 
     Every epoch is a permutation drawn from (seed, epoch). Batches continue across the ends of
     epochs, so every image is seen equally often. The whole batch of a step does not depend on the
-    number of processes or micro-batches.
+    number of processes or micro-batches. Memory does not grow with the number of images: the order
+    of more than 16 million is computed place by place.
 
     Raises:
         ValueError: the batch does not divide into equal parts.
@@ -38,20 +43,60 @@ def index_batches(
     share = even_share(options, accelerator)
 
     @functools.lru_cache(2)
-    def order(epoch: int) -> Tensor:
+    def listed(epoch: int) -> Tensor:
         return torch.randperm(size, generator=generator(options.seed, epoch))
+
+    def order(epoch: int, places: Tensor) -> Tensor:
+        if size <= _LISTED:
+            return listed(epoch)[places]
+        return scattered(places, size, generator(options.seed, epoch))
 
     for step in itertools.count(start):
         numbers = torch.arange(step * options.batch_size, (step + 1) * options.batch_size)
         epochs = range(int(numbers[0]) // size, int(numbers[-1]) // size + 1)
         # A piece of each epoch: joining whole permutations would copy all indices at every step.
         whole = torch.cat(
-            [order(epoch)[numbers[numbers // size == epoch] - epoch * size] for epoch in epochs]
+            [order(epoch, numbers[numbers // size == epoch] - epoch * size) for epoch in epochs]
         )
         for micro in range(options.accumulation_steps):
             begin = (micro * accelerator.num_processes + accelerator.process_index) * share
             part = slice(begin, begin + share)
             yield step, whole[part], part
+
+
+def scattered(places: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """What stands at some places of a random order of the numbers below `size`.
+
+    Each is computed on its own: the bits of a place go through a Feistel network, which permutes
+    all numbers of so many bits, until they are a number below `size` (cycle walking; Black and
+    Rogaway, 2002, "Ciphers with arbitrary finite domains").
+
+    Args:
+        places: int64, below `size`.
+        size: of the order.
+        generator: draws the keys, which decide on the order.
+    """
+    half = (max(size - 1, 1).bit_length() + 1) // 2
+    mask = np.uint64((1 << half) - 1)
+    keys = torch.randint(2**62, (_ROUNDS,), generator=generator).numpy().astype(np.uint64)
+
+    def permuted(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = numbers >> np.uint64(half), numbers & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right + key) & mask)
+        return left << np.uint64(half) | right
+
+    found = permuted(places.numpy().astype(np.uint64))
+    while (beyond := found >= size).any():
+        found[beyond] = permuted(found[beyond])
+    return torch.from_numpy(found.astype(np.int64))
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Every bit depends on all bits (the last steps of SplitMix64; Steele et al., 2014)."""
+    numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ numbers >> np.uint64(31)
 
 
 def even_share(options: RunOptions, accelerator: Accelerator) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ import xxhash
 from latent_prior.data.arrow_rows import MappedTable
 from latent_prior.data.codes import CAPTIONS, SPEC_FILE, CodeSpec, write_spec
 from latent_prior.data.fingerprints import fingerprint_of
-from latent_prior.manifests import Manifest, read_manifest
-from latent_prior.records import parse_record, read_record
+from latent_prior.folders import local_folder
+from latent_prior.manifests import DigestedFile, FileRecord, Manifest, read_manifest
+from latent_prior.records import parse_record, read_record, write_record
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 
 
 AGAIN = "encode again"
-_ROWS = 1024  # that are looked up at a time
+DICT_FILE = "dataset_dict.json"
+_ROWS, _LABELS = 1024, 65_536  # that are looked up at a time
+_FILE = 2**29  # bytes of the shards that become one file
+_FORMAT = ("_format_columns", "_format_type", "_split")
+"""Of `state.json`, where the library datasets keeps settings that a dataset of ours has none of."""
 _Name = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.\-]*$")]
 """Name of a file or folder within another."""
 
@@ -68,10 +74,6 @@ class CodesTable(MappedTable):
         spec: columns, vocabularies and classes.
         folder: of the codes dataset.
         manifest: digests of its files; None for codes from before manifests.
-
-    Attributes:
-        labels: (N,) in the smallest integer type, of the rows that were checked; None without
-            classes.
     """
 
     def __init__(
@@ -83,10 +85,6 @@ class CodesTable(MappedTable):
         columns |= {"view": np.dtype(np.uint16), "source_index": np.dtype(np.int64)}
         super().__init__(paths, columns, CAPTIONS)
         self.paths, self.spec, self.folder, self.manifest = paths, spec, folder, manifest
-        self.labels: NDArray[np.integer] | None = None
-        if spec.class_names:
-            kind = np.min_scalar_type(-len(spec.class_names))
-            self.labels = np.full(len(self), -1, kind)
 
     @property
     def fingerprint(self) -> str:
@@ -127,20 +125,17 @@ class CodesTable(MappedTable):
                 raise ValueError(
                     f"{path}: column {CAPTIONS} is damaged ({error}); encode again"
                 ) from error
-        if self.labels is None:
-            return
         classes = len(self.spec.class_names)
-        for first, labels in self.pieces("label", rows):
+        for _, labels in self.pieces("label", rows) if classes else ():
             if not -1 <= labels.min() <= labels.max() < classes:
                 raise ValueError(f"{path} holds labels outside its {classes} classes; encode again")
-            self.labels[first : first + len(labels)] = labels
 
 
 @dataclass(frozen=True)
 class CodesSplit:
     """Rows of one split of a codes dataset, read from disk on demand.
 
-    Only the labels (one or two bytes each) and unevenly spaced row numbers are kept in memory.
+    Only unevenly spaced row numbers are kept in memory, those of a selection.
     """
 
     table: CodesTable
@@ -152,10 +147,18 @@ class CodesSplit:
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """int64 (N,), -1 for an unknown class; None without classes."""
-        self.table.check()
-        labels = self.table.labels
-        return None if labels is None else self._choose(labels).astype(np.int64)
+        """int64 (N,), -1 for an unknown class; None without classes. Read into memory."""
+        return self.column("label") if self.table.spec.class_names else None
+
+    def distinct_labels(self) -> NDArray[np.int64] | None:
+        """The labels that some row has, ascending; None without classes. Read part by part."""
+        if not self.table.spec.class_names:
+            return None
+        found: set[int] = set()
+        for begin in range(0, len(self), _LABELS):
+            rows = self._stored_rows(torch.arange(begin, min(begin + _LABELS, len(self))))
+            found.update(np.unique(self.table.rows(rows, ["label"])["label"]).tolist())
+        return np.array(sorted(found), np.int64)
 
     @property
     def view(self) -> NDArray[np.integer]:
@@ -187,13 +190,13 @@ class CodesSplit:
         """
         rows = self._stored_rows(indices)
         batch = {}
-        levels = [level.name for level in self.table.spec.levels]
-        for name, values in self.table.rows(rows, levels).items():
+        names = [level.name for level in self.table.spec.levels]
+        labelled = ["label"] if self.table.spec.class_names else []
+        for name, values in self.table.rows(rows, names + labelled).items():
             kind = np.float32 if values.dtype.kind == "f" else np.int64
             batch[name] = torch.from_numpy(values.astype(kind))
-        known = self.table.labels
-        labels = np.full(len(rows), -1) if known is None else known[rows]
-        return {**batch, "labels": torch.from_numpy(labels.astype(np.int64))}
+        labels = batch.pop("label") if labelled else torch.full((len(rows),), -1)
+        return {**batch, "labels": labels}
 
     @property
     def has_captions(self) -> bool:
@@ -270,13 +273,16 @@ def _compact(rows: NDArray[np.integer]) -> range | NDArray[np.integer]:
 def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
     """Open every split of a codes dataset, and its spec; the codes stay on disk.
 
+    Codes at an address that the library fsspec knows, such as `s3://bucket/codes`, are copied into
+    the user's cache first: see `local_folder`.
+
     The small files are compared with the manifest here, an Arrow file when rows of it are first
     read: this raises a `ValueError` if it is damaged or if its values do not fit the spec.
 
     Raises:
         ValueError: there is no codes dataset, or it is damaged.
     """
-    path = Path(folder)
+    path = local_folder(folder, "codes")
     if not (path / SPEC_FILE).is_file():
         raise ValueError(
             f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py"
@@ -288,7 +294,7 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
                 manifest.check(path, name)
     try:
         # The files of `save_to_disk`; its own reader would map all of them a second time.
-        names = read_record(path / "dataset_dict.json", _Splits, AGAIN).splits
+        names = split_names(path)
         spec = _read_spec(path, names[0])
         tables = {
             name: CodesTable(_arrow_files(path / name), spec, path, manifest) for name in names
@@ -299,6 +305,15 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
             "encode again"
         ) from error
     return {name: CodesSplit(table, range(len(table))) for name, table in tables.items()}, spec
+
+
+def split_names(folder: Path) -> list[str]:
+    """The splits of a codes dataset.
+
+    Raises:
+        ValueError: their list is missing or damaged.
+    """
+    return read_record(folder / DICT_FILE, _Splits, AGAIN).splits
 
 
 def _arrow_files(folder: Path) -> list[Path]:
@@ -362,28 +377,77 @@ def write_shard(path: Path, spec: CodeSpec, columns: Mapping[str, Any]) -> None:
 
 def join_shards(
     folder: Path, shards: Mapping[str, list[Path]], spec: CodeSpec, settings: Mapping[str, Any]
-) -> None:
-    """Join the shards of every split to one dataset on disk; they are memory-mapped, not loaded.
+) -> dict[str, FileRecord]:
+    """Join the shards of every split to one dataset on disk, one record batch after the other.
+
+    Splits that the folder holds already stay.
 
     Args:
-        folder: where the dataset goes; `datasets.load_from_disk(folder)[split]` reads it.
+        folder: of the dataset; `datasets.load_from_disk(folder)[split]` reads it.
         shards: Arrow files of every split, in the order of their rows.
         spec: stored in the dataset's description and in `code_spec.json`.
         settings: how the images were encoded; stored in the description.
-    """
-    from datasets import Dataset, DatasetDict, concatenate_datasets, disable_progress_bars
 
-    disable_progress_bars()
-    splits = {}
+    Returns:
+        Records of the new Arrow files by their name in the folder, for the manifest.
+    """
+    from datasets import DatasetInfo
+
+    listed, records = folder / DICT_FILE, {}
+    names = split_names(folder) if listed.exists() else []
     for split, paths in shards.items():
-        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
-        rows.info.description = json.dumps({"code_spec": spec.to_dict(), "encode": dict(settings)})
+        (folder / split).mkdir(parents=True)
+        parts = list(_files_of(paths))
+        files = [f"data-{n:05d}-of-{len(parts):05d}.arrow" for n in range(len(parts))]
+        for file, part in zip(files, parts, strict=True):
+            features, records[f"{split}/{file}"] = _join(folder / split / file, part)
+        description = json.dumps({"code_spec": spec.to_dict(), "encode": dict(settings)})
+        DatasetInfo(description, features=features).write_to_directory(
+            str(folder / split), pretty_print=True
+        )
+        state: dict[str, Any] = dict.fromkeys(_FORMAT)
+        state |= {"_format_kwargs": {}, "_output_all_columns": False}
+        state["_data_files"] = [{"filename": file} for file in files]
         # Otherwise `datasets` draws a name at random, and the same command writes other files.
-        content = f"{rows.info.description} {split} {len(rows)}"
-        name = xxhash.xxh3_64_hexdigest(content.encode())
-        splits[split] = Dataset(rows.data, info=rows.info, fingerprint=name)
-    DatasetDict(splits).save_to_disk(str(folder))
+        state["_fingerprint"] = xxhash.xxh3_64_hexdigest(f"{description} {split}".encode())
+        write_record(folder / split / "state.json", state)
+    write_record(listed, {"splits": [*names, *shards]})
     write_spec(spec, folder)
+    return records
+
+
+def _files_of(shards: Sequence[Path]) -> Iterator[list[Path]]:
+    """The shards that become one file: as many as reach `_FILE` bytes together."""
+    part: list[Path] = []
+    size = 0
+    for path in shards:
+        part.append(path)
+        size += path.stat().st_size
+        if size >= _FILE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _join(final: Path, shards: Sequence[Path]) -> tuple[Features, FileRecord]:
+    """Write the record batches of shards into one file; returns its columns and its record."""
+    import pyarrow
+    from datasets import Features
+
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(DigestedFile(final))
+        writer = None
+        for path in shards:
+            # Not mapped: pages of a mapped file would count as this process's memory.
+            with pyarrow.OSFile(str(path)) as source, pyarrow.ipc.open_stream(source) as reader:
+                if writer is None:
+                    schema = reader.schema
+                    sink = pyarrow.PythonFile(file, "w")
+                    writer = opened.enter_context(pyarrow.ipc.new_stream(sink, schema))
+                for batch in reader:
+                    writer.write_batch(batch)
+    return Features.from_arrow_schema(schema), file.record
 
 
 def measure_latents(paths: Sequence[Path], spec: CodeSpec) -> CodeSpec:

@@ -20,6 +20,7 @@ from latent_prior.files import read_regular, whole_file
 NO_LABELS = "none"
 """Value of `--label_column` for images without classes."""
 _SHOWN = 20  # names in a message
+_ROWS = 65_536  # labels that are read at a time
 _FILES = ("file", "file_name", "filename", "image", "path")
 CLASS_HEADINGS, PROMPT_HEADINGS = ("class", "class_name", "label", "category"), ("prompt", "text")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -69,8 +70,7 @@ def read_labels(splits: dict[str, Any], split: str, label_column: str | None) ->
         return Labels(None)
     feature = splits[split].features[column]
     if isinstance(feature, datasets.ClassLabel):
-        listed = [-1 if number is None else number for number in splits[split][column][:]]
-        numbers = np.asarray(listed, dtype=np.int64)
+        numbers = _numbers(splits[split], column)
         if numbers.size and not -1 <= numbers.min() <= numbers.max() < feature.num_classes:
             raise ValueError(
                 f"--label_column {column}: the labels of split {split} lie outside its "
@@ -126,6 +126,16 @@ def _class_of(value: Any) -> int | str | None:
     if value is None or value in ("", -1) or value != value:
         return None
     return int(value) if isinstance(value, float) else value
+
+
+def _numbers(rows: Any, column: str) -> NDArray[np.int64]:
+    """A column of whole numbers, -1 where there is none; no Python object for each row."""
+    numbers, stored = np.empty(len(rows), np.int64), rows.select_columns([column])
+    stored = stored.with_format("arrow")
+    for begin in range(0, len(rows), _ROWS):
+        part = stored[begin : begin + _ROWS][column]
+        numbers[begin : begin + len(part)] = part.fill_null(-1).to_numpy()
+    return numbers
 
 
 def seen_classes(numbers: NDArray[np.integer] | None, count: int) -> list[int] | None:

@@ -192,14 +192,29 @@ def test_codes_without_classes_have_no_labels(tmp_path):
     assert split.batch(torch.tensor([0, 2]))["labels"].tolist() == [-1, -1]
 
 
-@pytest.mark.parametrize(("classes", "kind"), [(128, np.int8), (129, np.int16)])
-def test_labels_lie_in_few_bytes(tmp_path, classes, kind):
-    many = dataclasses.replace(SPEC, class_names=tuple(map(str, range(classes))))
-    rows = columns(3) | {"label": np.array([-1, 0, classes - 1])}
-    split = open_codes(write_codes(tmp_path / "codes", rows, spec=many))[0]["train"]
-    assert split.table.labels.dtype == kind
+def test_distinct_labels_are_those_of_the_chosen_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(codes_dataset, "_LABELS", 3)
+    rows = columns(8) | {"label": np.array([-1, 0, 1, -1, 0, 0, 1, 0])}
+    split = open_codes(write_codes(tmp_path / "codes", rows))[0]["train"]
     assert split.labels.dtype == np.int64
-    assert split.labels.tolist() == [-1, 0, classes - 1]
+    for chosen in (range(8), [0, 3], [1, 4, 5, 7], [6, 3]):
+        part = split.rows(np.array(chosen))
+        assert part.distinct_labels().tolist() == np.unique(rows["label"][chosen]).tolist()
+
+
+def test_shards_of_any_size_become_files_of_a_size(tmp_path, monkeypatch):
+    """In the order of the rows, whatever the number of files."""
+    parts = [columns(5), columns(3, 5), columns(1, 8), columns(4, 9)]
+    one = write_codes(tmp_path / "one", *parts)
+    size = os.path.getsize(tmp_path / "one-0.arrow")
+    monkeypatch.setattr(codes_dataset, "_FILE", size + 1)
+    two = write_codes(tmp_path / "two", *parts)
+    files = [f"data-0000{number}-of-00002.arrow" for number in range(2)]
+    assert sorted(path.name for path in two.rglob("*.arrow")) == files
+    both = (datasets.load_from_disk(folder)["train"].with_format(None) for folder in (one, two))
+    first, second = (rows.to_list() for rows in both)
+    assert first == second
+    assert [row["source_index"] for row in second] == list(range(13))
 
 
 def test_codes_stay_on_disk(tmp_path):
