@@ -117,6 +117,11 @@ class CodeTransformer(StrictModel):
                 f"--model.patch {config.patch} is for codes in raster order: leave it at 1 for "
                 f"{'latents' if self.latents else '--model.order masked'}"
             )
+        if self.latents and config.trained_guidance != 1:
+            raise ValueError(
+                f"--model.trained_guidance {config.trained_guidance} is for codes: leave it at 1 "
+                "for latents"
+            )
         if self.latents:
             self._prepare_latents(spec, config)
         else:

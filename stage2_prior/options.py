@@ -32,6 +32,9 @@ class PriorOptions(Options):
     """Condition on the image's class if the codes have classes, on its caption, or on nothing."""
     label_dropout: float = option(0.1, at_least=0, at_most=1)
     """Share of training images without class or caption; classifier-free guidance needs some."""
+    trained_guidance: float = option(1.0, at_least=1)
+    """Guidance learnt in training, of codes: one pass per code then samples as two with this
+    guidance_scale. A step takes a third more time."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     patch: int = option(1, at_least=1)

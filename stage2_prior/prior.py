@@ -102,10 +102,10 @@ class TransformerPrior(CodeTransformer):
         start = self._prefix(len(sequence), labels, text)
         if self.masked:
             hidden = masked.hide_for_training(len(sequence), self.length, sequence.device)
-            logits = self.logits_of(start, torch.where(hidden, self.mask_token, sequence))
+            logits = self._unguided(start, torch.where(hidden, self.mask_token, sequence))
             nats = self._nats(logits, sequence) * hidden
             return PriorOutput(nats.sum() / hidden.sum(), logits, nats)
-        logits = self.logits_of(start, sequence)
+        logits = self._unguided(start, sequence)
         nats = self._nats(logits, sequence)
         return PriorOutput(nats.mean() / sequence[0, 0].numel(), logits, nats)
 
@@ -138,10 +138,10 @@ class TransformerPrior(CodeTransformer):
             uniforms = draw_uniforms(len(sequence), 1 + self.length, generator)
             hidden, weight = masked.hide_for_bound(uniforms)
             hidden, weight = hidden.to(sequence.device), weight.float().to(sequence.device)
-            logits = self.logits_of(start, torch.where(hidden, self.mask_token, sequence))
+            logits = self._unguided(start, torch.where(hidden, self.mask_token, sequence))
             nats = self._nats(logits, sequence) * hidden * weight
         else:
-            nats = self._nats(self.logits_of(start, sequence), sequence)
+            nats = self._nats(self._unguided(start, sequence), sequence)
         return {level.name: nats[:, level.start : level.stop].sum(1) for level in self.levels}
 
     @torch.no_grad()
@@ -314,6 +314,23 @@ class TransformerPrior(CodeTransformer):
         if sequence.device.type == "cpu":
             sequences.check_codes(sequence, self.levels)
         return sequence
+
+    def _unguided(self, start: Prefix, sequence: Tensor) -> Tensor:
+        """Outputs of the head without the guidance they have learnt, as of `logits_of`.
+
+        With `trained_guidance` s the network's logits l stand for u + s (c - u), where u are those
+        of any class and c those of the likelihood, hence c = l / s + (1 - 1 / s) u (Chen et al.,
+        Visual generation without guidance, ICML 2025, https://arxiv.org/abs/2501.15420, section 3, with
+        beta = 1 / s; as there no gradient flows through u, which images without class train).
+        """
+        logits, share = self.logits_of(start, sequence), 1 / self.config.trained_guidance
+        if share == 1:
+            return logits
+        null = start.without(self.null_token)
+        with torch.no_grad():
+            of_any = self.logits_of(null, sequence)
+        conditional = (start.tokens != null.tokens).any(1)[:, None, None]
+        return torch.where(conditional, share * logits + (1 - share) * of_any, logits)
 
     def _nats(self, logits: Tensor, sequence: Tensor) -> Tensor:
         """Negative log-likelihood of each position, float32 (B, L)."""
