@@ -33,11 +33,11 @@ from latent_prior.data.images import (
     grid,
     open_images,
     save_png,
-    stream_fingerprint,
     to_uint8,
 )
 from latent_prior.data.labels import write_labels
 from latent_prior.data.listing import GRID_FILE, LABELS_FILE, LATENTS_FILE
+from latent_prior.data.sources import open_source
 from latent_prior.folders import check_replaceable, whole_folder
 from latent_prior.machine import is_main_process
 from latent_prior.manifests import check_finished
@@ -138,7 +138,7 @@ def resolved_settings(pipe: Pipeline, images: ImageSet, options: LatentOptions) 
     settings["images_fingerprint"] = images.fingerprint
     of_classes = options.operation == "arithmetic" and options.labels
     if options.operation in ("attribute", "traverse") or of_classes:
-        settings["fit_fingerprint"] = stream_fingerprint(options, options.fit_split)
+        settings["fit_fingerprint"] = open_source(options).table(options.fit_split).contents()
     if options.operation == "complete":
         sampler = pipe.resolve_completion(
             options.labels or None, options.settings(), "--", prompt=options.prompt

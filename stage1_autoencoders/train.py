@@ -84,7 +84,7 @@ def train_autoencoder(options: TrainOptions) -> AutoencoderRun:
     meter = Meter(model.code_spec).to(accelerator.device)
     state = loop.TrainState(
         {"model": model, "optimizer": optimizer, "ema": ema, "meter": meter},
-        inputs=input_fingerprints(images, options, validation),
+        inputs=input_fingerprints(images, validation),
     )
     adversary = Adversary(options, accelerator) if options.model.adversarial else None
     networks = [wrapped] if adversary is None else [wrapped, adversary.wrapped]

@@ -26,6 +26,7 @@ from latent_prior.data.batch_order import Batch
 from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
 from latent_prior.data.labels import classes_in_turn, seen_classes
 from latent_prior.data.training_images import (
+    Images,
     first_images,
     input_fingerprints,
     open_training_images,
@@ -86,7 +87,7 @@ def train_gan(options: TrainOptions) -> GANRun:
         model, make_optimizer(model, options), critic, make_optimizer(critic, critic_options)
     )
     ema = EMA(model, options.ema_decay)
-    inputs = input_fingerprints(images, options)
+    inputs = input_fingerprints(images)
     state = loop.TrainState({"model": model, "optimizer": optimizer, "ema": ema}, inputs)
     state.parts |= {"critic": critic, "critic_optimizer": critic_optimizer}
 
@@ -193,9 +194,7 @@ def objective(
     return {"critic": loss, **terms}
 
 
-def save_samples(
-    model: Generator, images: ImageSet | None, step: int, options: TrainOptions
-) -> Path:
+def save_samples(model: Generator, images: Images, step: int, options: TrainOptions) -> Path:
     """Write a grid of images from fixed noise, class by class, and one of originals if missing.
 
     Returns:
@@ -215,13 +214,13 @@ def save_samples(
     return path
 
 
-def classes(images: ImageSet | None, options: TrainOptions) -> tuple[list[str], list[int] | None]:
+def classes(images: Images, options: TrainOptions) -> tuple[list[str], list[int] | None]:
     """Class names, empty for an unconditional generator, and its `trained_classes`.
 
     Raises:
         ValueError: --conditional, but images without labels.
     """
-    if images is None or options.conditional is False:
+    if not isinstance(images, ImageSet) or options.conditional is False:
         return [], None
     split = f"split {options.split!r} of {options.dataset}"
     problem = None
@@ -254,7 +253,7 @@ def make_generator(
 
 
 def batches_with_noise(
-    start: int, images: ImageSet | None, options: TrainOptions, accelerator: Accelerator
+    start: int, images: Images, options: TrainOptions, accelerator: Accelerator
 ) -> Iterator[Batch]:
     """Batches with noise, which is the same for any number of processes and micro-batches."""
     for number, batch in enumerate(training_batches(start, images, options, accelerator)):

@@ -210,8 +210,8 @@ class ImageOptions(ReadOptions):
     """Where images come from and what shape they take."""
 
     dataset: str = option("mnist5k", path=True)
-    """Images: `mnist5k` or `shapes` (embedded), a folder of images, of parquet or arrow files, or a
-    hub id."""
+    """Images: `mnist5k` or `shapes` (embedded), a folder of images, of tar, parquet or arrow files,
+    a URL of such files (`s3://...`), or a hub id."""
     caption_column: str | None = None
     """Column with the captions; null uses those of `shapes` and of a folder: `text` of its metadata
     files, or .txt files beside the images. `none` means no captions."""
@@ -298,7 +298,7 @@ class TrainingImageOptions(RunOptions, ImageOptions):
     split: str = "train"
     """Split to train on."""
     streaming: bool = False
-    """Read images in sequence, shuffled in a buffer; for datasets too large for the disk."""
+    """Read blocks of images in a random order; for data larger than the memory or the disk."""
     random_crop: bool = False
     """Crop to image_size at random positions; `resize` and `crop_padding` set the room to move."""
     random_flip: bool = False
@@ -310,10 +310,9 @@ class TrainingImageOptions(RunOptions, ImageOptions):
             raise ValueError(
                 "--resize needs --image_size, the size of the crop from the resized image"
             )
-        if self.streaming and None in (self.image_size, self.channels, self.evaluate_every):
+        if self.streaming and None in (self.image_size, self.channels):
             raise ValueError(
-                "--streaming needs --image_size, --channels and --evaluate_every: "
-                "the stream cannot be inspected in advance"
+                "--streaming needs --image_size and --channels: the images are not looked at in advance"
             )
 
 

@@ -27,7 +27,6 @@ def own_dataset_cache(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("cache")
-    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1  # seconds; 5 after every shuffled stream
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ said(model.fingerprint)
 """
 
 PULL = """
-from latent_prior.data.images import open_images, stream_images
+from latent_prior.data.images import open_images, open_stream
 from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import VQVAE, load_autoencoder
@@ -42,7 +42,11 @@ said([images.has_captions, captioned.captions([4, 0])])
 """
 
 STREAM = """
-said([[row, int(array[0, 0, 0]), label] for row, array, label in stream_images(options, "train")])
+from latent_prior.stage1_autoencoders.options import TrainOptions
+options = TrainOptions(output_dir="x", dataset="tester/data", image_size=8, channels=3, streaming=True)
+said([int(array[0, 0, 0]) for array in open_stream(options, "train").first(9)])
+options.dataset = "hf://datasets/tester/data"
+said([int(array[0, 0, 0]) for array in open_stream(options, "train").first(9)])
 """
 
 WRONG = """
@@ -143,8 +147,8 @@ def test_what_comes_down_is_what_went_up_also_later_without_a_network(hub, tmp_p
         [False, [["of 4 🐝"], ["of 0 🐝"]]],
     ]  # fmt: skip
     found = client(PULL + STREAM + WRONG, environment)
-    assert found[:6] == [*expected, [[n, n, n % 2] for n in range(5)]]
-    for text, part in zip(found[6:], TOLD, strict=True):
+    assert found[:7] == [*expected, list(range(5)), list(range(5))]
+    for text, part in zip(found[7:], TOLD, strict=True):
         assert part in text
         assert "\n" not in text
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,7 +61,8 @@ class Game:
             self.accelerator, self.state, self._step = accelerator, state, step
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "open_training_images", lambda options: (None, options))
+            images = SimpleNamespace(fingerprint="")
+            patch.setattr(train, "open_training_images", lambda options: (images, options))
             patch.setattr(train, "Adversary", make_adversary)
             patch.setattr(train.loop, "train", keep)
             # Without what a call restores: the step is taken after it.

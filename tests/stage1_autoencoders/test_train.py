@@ -357,7 +357,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(flags, tmp_path):
         ({"mixed_precision": "fp8"}, "--mixed_precision"),
         ({"report_to": "paper"}, "--report_to"),
         ({"seed": -1}, "--seed"),
-        ({"streaming": True, "evaluate_every": None}, "--evaluate_every"),
+        ({"streaming": True, "channels": None}, "--channels"),
     ],
 )
 def test_wrong_input_is_one_sentence(refused, flags, tmp_path, others, culprit):

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from latent_prior.data.image_files import FILE_LIMIT, UNREADABLE, Header, read_header
-from latent_prior.data.sources import ImageTable, open_source
+from latent_prior.data.image_source import ImageTable
+from latent_prior.data.sources import open_source
 from latent_prior.data.splits import SPLITS, split_named
 from latent_prior.files import open_regular
 from latent_prior.machine import in_threads, is_main_process
@@ -53,10 +54,11 @@ def found(options: ImageOptions) -> str:
 
     Test images are counted, not opened: only the final scores read them.
     """
-    if getattr(options, "streaming", False):
-        return f"{options.dataset}: a stream, not inspected in advance"
     source = open_source(options)
     names = source.split_names()
+    if getattr(options, "streaming", False):
+        sizes = (f"{name}: {_counted(source.size(name))}" for name in names)
+        return "; ".join([*sizes, *source.remarks(), "read as a stream"])
     tables = {name: source.table(name) for name in names if split_named(name) != "test"}
     parts = [
         f"{name}: {_described(tables[name], options) if name in tables else _counted(source.size(name))}"

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +26,9 @@ from latent_prior.data.captions import OTHERWISE, Captions
 from latent_prior.data.fingerprints import fingerprint_of
 from latent_prior.data.found import MOST_HEADERS, headers
 from latent_prior.data.image_files import UNREADABLE, read_header, read_image
-from latent_prior.data.sources import ImageTable, open_source
+from latent_prior.data.image_source import ImageTable
+from latent_prior.data.shards.stream import ImageStream, unreadable
+from latent_prior.data.sources import open_source
 from latent_prior.files import whole_file
 from latent_prior.machine import in_threads, is_main_process, thread_pool
 from latent_prior.options import ImageOptions
@@ -242,7 +243,7 @@ def square_size(images: ImageSet) -> int:
             data = io.BytesIO(images.table.read(row))
             size = read_header(data, images.options.max_pixels)[:2]
         except UNREADABLE as error:
-            raise _unreadable(images.table.name_of(row), error) from error
+            raise unreadable(images.table.name_of(row), error) from error
         if size != (height, width):
             raise ValueError(
                 f"{images.table.name_of(row)} has {size[0]} x {size[1]} pixels, others {width} x {height}: "
@@ -253,38 +254,13 @@ def square_size(images: ImageSet) -> int:
     return height
 
 
-def stream_images(
-    options: ImageOptions, split: str, *, start: int = 0, shuffle_seed: int | None = None
-) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
-    """Images one after another, without an index: (row, uint8 (R, R, C), label or -1).
-
-    `image_size` and `channels` must be set. The first `start` rows are skipped. Without a
-    `shuffle_seed` the order is that of the dataset.
+def open_stream(options: ImageOptions, split: str) -> ImageStream:
+    """Open one split to be read in sequence; `image_size` and `channels` must be set.
 
     Raises:
-        ValueError: there is no such dataset or column, or an image cannot be read.
+        ValueError: there is no such dataset, split or column, or a shard is damaged.
     """
-    assert options.image_size is not None
-    rows = open_source(options).stream(split, shuffle_seed=shuffle_seed)
-    for number, (read, name, label) in itertools.islice(enumerate(rows), start, None):
-        try:
-            array = read_image(
-                read(), options.channels, options.resize or options.image_size, options.max_pixels
-            )
-        except UNREADABLE as error:
-            if options.on_corrupt == "skip":
-                continue
-            raise _unreadable(name, error) from error
-        yield number, array, label
-
-
-def stream_fingerprint(options: ImageOptions, split: str) -> str:
-    """What `ImageSet.fingerprint` is for a set, for a stream: of its files or revision alone.
-
-    Raises:
-        ValueError: there is no such dataset or split.
-    """
-    return open_source(options).stream_fingerprint(split)
+    return ImageStream(open_source(options).blocks(split), options)
 
 
 def _decode_row(
@@ -295,14 +271,7 @@ def _decode_row(
     try:
         return read_image(table.read(row), channels, side, options.max_pixels)
     except UNREADABLE as error:
-        raise _unreadable(table.name_of(row), error) from error
-
-
-def _unreadable(name: str, error: BaseException) -> ValueError:
-    return ValueError(
-        f"{name} cannot be read as an image ({error}); "
-        "repair or remove it, or leave such images out with --on_corrupt skip"
-    )
+        raise unreadable(table.name_of(row), error) from error
 
 
 def _channels(table: ImageTable, options: ImageOptions) -> Literal[1, 3]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,13 @@ def split_named(name: str) -> str | None:
     return next((split for split, form in _FORMS.items() if form.fullmatch(name)), None)
 
 
-def split_places(root: Path, places: Sequence[tuple[str, ...]]) -> tuple[list[str], int | None]:
+def split_places(
+    root: Path | str, places: Sequence[tuple[str, ...]]
+) -> tuple[list[str], int | None]:
     """The split of every file, and where in its place the split's name stands.
 
     Args:
-        root: the folder, for messages.
+        root: the data set, for messages.
         places: the names above each file, outermost first.
 
     Returns:
@@ -104,16 +106,11 @@ def parts_of_names(names: Sequence[str], parts: Collection[str]) -> NDArray[np.s
     return _parts(np.array([number(name) for name in names]), parts)
 
 
-def parts_of_rows(count: int, parts: Collection[str]) -> NDArray[np.str_]:
-    """The same for the rows of a table; added rows do not move the others."""
-    return _parts(np.random.default_rng(0).random(count), parts)
-
-
-def parts_of_stream(parts: Collection[str]) -> Iterator[str]:
-    """The same for a table whose number of rows is not known, row by row without an end."""
-    random = np.random.default_rng(0)
-    while True:
-        yield from _parts(random.random(1024), parts).tolist()
+def parts_of_rows(count: int, parts: Collection[str], first: int = 0) -> NDArray[np.str_]:
+    """The same for rows `first` to `first + count` of a table; added rows move no others."""
+    numbers = np.random.PCG64(0)
+    numbers.advance(first)  # a row takes one number
+    return _parts(np.random.Generator(numbers).random(count), parts)
 
 
 def _parts(numbers: NDArray[np.float64], parts: Collection[str]) -> NDArray[np.str_]:

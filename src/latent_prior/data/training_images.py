@@ -5,9 +5,11 @@ The images of a step and their augmentation are pure functions of (seed, step).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -24,27 +26,29 @@ from latent_prior.data.images import (
     ImageSet,
     crop_windows,
     open_images,
+    open_stream,
     random_offsets,
     square_size,
-    stream_fingerprint,
-    stream_images,
 )
+from latent_prior.data.shards.stream import ImageStream
 from latent_prior.options import TrainingImageOptions
-from latent_prior.seeds import derive_seed, generator
+from latent_prior.seeds import generator
 
+Images = ImageSet | ImageStream
+"""What a run learns from, read by index or in sequence."""
 Options = TypeVar("Options", bound=TrainingImageOptions)
 
 
 def training_batches(
-    start: int, images: ImageSet | None, options: TrainingImageOptions, accelerator: Accelerator
+    start: int, images: Images, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[Batch]:
     """This process's share of every micro-batch from step `start` on.
 
-    A batch holds `images`, uint8 (B, C, image_size, image_size), and, if the dataset has them,
-    `labels`, int64 (B,), -1 if unknown. Without `images` the dataset is streamed.
+    A batch holds `images`, uint8 (B, C, image_size, image_size), and, if the dataset has them and
+    is not streamed, `labels`, int64 (B,), -1 if unknown.
     """
-    if images is None:
-        yield from _streamed_batches(start, options, accelerator)
+    if isinstance(images, ImageStream):
+        yield from _streamed_batches(start, images, options, accelerator)
         return
     labels = images.labels
     batches = index_batches(start, size=len(images), options=options, accelerator=accelerator)
@@ -53,11 +57,10 @@ def training_batches(
         yield batch if labels is None else {**batch, "labels": labels[indices]}
 
 
-def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
+def open_training_images(options: Options) -> tuple[Images, Options]:
     """Open the images and complete the options: size, channels and steps per epoch.
 
-    The main process prints what the dataset holds. A stream is not opened: the images are None,
-    and the options already hold all of these.
+    The main process prints what the dataset holds.
 
     Raises:
         ValueError: an image cannot be read, the images differ in size, or the run would lie among
@@ -67,10 +70,12 @@ def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
     if data.is_dir() and run.is_dir() and run.samefile(data):
         raise ValueError(f"--output_dir {run} is the data set; name another folder")
     tell_found(options)
+    images: Images
     if options.streaming:
-        return None, options
-    images = open_images(options, options.split)
-    if options.image_size is None or options.channels is None:
+        images = open_stream(options, options.split)
+    else:
+        images = open_images(options, options.split)
+    if isinstance(images, ImageSet) and None in (options.image_size, options.channels):
         side, channels = options.image_size or square_size(images), images.channels
         options = dataclasses.replace(options, image_size=side, channels=channels)
         images = open_images(options, options.split)
@@ -78,43 +83,31 @@ def open_training_images(options: Options) -> tuple[ImageSet | None, Options]:
     return images, dataclasses.replace(options, evaluate_every=every)
 
 
-def input_fingerprints(
-    images: ImageSet | None, options: TrainingImageOptions, validation: ImageSet | None = None
-) -> dict[str, str]:
-    """Fingerprints of what a run learns from and is validated on; without `images`, of a stream."""
-    learnt = stream_fingerprint(options, options.split) if images is None else images.fingerprint
-    found = {"training images": learnt}
+def input_fingerprints(images: Images, validation: ImageSet | None = None) -> dict[str, str]:
+    """Fingerprints of what a run learns from and is validated on."""
+    found = {"training images": images.fingerprint}
     return found if validation is None else {**found, "validation images": validation.fingerprint}
 
 
 def _streamed_batches(
-    start: int, options: TrainingImageOptions, accelerator: Accelerator
+    start: int, stream: ImageStream, options: TrainingImageOptions, accelerator: Accelerator
 ) -> Iterator[Batch]:
-    """Every process reads the whole stream and keeps its share, as it would from an index."""
-    rows = _streamed_epochs(options)
-    size, processes = even_share(options, accelerator), accelerator.num_processes
-    first = accelerator.process_index * size
-    for number in itertools.count():
-        step, micro = divmod(number, options.accumulation_steps)
-        mine = list(itertools.islice(rows, processes * size))[first : first + size]
-        if step >= start:
-            begin = micro * processes * size + first
-            images = _stack(array for array, _ in mine)
-            yield {
-                "images": augment(images, options, step, slice(begin, begin + size)),
-                "labels": torch.tensor([label for _, label in mine]),
-            }
-
-
-def _streamed_epochs(options: TrainingImageOptions) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Images and labels, epoch after epoch."""
-    for epoch in itertools.count():
-        seed, empty = derive_seed(options.seed, epoch), True
-        for _, array, label in stream_images(options, options.split, shuffle_seed=seed):
-            empty = False
-            yield array, label
-        if empty:
-            raise ValueError(f"--dataset {options.dataset}: not one image can be read")
+    """A process reads only its own share, as it would from an index."""
+    size = even_share(options, accelerator)
+    every, first = accelerator.num_processes * size, accelerator.process_index * size
+    begins = range(first, options.batch_size, every)
+    parts = [slice(begin, begin + size) for begin in begins]
+    # On a CPU decoding ahead would only compete with the step for cores.
+    ahead = 0 if accelerator.device.type == "cpu" else 1
+    batches = stream.batches(start, parts, options.batch_size, options.seed)
+    with contextlib.closing(batches):
+        waiting = deque(itertools.islice(batches, ahead))
+        for number in itertools.count():
+            waiting.append(next(batches))
+            step, micro = divmod(number, options.accumulation_steps)
+            decoded = (task.result() for task in waiting.popleft())
+            images = _stack(itertools.chain.from_iterable(decoded))
+            yield {"images": augment(images, options, start + step, parts[micro])}
 
 
 def augment(images: Tensor, options: TrainingImageOptions, step: int, part: slice) -> Tensor:
@@ -134,13 +127,12 @@ def augment(images: Tensor, options: TrainingImageOptions, step: int, part: slic
     return images
 
 
-def first_images(images: ImageSet | None, options: TrainingImageOptions, count: int = 16) -> Tensor:
+def first_images(images: Images, options: TrainingImageOptions, count: int = 16) -> Tensor:
     """The first images without augmentation, uint8 (B, C, image_size, image_size)."""
-    if images is not None:
+    if not isinstance(images, ImageStream):
         return images.crops(range(min(count, len(images))))
     assert options.image_size is not None
-    rows = itertools.islice(stream_images(options, options.split), count)
-    return crop_windows(_stack(array for _, array, _ in rows), options.image_size, 0, None)
+    return crop_windows(_stack(images.first(count)), options.image_size, 0, None)
 
 
 def _stack(arrays: Iterable[NDArray[np.uint8]]) -> Tensor:

@@ -19,7 +19,7 @@ from latent_prior.data import metadata
 from latent_prior.data.captions import CAPTIONS_LIMIT, NO_CAPTIONS
 from latent_prior.data.embedded.shapes import drawing
 from latent_prior.data.found import found
-from latent_prior.data.images import open_images, stream_images
+from latent_prior.data.images import open_images, open_stream
 from latent_prior.data.sources import open_source
 from tests.latent_prior.samples import encoded, pixels, write
 
@@ -287,9 +287,8 @@ def test_streams_pass_over_captions(tmp_path, described, options):
     table = saved(tmp_path / "d", SEVERAL, "parquet")
     for chosen in (options(folder), options(table, caption_column="prompt")):
         size = dataclasses.replace(chosen, image_size=8, channels=3)
-        assert [int(array[0, 0, 0]) for _, array, _ in stream_images(size, "train")] == list(
-            range(8)
-        )
+        found = open_stream(size, "train").first(9)
+        assert [int(array[0, 0, 0]) for array in found] == list(range(8))
 
 
 def test_shapes_have_captions(options):
@@ -410,7 +409,7 @@ def test_unknown_columns_without_metadata(folder, tmp_path, options):
             open_images(options(data, caption_column="nope"), "train")
         streamed = options(data, caption_column="nope")
         with pytest.raises(ValueError, match=said):
-            next(open_source(streamed).stream("train", shuffle_seed=None))
+            open_source(streamed).blocks("train")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from latent_prior.data import fingerprints
-from latent_prior.data.images import open_images, stream_fingerprint
+from latent_prior.data.images import open_images, open_stream
 from latent_prior.options import ImageOptions
 from tests.latent_prior.samples import encoded, pixels, write
+
+
+def stream_fingerprint(folder) -> str:
+    options = ImageOptions(dataset=str(folder), image_size=8, channels=3)
+    return open_stream(options, "train").fingerprint
 
 
 def fingerprint(folder, **settings) -> str:
@@ -68,8 +73,8 @@ def test_tables_and_their_labels(kind, tmp_path):
         else:
             rows.save_to_disk(tmp_path / "data")
         seen.append(fingerprint(tmp_path / "data"))
-        stream = stream_fingerprint(ImageOptions(dataset=str(tmp_path / "data")), "train")
-        assert stream == stream_fingerprint(ImageOptions(dataset=str(tmp_path / "data")), "train")
+        stream = stream_fingerprint(tmp_path / "data")
+        assert stream == stream_fingerprint(tmp_path / "data")
     assert len(set(seen)) == 3
     assert seen[2] == seen[3]
 
@@ -87,6 +92,6 @@ def test_the_embedded_digits_and_streams(folder):
         open_images(ImageOptions(), split).fingerprint for split in ("train", "train", "test")
     ]
     assert digits[0] == digits[1] != digits[2]
-    stream = stream_fingerprint(ImageOptions(dataset=str(folder)), "train")
+    stream = stream_fingerprint(folder)
     write(folder / "ant" / "99.png", encoded(pixels(99)))
-    assert stream_fingerprint(ImageOptions(dataset=str(folder)), "train") != stream
+    assert stream_fingerprint(folder) != stream

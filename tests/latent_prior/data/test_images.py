@@ -9,10 +9,10 @@ from latent_prior.data.images import (
     crop_windows,
     grid,
     open_images,
+    open_stream,
     random_offsets,
     save_png,
     square_size,
-    stream_images,
     to_float,
     to_pil,
     to_uint8,
@@ -154,8 +154,8 @@ def test_empty_cells_of_a_table_are_corrupt_images(tmp_path, options):
     with pytest.raises(ValueError, match=r"row 1 of split train of .* \(the cell is empty\)"):
         open_images(options(tmp_path / "p", image_size=8), "train")
     assert open_images(options(tmp_path / "p", on_corrupt="skip"), "train").skipped == 3
-    assert len(list(stream_images(
-        options(tmp_path / "p", on_corrupt="skip", image_size=8, channels=3), "train"))) == 1  # fmt: skip
+    skipping = options(tmp_path / "p", on_corrupt="skip", image_size=8, channels=3)
+    assert len(open_stream(skipping, "train").first(9)) == 1
 
 
 def test_mixed_sizes_need_an_image_size(folder, options):
@@ -208,31 +208,22 @@ def test_offsets_reach_every_window_and_no_further():
 def test_a_stream_equals_the_table(folder, options):
     chosen = options(folder, image_size=6, resize=7, channels=3)
     images = open_images(chosen, "train")
-    streamed = list(stream_images(chosen, "train"))
-    assert [row for row, _, _ in streamed] == list(range(12))
-    for row, array, label in streamed:
+    stream = open_stream(chosen, "train")
+    assert len(stream) == 12
+    assert stream.fingerprint == images.table.contents()
+    for row, array in enumerate(stream.first(20)):
         np.testing.assert_array_equal(array, images.array(row))
-        assert label == images.labels[row]
-    assert [row for row, _, _ in stream_images(chosen, "train", start=9)] == [9, 10, 11]
 
 
 def test_a_stream_names_or_skips_corrupt_files(corrupt, options):
     chosen = options(corrupt, image_size=8, channels=3)
     with pytest.raises(ValueError, match=r"ant/03\.png cannot be read as an image"):
-        list(stream_images(chosen, "train"))
+        open_stream(chosen, "train").first(12)
     skipping = dataclasses.replace(chosen, on_corrupt="skip")
-    assert [row for row, _, _ in stream_images(skipping, "train")] == [
-        0,
-        2,
-        3,
-        4,
-        5,
-        7,
-        8,
-        9,
-        10,
-        11,
-    ]
+    found, images = open_stream(skipping, "train").first(12), open_images(skipping, "train")
+    assert len(found) == len(images) == 10
+    for row, array in enumerate(found):
+        np.testing.assert_array_equal(array, images.array(row))
 
 
 def test_large_sets_are_decoded_with_a_bar_and_small_ones_without(folder, options, capsys):

@@ -2,7 +2,7 @@ import contextlib
 import io
 import os
 import shutil
-from itertools import chain, islice
+from itertools import chain
 
 import datasets
 import numpy as np
@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from latent_prior.data.images import open_images
+from latent_prior.data.shards.tables import image_tables
 from latent_prior.data.sources import open_source
-from latent_prior.data.table_files import image_tables
 from latent_prior.options import ImageOptions
+from latent_prior.stage1_autoencoders.options import TrainOptions
 from tests.latent_prior.samples import CLASSES, encoded, pixels, write
 
 
@@ -221,6 +222,23 @@ def save_table(folder, kind, stored) -> None:
             part.to_parquet(folder / f"{name}-0000{shard}-of-00002.parquet")
 
 
+def streamed(chosen, split) -> list[bytes]:
+    """The images of a split in the order of its blocks."""
+    blocks = open_source(chosen).blocks(split)
+    return [
+        read()
+        for block, size in enumerate(blocks.sizes.tolist())
+        for read in blocks.read(block, np.arange(size))
+    ]
+
+
+def as_stream(chosen) -> TrainOptions:
+    return TrainOptions(
+        output_dir="x", dataset=chosen.dataset, image_size=8, channels=3, streaming=True,
+        image_column=chosen.image_column, caption_column=chosen.caption_column,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["parquet", "saved"])
 @pytest.mark.parametrize("others", [(), ("test",)])
@@ -240,23 +258,11 @@ def test_of_many_rows_the_missing_splits_are_held_out(tmp_path, options, kind, o
         parts = "validation is" if others else "validation and test are"
         assert source.remarks() == [f"{parts} held out of train"]
         for name, expected in found.items() if streaming else ():
-            for seed in (None, 1):
-                images = [read() for read, _, _ in source.stream(name, shuffle_seed=seed)]
-                table = source.table(name)
-                assert (images == list(map(table.read, range(len(table))))) == (seed is None)
-                assert sorted(images) == sorted(map(table.read, range(len(expected))))
+            images = streamed(as_stream(source.options), name)
+            assert images == list(map(source.table(name).read, range(len(expected))))
         held_out[count] = found
     for name, before in held_out[90].items():
         assert held_out[120][name][: len(before)] == before
-
-
-def test_a_stream_trains_on_no_row_that_is_held_out_whatever_its_length(tmp_path, options):
-    many = {name: column * 10 for name, column in rows(210).items()}
-    save_table(tmp_path / "long", "parquet", {"train": many})
-    source = open_source(options(tmp_path / "long"))
-    expected = {name: len(source.table(name)) for name in ("train", "validation", "test")}
-    for name, count in expected.items():
-        assert sum(1 for _ in source.stream(name, shuffle_seed=3)) == count
 
 
 def test_a_validation_split_of_its_own_is_left_as_it_is(tmp_path, options):
@@ -295,7 +301,7 @@ def test_wrong_names_are_told(folder, tmp_path, options, parquet):
     for settings, split, message in (
         ((tmp_path / "nowhere",), "train", "there is no folder"),
         (("a/b/c",), "train", "there is no folder a/b/c"),
-        ((tmp_path / "empty",), "train", "the folder holds no images and no parquet or arrow"),
+        ((tmp_path / "empty",), "train", "the folder holds no images and no tar, parquet or arrow"),
         ((tmp_path / "file.txt",), "train", "is a file; expected a folder"),
         ((folder,), "test", "has no split 'test'; it has: train"),
         ((path,), "validation", "has no split 'validation'; it has: train, test"),
@@ -339,22 +345,15 @@ def test_a_stream_holds_what_the_table_holds(kind, folder, parquet, tmp_path, op
     if kind == "mnist5k":
         chosen, split = ImageOptions(), "test"
     table = open_source(chosen).table(split)
-    streamed = list(islice(open_source(chosen).stream(split, shuffle_seed=None), 50))
-    assert [read() for read, _, _ in streamed] == [
-        table.read(n) for n in range(min(50, len(table)))
-    ]
-    assert [label for _, _, label in streamed] == table.labels[:50].tolist()
-    shuffled = [list(open_source(chosen).stream(split, shuffle_seed=seed)) for seed in (1, 1, 2)]
-    orders = [[read() for read, _, _ in each] for each in shuffled]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(orders[0]) == sorted(orders[2]) == sorted(map(table.read, range(len(table))))
+    assert streamed(chosen, split) == list(map(table.read, range(len(table))))
+    assert streamed(as_stream(chosen), split) == list(map(table.read, range(len(table))))
 
 
 def test_a_stream_refuses_missing_columns_and_splits(folder, options):
     with pytest.raises(ValueError, match="--image_column nope"):
-        next(open_source(options(folder, image_column="nope")).stream("train", shuffle_seed=None))
+        open_source(options(folder, image_column="nope")).blocks("train")
     with pytest.raises(ValueError, match="has no split 'test'"):
-        next(open_source(options(folder)).stream("test", shuffle_seed=None))
+        open_source(options(folder)).blocks("test")
 
 
 def test_a_table_that_is_no_regular_file_is_told(tmp_path, options):
@@ -372,8 +371,7 @@ def test_cells_may_name_files_of_their_folder(tmp_path, options, cell):
     datasets.Dataset.from_dict(columns).to_parquet(path / "train.parquet")
     table = open_source(options(path)).table("train")
     assert table.read(0) == encoded(pixels(7))
-    (read, *_), *_ = open_source(options(path)).stream("train", shuffle_seed=None)
-    assert read() == encoded(pixels(7))
+    assert streamed(as_stream(options(path)), "train") == [encoded(pixels(7))]
 
 
 @pytest.mark.parametrize(

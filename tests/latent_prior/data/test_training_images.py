@@ -3,14 +3,13 @@
 import itertools
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from latent_prior.data.images import open_images
+from latent_prior.data.images import open_images, open_stream
 from latent_prior.data.training_images import (
     augment,
     first_images,
@@ -19,6 +18,11 @@ from latent_prior.data.training_images import (
 )
 from latent_prior.stage1_autoencoders import train
 from latent_prior.stage1_autoencoders.options import TrainOptions
+
+
+def process_of(index: int, count: int) -> SimpleNamespace:
+    device = torch.device("cpu")
+    return SimpleNamespace(process_index=index, num_processes=count, device=device)
 
 
 @pytest.fixture
@@ -42,15 +46,14 @@ def of_run(images):
 
 
 @pytest.fixture(params=["indexed", "streamed"])
-def batches_of(request, of_run, monkeypatch):
+def batches_of(request, of_run):
     """`batches_of(...)`: the first steps' batches, joined from all processes' micro-batches."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # seconds
 
     def collect(count=7, start=0, processes=1, **others) -> list[Tensor]:
         options = of_run(streaming=request.param == "streamed", **others)
         shares = []
         for index in range(processes):
-            process = SimpleNamespace(process_index=index, num_processes=processes)
+            process = process_of(index, processes)
             images, options = open_training_images(options)
             stream = training_batches(start, images, options, process)
             shares.append(itertools.islice(stream, count * options.accumulation_steps))
@@ -145,36 +148,34 @@ def test_size_channels_and_epoch_are_those_of_the_images(of_run):
     assert options.evaluate_every == 4  # 40 images in batches of 12
     _, smaller = open_training_images(of_run(image_size=8, channels=None))
     assert (smaller.image_size, smaller.channels, smaller.evaluate_every) == (8, 3, 5)
-    streamed = of_run(streaming=True)
-    assert open_training_images(streamed) == (None, streamed)
+    stream, options = open_training_images(of_run(streaming=True, evaluate_every=None))
+    assert len(stream) == 40
+    assert options.evaluate_every == 5
 
 
-def test_the_first_images_are_shown_as_they_are(of_run, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+def test_the_first_images_are_shown_as_they_are(of_run):
     options = of_run(resize=20)
     images = open_images(options, "train")
     shown = first_images(images, options, 5)
     assert torch.equal(shown, images.read(range(5))[..., 2:18, 2:18])
-    assert torch.equal(first_images(None, of_run(resize=20, streaming=True), 5), shown)
+    streamed = of_run(resize=20, streaming=True)
+    assert torch.equal(first_images(open_stream(streamed, "train"), streamed, 5), shown)
     assert len(first_images(images, options, 100)) == 40
 
 
-def test_a_stream_without_a_readable_image_ends(tmp_path, monkeypatch):
+def test_a_stream_without_a_readable_image_ends(tmp_path):
     """It would otherwise be read from the start for ever."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.png").write_bytes(b"no image")
     options = TrainOptions(
         output_dir="x", dataset=str(tmp_path / "images"), image_size=8, channels=1, evaluate_every=1, batch_size=2,
         streaming=True, on_corrupt="skip",
     )  # fmt: skip
-    alone = SimpleNamespace(process_index=0, num_processes=1)
     with pytest.raises(ValueError, match="not one image can be read"):
-        next(training_batches(0, None, options, alone))
+        next(training_batches(0, open_stream(options, "train"), options, process_of(0, 1)))
 
 
-def test_a_streamed_run_resumes_bit_for_bit(call, images, parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+def test_a_streamed_run_resumes_bit_for_bit(call, images, parts, tmp_path):
     flags = {
         **parts["vqvae_flags"], "dataset": images, "image_size": 16, "channels": 3, "batch_size": 8, "max_steps": 8,
         "streaming": True, "random_flip": True, "evaluate_every": 4, "checkpoint_every": 3,

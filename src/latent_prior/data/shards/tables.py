@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from latent_prior.data.splits import SPLITS, split_named, split_places
 
 TABLES = (".parquet", ".arrow")
 _SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}$")
+_NUMBER = re.compile(r"(?:[-_.]?[0-9]+)+$")
 
 
 class Tables(dict[str, list[Path]]):
@@ -51,7 +52,7 @@ def image_tables(folder: Path, files: list[Path], column: str, beside: bool) -> 
             f"--dataset {folder}: it has parquet and arrow files with the column {column}: "
             "move those of one kind away"
         )
-    names, _ = split_places(folder, [_place(path.relative_to(folder)) for path in chosen])
+    names, _ = split_places(folder, [place_of(path.relative_to(folder)) for path in chosen])
     splits = Tables()
     splits.kind = "parquet" if kinds == [".parquet"] else "arrow"
     for split in SPLITS:
@@ -60,11 +61,21 @@ def image_tables(folder: Path, files: list[Path], column: str, beside: bool) -> 
     return splits
 
 
-def _place(path: Path) -> tuple[str, ...]:
-    """The names that may say a split: folders, or else the file's own without its shard."""
+def place_of(path: PurePath) -> tuple[str, ...]:
+    """The names that may say a split: folders, or else the file's own without its shard.
+
+    Of a tar file, whose name often begins with that of the data set, the last word counts too:
+    `imagenet1k-validation-07.tar`.
+    """
     folders = path.parts[:-1]
+    if any(map(split_named, folders)):
+        return folders
     stem = _SHARD.sub("", path.stem)
-    return folders if any(map(split_named, folders)) else (*folders, stem)
+    if path.suffix.lower() == ".tar":
+        stem = _NUMBER.sub("", path.stem)
+        last = re.split(r"[-_.]", stem)[-1]
+        stem = last if split_named(stem) is None and split_named(last) else stem
+    return (*folders, stem)
 
 
 def _columns(path: Path) -> list[str]:
@@ -91,7 +102,7 @@ def _columns(path: Path) -> list[str]:
         ) from error
 
 
-def open_tables(tables: Tables, streaming: bool) -> Any:
+def open_tables(tables: Tables) -> Any:
     """Open the tables of every split with `datasets`, which raises what it likes."""
     import datasets
 
@@ -99,4 +110,4 @@ def open_tables(tables: Tables, streaming: bool) -> Any:
         split: [glob.escape(str(path.absolute())) for path in paths]
         for split, paths in tables.items()
     }
-    return datasets.load_dataset(tables.kind, data_files=files, streaming=streaming)
+    return datasets.load_dataset(tables.kind, data_files=files)

@@ -1,0 +1,211 @@
+"""Rows of the shards of one split, read block by block."""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_prior.data.image_source import Encoded
+from latent_prior.data.shards.cells import Cell, content, own_folders
+from latent_prior.data.shards.index import Index
+from latent_prior.data.shards.places import TAR, Place, Shard
+
+_BLOCK_ROWS, _BLOCK_BYTES = 256, 4 * 2**20  # of a tar file that are read at a time, at most
+_GAP = 2**16  # bytes between two images, up to which they are read at once
+
+
+class Rows(abc.ABC):
+    """The images of all shards of a split, as they are stored.
+
+    Attributes:
+        starts: int64 (blocks + 1,), rows before each block and in all.
+        bytes: of a block, on average.
+    """
+
+    starts: NDArray[np.int64]
+    bytes: int
+
+    def __init__(self, place: Place, index: Index, split: str) -> None:
+        self.place, self.index, self.shards = place, index, place.splits[split]
+        self.firsts = index.first_rows(self.shards)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.starts[-1])
+
+    @abc.abstractmethod
+    def read(self, block: int, places: NDArray[np.int64]) -> list[Encoded]:
+        """The images at some places of a block, ascending.
+
+        Raises:
+            ValueError: the block cannot be read.
+        """
+
+    @abc.abstractmethod
+    def name_of(self, block: int, place: int) -> str:
+        """Name of the image in messages."""
+
+
+def open_rows(place: Place, index: Index, split: str, column: str) -> Rows:
+    """The rows of one split.
+
+    Args:
+        place: the shards.
+        index: of them all.
+        split: one that is stored.
+        column: of the images, in a table.
+
+    Raises:
+        ValueError: the column does not hold images.
+    """
+    if place.kind == TAR:
+        return _TarRows(place, index, split)
+    return TableRows(place, index, split, column)
+
+
+class _TarRows(Rows):
+    """Members of tar files; a block is a range of bytes."""
+
+    def __init__(self, place: Place, index: Index, split: str) -> None:
+        super().__init__(place, index, split)
+        self._offsets, self._sizes = index.column("offset"), index.column("size")
+        begin, end = int(self.firsts[0]), int(self.firsts[-1])
+        mean = int(self._sizes[begin:end].mean()) if end > begin else 1
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, mean)))
+        pieces = [np.arange(a, b, rows) for a, b in zip(self.firsts, self.firsts[1:], strict=False)]
+        self._begins = np.concatenate([*pieces, [end]])  # rows of the index
+        self.starts, self.bytes = self._begins - begin, rows * mean
+
+    def _shard(self, row: int) -> Shard:
+        return self.shards[int(np.searchsorted(self.firsts, row, side="right")) - 1]
+
+    def read(self, block: int, places: NDArray[np.int64]) -> list[Encoded]:
+        rows = self._begins[block] + places
+        offsets, ends = self._offsets[rows], self._offsets[rows] + self._sizes[rows]
+        runs = np.flatnonzero(offsets[1:] - ends[:-1] > _GAP) + 1
+        firsts, lasts = [0, *runs.tolist()], [*(runs - 1).tolist(), len(rows) - 1]
+        shard = self._shard(int(rows[0]))
+        begins = offsets[firsts].tolist()
+        pieces = _in_words(shard, lambda: self.place.files.cat_ranges(
+            [shard.path] * len(firsts), begins, ends[lasts].tolist(), on_error="raise"
+        ))  # fmt: skip
+        found: list[Encoded] = []
+        for piece, base, first, last in zip(pieces, begins, firsts, lasts, strict=True):
+            for number in range(first, last + 1):
+                data = piece[offsets[number] - base : ends[number] - base]
+                found.append(functools.partial(_whole, data, int(self._sizes[rows[number]])))
+        return found
+
+    def name_of(self, block: int, place: int) -> str:
+        row = int(self._begins[block]) + place
+        return f"{self._shard(row).name}: {self.index.table.column('name')[row].as_py()}"
+
+
+def _whole(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise ValueError("its shard is shorter than it was")
+    return data
+
+
+class TableRows(Rows):
+    """Rows of parquet or Arrow files; a block is a row group or a record batch."""
+
+    def __init__(self, place: Place, index: Index, split: str, column: str) -> None:
+        super().__init__(place, index, split)
+        self._column, self._folders = column, own_folders(place.dataset)
+        begin, end = int(self.firsts[0]), int(self.firsts[-1])
+        self._offsets, self._sizes = index.column("offset"), index.column("size")
+        self._begin = begin
+        self.starts = np.concatenate([[0], np.cumsum(index.column("rows")[begin:end])])
+        self.bytes = int(self._sizes[begin:end].mean()) if end > begin else 0
+        self._schemas = functools.lru_cache(256)(self._read_schema)
+
+    def schema(self) -> Any:
+        """The Arrow schema of the first shard.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        schema = _in_words(self.shards[0], lambda: self._schemas(0))
+        return schema.schema.to_arrow_schema() if self.place.kind == ".parquet" else schema
+
+    def read(self, block: int, places: NDArray[np.int64]) -> list[Encoded]:
+        """Read a whole block and keep some images of it."""
+        number = self._number(block)
+        read_block = functools.partial(self._block, number, block, [self._column])
+        cells = _in_words(self.shards[number], read_block).column(0).combine_chunks()
+        found: list[Encoded] = []
+        for place in places.tolist():
+            value = cells[place].as_py()
+            cell: Cell = {"bytes": value, "path": None} if isinstance(value, bytes) else value
+            found.append(functools.partial(content, cell, self._folders))
+        return found
+
+    def name_of(self, block: int, place: int) -> str:
+        """`row 7 of train.parquet`."""
+        number = self._number(block)
+        first = int(self.firsts[number]) - self._begin
+        return f"row {int(self.starts[block] - self.starts[first]) + place} of {self.shards[number].name}"
+
+    def columns(self, names: Sequence[str]) -> Any:
+        """Other columns of all rows, as a table of pyarrow.
+
+        Raises:
+            ValueError: naming a shard that cannot be read.
+        """
+        import pyarrow
+
+        tables = []
+        for block in range(len(self.starts) - 1):
+            number = self._number(block)
+            read_block = functools.partial(self._block, number, block, names)
+            tables.append(_in_words(self.shards[number], read_block))
+        return pyarrow.concat_tables(tables, promote_options="permissive")
+
+    def _number(self, block: int) -> int:
+        return int(np.searchsorted(self.firsts, self._begin + block, side="right")) - 1
+
+    def _block(self, number: int, block: int, names: Sequence[str]) -> Any:
+        """Columns of a block."""
+        import pyarrow
+        import pyarrow.parquet
+
+        shard, row = self.shards[number], self._begin + block
+        offset, schema = int(self._offsets[row]), self._schemas(number)
+        if self.place.kind == ".parquet":
+            with self.place.files.open(shard.path, "rb") as file:
+                opened = pyarrow.parquet.ParquetFile(file, metadata=schema, pre_buffer=True)
+                return opened.read_row_group(offset, columns=list(names), use_threads=False)
+        data = self.place.files.cat_file(shard.path, offset, offset + int(self._sizes[row]))
+        message = pyarrow.ipc.read_message(pyarrow.py_buffer(data))
+        batch = pyarrow.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+        return pyarrow.Table.from_batches([batch]).select(list(names))
+
+    def _read_schema(self, number: int) -> Any:
+        """The metadata of a parquet file, or the schema of an Arrow file."""
+        import pyarrow
+        import pyarrow.parquet
+
+        shard = self.shards[number]
+        if self.place.kind == ".parquet":
+            with self.place.files.open(shard.path, "rb") as file:
+                return pyarrow.parquet.read_metadata(file)
+        row = int(self.firsts[number])
+        data = self.place.files.cat_file(shard.path, 0, int(self._offsets[row]))
+        data = data[8:] if data[:6] == b"ARROW1" else data
+        return pyarrow.ipc.read_schema(pyarrow.py_buffer(data))
+
+
+def _in_words(shard: Shard, reading: Callable[[], Any]) -> Any:
+    """What a file system or pyarrow reads; its errors are ValueErrors that name the shard."""
+    try:
+        return reading()
+    except Exception as error:  # of whatever library serves the protocol
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{shard.name} cannot be read: {reason}") from error

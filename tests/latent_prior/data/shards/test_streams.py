@@ -1,0 +1,204 @@
+"""A stream is the same for any number of processes, and begins anywhere as fast as at its start."""
+
+import contextlib
+import itertools
+from collections import Counter
+from types import SimpleNamespace
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from latent_prior.data.image_source import Blocks
+from latent_prior.data.images import open_images, open_stream
+from latent_prior.data.shards import order
+from latent_prior.data.shards import rows as shard_rows
+from latent_prior.data.sources import open_source
+from latent_prior.data.training_images import training_batches
+from tests.latent_prior.data.shards.conftest import number_of, sample, write_shards, write_tar
+
+KINDS = ("tar", "parquet", "arrow")
+
+
+def numbers(options, steps, start=0, processes=1, index=None) -> list[list[int]]:
+    """The images of each step, of all processes or of one."""
+    shares = []
+    for number in range(processes) if index is None else [index]:
+        device = torch.device("cpu")
+        process = SimpleNamespace(process_index=number, num_processes=processes, device=device)
+        stream = training_batches(start, open_stream(options, "train"), options, process)
+        with contextlib.closing(stream):
+            batches = itertools.islice(stream, steps * options.accumulation_steps)
+            shares.append([
+                [number_of(image.permute(1, 2, 0)) for image in batch["images"]]
+                for batch in batches
+            ])  # fmt: skip
+    micro = [list(itertools.chain(*one)) for one in zip(*shares, strict=True)]
+    each = options.accumulation_steps
+    return [list(itertools.chain(*micro[n : n + each])) for n in range(0, len(micro), each)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_images_of_a_step_depend_on_nothing_but_seed_and_step(shards, of_run, kind):
+    """On any number of processes and micro-batches, and resumed anywhere with any other."""
+    options = of_run(shards(kind))
+    whole = numbers(options, 70)  # of 31 steps an epoch
+    for processes, accumulation_steps in ((2, 1), (1, 4), (4, 2)):
+        parts = of_run(shards(kind), accumulation_steps=accumulation_steps)
+        assert numbers(parts, 40, processes=processes) == whole[:40]
+        assert numbers(parts, 9, start=27, processes=processes) == whole[27:36]
+    assert numbers(options, 3, start=67) == whole[67:]
+    assert numbers(of_run(shards(kind), seed=4), 40) != whole[:40]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_brings_every_training_image_once_in_random_order(shards, of_run, kind):
+    """Lanes differ by one image, so an epoch's last ones come within a step of its end."""
+    options = of_run(shards(kind))
+    table = open_images(options, "train")
+    expected = {number_of(table.array(row)) for row in range(len(table))}
+    size, seen = len(expected), list(itertools.chain(*numbers(options, 100)))
+    for epoch in range(3):
+        inside = Counter(seen[epoch * size + 16 : (epoch + 1) * size - 16])
+        assert set(inside.values()) == {1}
+        assert set(seen[max(0, epoch * size - 32) : (epoch + 1) * size + 32]) == expected
+    places = [expected and sorted(expected).index(number) for number in seen[:size]]
+    assert abs(np.corrcoef(places, range(size))[0, 1]) < 0.35  # 7 standard deviations
+    held_out = {name: open_stream(options, name).first(1000) for name in ("validation", "test")}
+    others = {number_of(image) for images in held_out.values() for image in images}
+    assert expected | others == set(range(600))
+    assert not expected & others
+
+
+def test_several_processes_read_no_image_twice(shards, of_run, monkeypatch):
+    """Half an epoch, so that what is read ahead is of the same epoch."""
+    monkeypatch.setattr(shard_rows, "_BLOCK_ROWS", 10)
+    monkeypatch.setattr(order, "SHUFFLED", 1)
+    read: list[Counter] = []
+    original = shard_rows._TarRows.read
+
+    def counted(self, block, places):
+        read[-1].update((int(self.starts[block]) + places).tolist())
+        return original(self, block, places)
+
+    monkeypatch.setattr(shard_rows._TarRows, "read", counted)
+    options, taken = of_run(shards("tar"), batch_size=12), 0
+    for index in range(3):
+        read.append(Counter())
+        taken += sum(map(len, numbers(options, 20, processes=3, index=index)))
+    assert taken == 20 * 12
+    together = sum(read, Counter())
+    assert set(together.values()) == {1}
+    assert taken <= len(together) <= 2 * taken  # the next block of each lane is being read
+
+
+def test_lanes_divide_every_epoch_and_its_blocks():
+    """640 images in 64 blocks: each lane has blocks of its own, other ones in each epoch."""
+    blocks = Blocks(np.full(64, 10), lambda *_: [], lambda *_: "", str)
+    made = order.BlockOrder(blocks, 16, 0)
+    assert (made.lanes, made.width) == (16, 1)
+    owners = []
+    for epoch in range(3):
+        lanes = {}
+        for lane in range(16):
+            place = epoch * 40
+            while place < (epoch + 1) * 40:
+                pool = made.pool(lane, place)
+                assert pool.first == place
+                for image in zip(pool.blocks.tolist(), pool.places.tolist(), strict=True):
+                    assert lanes.setdefault(image, lane) == lane
+                place += len(pool.blocks)
+            assert place == (epoch + 1) * 40
+        assert len(lanes) == 640
+        assert len({(block, lane) for (block, _), lane in lanes.items()}) == 64
+        owners.append(lanes)
+    assert owners[0] != owners[1] != owners[2]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "largest", "batch_size", "lanes"),
+    [
+        ([100] * 1000, 0, 256, 64),
+        ([100] * 1000, 2**24, 256, 32),  # half a gigabyte in all lanes
+        ([100] * 1000, 2**40, 256, 1),
+        ([100] * 1000, 0, 96, 48),
+        ([100] * 1000, 0, 7, 7),
+        ([100, 0, 0, 100], 0, 256, 2),
+    ],
+)
+def test_lanes_fit_the_batch_and_the_memory(sizes, largest, batch_size, lanes):
+    blocks = Blocks(np.array(sizes), lambda *_: [], lambda *_: "", str, largest)
+    assert order.BlockOrder(blocks, batch_size, 0).lanes == lanes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_before_the_first_image_does_not_grow_with_the_step(
+    of_run, tmp_path, monkeypatch, kind
+):
+    """Nor with the number of images: at most two blocks of each of the four lanes."""
+    monkeypatch.setattr(order, "SHUFFLED", 1)
+    monkeypatch.setattr(shard_rows, "_BLOCK_ROWS", 17)
+    for count in (400, 1600):
+        folder = write_shards(tmp_path / str(count), kind, count)
+        for start in (0, 50, 90, 1003):
+            stream, read = open_stream(of_run(folder), "train"), []
+
+            def counted(block, places, stored=stream.blocks.read, read=read):
+                read.append(len(places))
+                return stored(block, places)
+
+            stream.blocks.read = counted
+            with contextlib.closing(stream.batches(start, [slice(0, 4)], 4, 0)) as batches:
+                for task in next(batches):
+                    task.result()
+            assert 4 <= sum(read) <= 2 * 4 * 17
+
+
+def test_damaged_images_are_named_or_replaced_by_their_neighbours(shards, of_run, tmp_path):
+    folder = write_shards(tmp_path / "d", "tar", 40, 2)
+    path = sorted(folder.iterdir())[1]
+    data = path.read_bytes()
+    where = data.index(b"\x89PNG", len(data) // 2)
+    path.write_bytes(data[:where] + b"\0" * 30 + data[where + 30 :])
+    with pytest.raises(
+        ValueError,
+        match=r"train-00001-of-00002\.tar: 0000\d\d\.png of .*cannot be read as an image",
+    ):
+        numbers(of_run(folder), 3)
+    skipping = of_run(folder, on_corrupt="skip")
+    found = numbers(skipping, 5)
+    assert found == numbers(skipping, 5, processes=2)
+    assert numbers(skipping, 2, start=3) == found[3:]
+    counts = Counter(itertools.chain(*found))
+    assert sorted(counts.values()) == [2] * 38 + [4]  # 80 images: one came for the damaged one too
+    assert len(open_stream(skipping, "train").first(99)) == 39
+
+
+def test_a_damaged_block_is_named_or_replaced(of_run, tmp_path):
+    folder = write_shards(tmp_path / "d", "parquet", 120, 2)
+    path = sorted(folder.iterdir())[1]
+    data = bytearray(path.read_bytes())
+    data[100:900] = b"\xff" * 800
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet cannot be read"):
+        numbers(of_run(folder), 12)
+    skipping = of_run(folder, on_corrupt="skip")
+    assert numbers(skipping, 8) == numbers(skipping, 8, processes=2)
+
+
+def test_a_stream_from_an_object_store(of_run, tmp_path):
+    store = fsspec.filesystem("memory")
+    for shard in range(3):
+        members = {k: v for n in range(shard * 20, shard * 20 + 20) for k, v in sample(n).items()}
+        path = write_tar(tmp_path / "x.tar", members)
+        store.pipe(f"/bucket/set-train-{shard:04d}.tar", path.read_bytes())
+    for place in ("", "/set-train-{0000..0002}.tar", "/*.tar"):
+        options = of_run(f"memory://bucket{place}")
+        images = open_stream(options, "train").first(99)
+        assert len(images) == open_source(options).size("train")
+        assert numbers(options, 3) == numbers(options, 3, processes=2)
+    with pytest.raises(ValueError, match="memory://elsewhere"):
+        open_source(of_run("memory://elsewhere"))
+    with pytest.raises(ValueError, match="nothing://x cannot be listed"):
+        open_source(of_run("nothing://x"))
