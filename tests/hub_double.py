@@ -193,8 +193,14 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self._missing("EntryNotFound")
             return
-        self._send(
-            200,
-            content,
-            {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": self.hub.sha(kind, repo), "Accept-Ranges": "none"},
-        )  # fmt: skip
+        headers = {
+            "ETag": f'"{_oid(content)}"',
+            "X-Repo-Commit": self.hub.sha(kind, repo),
+            "Accept-Ranges": "none",
+        }
+        if match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            first, last = map(int, match.groups())
+            headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
+            self._send(206, content[first : last + 1], headers)
+            return
+        self._send(200, content, headers)  # fmt: skip
