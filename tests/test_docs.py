@@ -44,7 +44,8 @@ SOME_SCRIPT = re.compile(r"\b(?:\w+/)+\w+\.py\b")
 FOREIGN = {
     "--config_file", "--cpu", "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip",
     "--main_process_port", "--standalone", "--nproc_per_node", "--editable", "--dtype", "--sampling-defaults",
-    "--json", "--retry", "--retry-connrefused", "--retry-delay", "--model-path", "--skip-tokenizer-init", "--gradient_accumulation_steps",
+    "--nnodes", "--max_restarts", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--rdzv_conf", "--time", "--nodes", "--file", "--tag", "--gpus", "--ipc",
+    "--volume", "--json", "--retry", "--retry-connrefused", "--retry-delay", "--model-path", "--skip-tokenizer-init", "--gradient_accumulation_steps",
 }  # fmt: skip
 
 

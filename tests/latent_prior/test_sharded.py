@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from latent_prior.options import RunOptions
 from latent_prior.processes import start_training_processes
@@ -170,6 +171,18 @@ def test_sharding_that_would_go_wrong_is_refused(as_on_gpus, settings, culprit):
     as_on_gpus(**settings)
     with pytest.raises(ValueError, match=culprit):
         start_training_processes(RunOptions(output_dir="x", cpu_threads=1), sharding=True)
+
+
+def test_shards_stay_float32_under_bf16(as_on_gpus, caplog):
+    """`--mixed_precision bf16` is autocast: neither weights nor what is sent are cast."""
+    as_on_gpus()
+    options = RunOptions(output_dir="x", cpu_threads=1, mixed_precision="bf16")
+    accelerator = start_training_processes(options, sharding=True)
+    assert accelerator.mixed_precision == "bf16"
+    assert accelerator.state.fsdp_plugin.mixed_precision_policy == MixedPrecisionPolicy()
+    with accelerator.autocast():
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def test_stage_one_is_not_sharded(as_on_gpus, refused, images, tmp_path):
