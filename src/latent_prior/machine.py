@@ -47,8 +47,12 @@ def is_main_process() -> bool:
 
 @functools.cache
 def thread_pool() -> ThreadPoolExecutor:
-    """The process's pool of threads for reading and decoding, started on first use."""
-    return ThreadPoolExecutor(min(8, available_cores()))
+    """The process's pool of threads for reading and decoding, started on first use.
+
+    At most 16; the processes of this machine share its cores.
+    """
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return ThreadPoolExecutor(max(1, min(16, available_cores() // on_this_machine)))
 
 
 PACKAGES = ("latent-prior", "clean-fid", "torch", "transformers", "numpy", "pillow")

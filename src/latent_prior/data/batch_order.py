@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -136,3 +137,25 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
         finally:
             for waiting in ahead:
                 waiting.cancel()
+
+
+class Waiting(Iterator[T]):
+    """Passes items on and counts the seconds that their taker waits for them.
+
+    Attributes:
+        seconds: waited so far.
+    """
+
+    def __init__(self, items: Generator[T, None, None]) -> None:
+        self._items, self.seconds = items, 0.0
+
+    def __next__(self) -> T:
+        asked = time.monotonic()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.monotonic() - asked
+
+    def close(self) -> None:
+        """Close the items."""
+        self._items.close()

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from latent_prior.cli import command_line, dotted, dump_config, flags
-from latent_prior.data.batch_order import Batch, prefetch
+from latent_prior.data.batch_order import Batch, Waiting, prefetch
 from latent_prior.files import whole_file
 from latent_prior.folders import check_replaceable
 from latent_prior.models import Budget
@@ -138,7 +138,8 @@ def train(
     start, alone = state.step, accelerator.num_processes == 1
     on_cpu = accelerator.device.type == "cpu"
     # On a CPU the step uses all cores, so a second thread of tensor work would only compete.
-    stream = prefetch(batches(start), depth=0 if on_cpu else 2)
+    stream = Waiting(prefetch(batches(start), depth=0 if on_cpu else 2))
+    logged, waited = state.seconds, 0.0
     line = Progress(
         f"training {what}",
         options.max_steps,
@@ -168,6 +169,9 @@ def train(
             state.cpu_seconds += time.process_time() - cpu_started
             if logging:
                 means = state.window.means(accelerator)
+                if not on_cpu:  # where batches are prepared meanwhile
+                    share = (stream.seconds - waited) / max(state.seconds - logged, 1e-9)
+                    logged, waited, means["waiting"] = state.seconds, stream.seconds, share
                 log.write(state.step, state.seconds, means)
                 state.window.clear()
                 line.detail = f"{loss} {means[loss]:.4g}"

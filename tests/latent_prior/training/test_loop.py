@@ -21,7 +21,7 @@ from torch import nn
 
 from latent_prior import cli
 from latent_prior.data import batch_order
-from latent_prior.data.batch_order import index_batches, prefetch, scattered
+from latent_prior.data.batch_order import Waiting, index_batches, prefetch, scattered
 from latent_prior.options import RunOptions, TrainingImageOptions, changeable
 from latent_prior.processes import start_training_processes
 from latent_prior.seeds import generator
@@ -816,3 +816,16 @@ def test_only_the_learning_rates_and_what_leaves_the_weights_alone_may_change_in
         "output_dir", "max_steps", "max_seconds", "max_cpu_seconds", "log_every", "evaluate_every", "checkpoint_every",
         "checkpoints_to_keep", "report_to", "cpu_threads", "cache_mb", "accumulation_steps", "learning_rate", "final_learning_rate", "max_pixels",
     }  # fmt: skip
+
+
+def test_waiting_is_counted_and_passes_everything_on():
+    stream = Waiting(prefetch(iter(range(5))))
+    assert [next(stream), next(stream)] == [0, 1]
+    before = stream.seconds
+    assert before > 0
+    assert list(stream) == [2, 3, 4]
+    assert stream.seconds > before
+    endless = Waiting(prefetch(itertools.count()))
+    next(endless)
+    endless.close()
+    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]

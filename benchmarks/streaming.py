@@ -1,0 +1,232 @@
+"""Streams of shards: how fast they begin anywhere, read, and keep a step waiting.
+
+    python benchmarks/streaming.py --images 1000000 --folder /tmp/shards
+
+Makes synthetic shards, which stay in the folder: tiny PNGs in tar and parquet files, and JPEGs of
+256 x 256. A line is the median of all rounds; both sides of a ratio take turns. Threads are those
+of the process, so limit it with `taskset` to measure others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import statistics
+import tarfile
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from measuring import MeasuringOptions, write_json
+
+from latent_prior.cli import answer_early, parse_config, run
+from latent_prior.options import option
+
+
+@dataclass(kw_only=True)
+class StreamingOptions(MeasuringOptions):
+    """Measure streams of images."""
+
+    folder: str = option("runs/streaming", path=True)
+    """Where the synthetic shards are made and kept."""
+    images: int = option(1_000_000, at_least=1000)
+    """Tiny images in each kind of shard."""
+    photos: int = option(4000, at_least=500)
+    """JPEGs of 256 x 256."""
+    rounds: int = option(7, at_least=3)
+    """Repetitions of every measurement."""
+    pause: float = option(1.25, above=0)
+    """Length of a step in units of the time in which its images are read: a device's, which takes
+    no processor time."""
+
+
+answer_early(__name__, StreamingOptions)
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+
+from latent_prior.data.batch_order import prefetch
+from latent_prior.data.images import open_stream
+from latent_prior.data.shards.stream import ImageStream
+from latent_prior.machine import thread_pool
+from latent_prior.stage1_autoencoders.options import TrainOptions
+
+BATCH = 256
+SHARD = 10_000
+
+
+@dataclass
+class Line:
+    """A figure and what it has to be."""
+
+    name: str
+    value: float
+    unit: str
+
+
+def encoded(array: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, quality=90)
+    return buffer.getvalue()
+
+
+def tiny(number: int) -> bytes:
+    return encoded(np.frombuffer(number.to_bytes(48, "little"), np.uint8).reshape(4, 4, 3), "png")
+
+
+def photo(number: int) -> bytes:
+    """Smooth shapes with noise: about 25 kB."""
+    random = np.random.default_rng(number)
+    coarse = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((256, 256), Image.Resampling.BICUBIC)).astype(np.int16)
+    noisy = smooth + random.integers(-12, 13, smooth.shape)
+    return encoded(noisy.clip(0, 255).astype(np.uint8), "jpeg")
+
+
+def make(folder: Path, count: int, size: int) -> None:
+    """Tar and parquet shards of `count` images; `size` 4 or 256."""
+    content, ending = (tiny, "png") if size == 4 else (photo, "jpg")
+    for first in range(0, count, SHARD):
+        name = f"train-{first // SHARD:05d}-of-{-(-count // SHARD):05d}"
+        paths = [folder / kind / f"{name}.{kind}" for kind in ("tar", "parquet")]
+        if all(path.exists() for path in paths):
+            continue
+        rows = [content(number) for number in range(first, min(count, first + SHARD))]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(paths[0], "w") as tar:
+            for number, row in enumerate(rows, first):
+                info = tarfile.TarInfo(f"{number:09d}.{ending}")
+                info.size = len(row)
+                tar.addfile(info, io.BytesIO(row))
+        column = pyarrow.array([{"bytes": row, "path": None} for row in rows])
+        pyarrow.parquet.write_table(
+            pyarrow.table({"image": column}), paths[1], row_group_size=100, compression="none"
+        )
+
+
+def opened(folder: Path, size: int) -> ImageStream:
+    options = TrainOptions(
+        output_dir="", dataset=str(folder), image_size=size, channels=3, streaming=True
+    )
+    return open_stream(options, "train")
+
+
+def resident() -> int:
+    """MiB that the process has in memory now, of its own and of mapped files."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def batches(stream: ImageStream, step: int, ahead: int = 1) -> Generator[np.ndarray, None, None]:
+    """Decoded batches, of which the next is decoded meanwhile."""
+    tasks = stream.batches(step, [slice(0, BATCH)], BATCH, 0)
+    with contextlib.closing(tasks):
+        waiting = list(itertools.islice(tasks, ahead))
+        for each in tasks:
+            waiting.append(each)
+            yield np.stack([array for task in waiting.pop(0) for array in task.result()])
+
+
+def beginnings(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
+    """The time to the first batch at 0 and at nine tenths of an epoch."""
+    for kind in ("tar", "parquet"):
+        begun = time.monotonic()
+        size = len(opened(folder / kind, 4))
+        lines.append(Line(f"{kind}: first opening", time.monotonic() - begun, "s"))
+        seconds: dict[int, list[float]] = {0: [], size * 9 // 10 // BATCH: []}
+        for _ in range(options.rounds):
+            for step, each in seconds.items():
+                begun = time.monotonic()
+                with contextlib.closing(batches(opened(folder / kind, 4), step, 0)) as found:
+                    next(found)
+                each.append(time.monotonic() - begun)
+        first, late = (statistics.median(each) for each in seconds.values())
+        ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+        lines.append(Line(f"{kind}: first batch at the start", first, "s"))
+        lines.append(Line(f"{kind}: first batch at nine tenths", late, "s"))
+        lines.append(Line(f"{kind}: ratio", statistics.median(ratios), ""))
+
+
+def memory(folder: Path, images: int, lines: list[Line]) -> None:
+    """Resident memory while a tenth of the images is read, at its ends."""
+    for kind in ("tar", "parquet"):
+        with contextlib.closing(batches(opened(folder / kind, 4), 0)) as found:
+            seen = []
+            for number, _ in enumerate(itertools.islice(found, images // 10 // BATCH)):
+                if number % 20 == 19:
+                    seen.append(resident())
+        lines.append(Line(f"{kind}: memory after {20 * BATCH:,} images", seen[0], "MiB"))
+        lines.append(Line(f"{kind}: memory after {images // 10:,}", seen[-1], "MiB"))
+
+
+def rates(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
+    """Images per second of the reader, of PIL alone, and with a step that takes some time."""
+    contents = [photo(number) for number in range(8 * BATCH)]
+    threads = thread_pool()._max_workers
+
+    def decoded(content: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+    for kind in ("tar", "parquet"):
+        stream = opened(folder / kind, 256)
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            contextlib.closing(batches(stream, 0)) as found,
+        ):
+            next(found)
+            ours, pil = [], []
+            for _ in range(options.rounds):
+                begun = time.monotonic()
+                for _ in range(8):
+                    next(found)
+                ours.append(8 * BATCH / (time.monotonic() - begun))
+                begun = time.monotonic()
+                list(pool.map(decoded, contents, chunksize=8))
+                pil.append(8 * BATCH / (time.monotonic() - begun))
+        ratio = statistics.median(a / b for a, b in zip(ours, pil, strict=True))
+        lines.append(
+            Line(f"{kind}: reader, {threads} threads", statistics.median(ours), "images/s")
+        )
+        lines.append(Line(f"PIL, {threads} threads", statistics.median(pil), "images/s"))
+        lines.append(Line(f"{kind}: reader / PIL", ratio, ""))
+        pause = options.pause * BATCH / statistics.median(ours)
+        waited = 0.0
+        with contextlib.closing(prefetch(batches(stream, 0))) as ahead:
+            next(ahead)
+            begun = time.monotonic()
+            for _ in range(20):
+                time.sleep(pause)
+                asked = time.monotonic()
+                next(ahead)
+                waited += time.monotonic() - asked
+            share = waited / (time.monotonic() - begun)
+        lines.append(Line(f"{kind}: waiting, a step takes {options.pause:g} readings", share, ""))
+
+
+def measure(options: StreamingOptions) -> list[Line]:
+    folder, lines = Path(options.folder), list[Line]()
+    make(folder / "tiny", options.images, 4)
+    make(folder / "photos", options.photos, 256)
+    rates(folder / "photos", options, lines)
+    beginnings(folder / "tiny", options, lines)
+    memory(folder / "tiny", options.images, lines)
+    return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_config(StreamingOptions, argv)
+    lines = measure(options)
+    for line in lines:
+        print(f"{line.name:<50} {line.value:12.3f} {line.unit}")
+    write_json(options.output, lines)
+
+
+if __name__ == "__main__":
+    run(main)
