@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio
+from gradio.blocks import Block
 from gradio.events import Dependency
+from gradio.state_holder import SessionState
 
 from latent_prior.pipelines.page.pictures import text
 
@@ -14,6 +16,23 @@ MODEL = "model"
 """The queue that all events share which use a model: Gradio runs one of them at a time."""
 
 Shows = tuple[Any, ...]
+
+_store = SessionState.__setitem__
+
+
+def _store_in_place(session: SessionState, key: int, value: Any) -> None:
+    """Give a component that replaces another one in a visitor's page its number.
+
+    Every `gradio.skip()` replaces one. In Gradio 6.31 the new component has a number of its own,
+    under which the next value stores it once more: 20 kB for each request, as long as the visitor
+    is remembered.
+    """
+    if isinstance(value, Block):
+        value._id = key
+    _store(session, key, value)
+
+
+SessionState.__setitem__ = _store_in_place  # type: ignore[method-assign]
 
 
 def message() -> gradio.HTML:
