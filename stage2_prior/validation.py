@@ -51,7 +51,8 @@ def choose_splits(
     if held_out is not None and held_out != options.split:
         return train_codes, _plain(splits[held_out], f"split {held_out}", options)
     # Without a split for validation, images are held out with all their views.
-    images = np.unique(train_codes.source_index)
+    sources = train_codes.source_index
+    images = np.unique(sources)
     if len(images) and images[0] < 0:
         raise ValueError(f"--codes {options.codes}: source_index is negative; encode again")
     order = torch.randperm(len(images), generator=generator(options.seed, "validation")).numpy()
@@ -60,7 +61,7 @@ def choose_splits(
         raise ValueError(
             f"--codes {options.codes}: {len(images)} images are too few to hold some out"
         )
-    aside = np.isin(train_codes.source_index, images[order[:count]])
+    aside = np.isin(sources, images[order[:count]])
     held_out_codes = _plain(train_codes.rows(aside), "the images held out", options)
     return train_codes.rows(~aside), held_out_codes
 

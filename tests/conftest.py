@@ -367,7 +367,8 @@ def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, objec
 def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path]:
     """Folders "1" and "2" of what one and two processes make of the same input.
 
-    Each holds codes, latents, a prior and these runs: ema and gradient (VQ-VAEs), the other
+    Each holds codes, latents, two priors (that which `resumed_prior` names was begun by the other
+    number of processes) and these runs: ema and gradient (VQ-VAEs), the other
     family members, and vae_still and vaegan_still, which do not learn.
     """
     from latent_prior.stage1_autoencoders import encode
@@ -433,12 +434,20 @@ def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path
     ]
     for module, name, flags in mains:
         call(module, output_dir=root / "1" / name, **flags)
+    # Two priors that the other number of processes goes on with, from half of their steps.
+    half, resumed = {**prior, "max_steps": 6}, "resumed_prior"
+    call(train_prior, output_dir=root / "2" / resumed, **half)
     two_processes(
         [
-            (module.__name__, {**flags, "output_dir": root / "2" / name})
-            for module, name, flags in mains
+            *(
+                (module.__name__, {**flags, "output_dir": root / "2" / name})
+                for module, name, flags in mains
+            ),
+            (train_prior.__name__, {**prior, "output_dir": root / "2" / resumed}),
+            (train_prior.__name__, {**half, "output_dir": root / "1" / resumed}),
         ]
     )
+    call(train_prior, output_dir=root / "1" / resumed, **prior)
     return {"1": root / "1", "2": root / "2"}
 
 

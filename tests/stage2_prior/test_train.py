@@ -244,11 +244,20 @@ def test_micro_batches_add_up_to_the_batch(fit):
         torch.testing.assert_close(one[name], four[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_two_processes_train_what_one_does(one_and_two):
-    one, two = (load_file(one_and_two[n] / "prior/model/model.safetensors") for n in "12")
+@pytest.mark.parametrize("run", ["2/prior", "1/resumed_prior", "2/resumed_prior"])
+def test_two_processes_train_what_one_does(one_and_two, run):
+    """Step by step, also if one of them goes on with what the other has begun."""
+    found = one_and_two["1"].parent / run
+    one, two = (
+        load_file(r / "model/model.safetensors") for r in (one_and_two["1"] / "prior", found)
+    )
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
-    for first, second in zip(*(metrics(one_and_two[n] / "prior") for n in "12"), strict=True):
+    logs = [metrics(each) for each in (one_and_two["1"] / "prior", found)]
+    steps = [line["step"] for line in logs[0] if "nats_per_code" in line]
+    assert steps == list(range(1, 13))
+    for first, second in zip(*logs, strict=True):
+        assert first.keys() == second.keys()
         for name in first.keys() - {"seconds"}:
             assert first[name] == pytest.approx(second[name], rel=1e-3), name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,8 +37,18 @@ def plot_curves(
             elif value is not None:
                 raise ValueError(f"{log}, line {number}: {name} is no number; delete the line")
     shown = {axis: metrics for axis, metrics in panels.items() if points.keys() & metrics.keys()}
-    if not shown:
-        return
+    if shown:
+        _draw(run / "curves.png", shown, points, lowest)
+        # Figures refer to themselves. Until the collector gets to them, dozens pile up in memory.
+        gc.collect()
+
+
+def _draw(
+    final: Path,
+    shown: Mapping[str, Mapping[str, str]],
+    points: Mapping[str, list[tuple[float, float]]],
+    lowest: str | None,
+) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4 if len(shown) == 1 else 3 * len(shown)), layout="constrained")
@@ -53,5 +64,5 @@ def plot_curves(
         axes.set(ylabel=axis)
         axes.legend()
     columns[-1].set(xlabel="step")
-    with whole_file(run / "curves.png") as path:
+    with whole_file(final) as path:
         figure.savefig(path, dpi=110)

@@ -1,6 +1,8 @@
+import gc
 import json
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from latent_prior.training.curves import plot_curves
@@ -43,3 +45,10 @@ def test_a_figure_that_is_no_number_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: total is no number"):
         plot_curves(tmp_path, PANELS)
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_no_figure_stays_in_memory(tmp_path):
+    """They refer to themselves; of a long run dozens would pile up before they are collected."""
+    write(tmp_path, {"step": 1, "total": 1.0})
+    plot_curves(tmp_path, PANELS)
+    assert not [each for each in gc.get_objects() if isinstance(each, Figure)]
