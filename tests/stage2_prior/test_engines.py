@@ -118,10 +118,16 @@ def assert_no_near_ties(prior, maps, labels):
 
 @ENGINES
 @pytest.mark.parametrize(
-    "options", [{}, {"width": 144, "heads": 3, "mlp_ratio": 3.0}, {"condition": "none"}]
+    "options",
+    [
+        {},
+        {"width": 144, "heads": 3, "mlp_ratio": 3.0},
+        {"condition": "none"},
+        {"trained_guidance": 1.5},
+    ],
 )
 def test_greedy_tokens_are_the_priors(make_prior, exported, engine, options):
-    """Of every class and none; also with the head width of 48 that our presets have."""
+    """Of every class and none; also with the presets' head width of 48, and guidance learnt."""
     prior = make_prior((4, 5, 50), **options)
     labels = [*range(prior.num_classes), -1]
     expected = prior.sample(len(labels), labels, temperature=0)
