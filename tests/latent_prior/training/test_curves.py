@@ -51,4 +51,4 @@ def test_no_figure_stays_in_memory(tmp_path):
     """They refer to themselves; of a long run dozens would pile up before they are collected."""
     write(tmp_path, {"step": 1, "total": 1.0})
     plot_curves(tmp_path, PANELS)
-    assert not [each for each in gc.get_objects() if isinstance(each, Figure)]
+    assert not [each for each in gc.get_objects() if type(each) is Figure]
