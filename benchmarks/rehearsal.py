@@ -38,8 +38,6 @@ class RehearsalOptions(MeasuringOptions):
     """Rows of the smaller data set."""
     many: int = option(1_000_000, at_least=1)
     """Rows of the larger one."""
-    random_codes: bool = False
-    """Write random codes instead of encoding the images, which takes most of the time."""
     images: int = option(10_000, at_least=1)
     """Images that are generated and scored."""
     steps: int = option(10_000, at_least=10)
@@ -48,17 +46,12 @@ class RehearsalOptions(MeasuringOptions):
 
 answer_early(__name__, RehearsalOptions)
 
-import dataclasses
 import io
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
-
-from latent_prior.data.codes_dataset import join_shards, write_shard
-from latent_prior.folders import whole_folder
-from latent_prior.stage1_autoencoders import load_autoencoder
 
 MIB = 2**20
 SIZE, CLASSES, DISTINCT = 8, 10, 4096
@@ -191,8 +184,8 @@ def growths(folder: Path, options: RehearsalOptions) -> Iterator[Growth]:
         "max_steps": options.steps,
         "batch_size": 8,
         "log_every": 50,
-        "evaluate_every": options.steps // 10,
-        "checkpoint_every": options.steps // 20,
+        "evaluate_every": max(1, options.steps // 10),
+        "checkpoint_every": max(1, options.steps // 20),
         "report_to": "tensorboard",
     }
     trainings = {
@@ -266,34 +259,6 @@ def make_images(folder: Path, rows: int) -> None:
 
     splits = {"train": written(rows), "validation": written(1000), "test": written(1000)}
     datasets.DatasetDict(splits).save_to_disk(str(folder))
-
-
-def make_codes(folder: Path, rows: int, autoencoder: Path) -> None:
-    """Write random codes with labels, as if they were those of the images."""
-    if folder.exists():
-        return
-    classes = tuple(str(number) for number in range(CLASSES))
-    spec = dataclasses.replace(load_autoencoder(autoencoder).code_spec, class_names=classes)
-    (level,) = spec.levels
-    assert level.vocabulary is not None
-    shards: dict[str, list[Path]] = {"train": [], "validation": []}
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        for split, count in (("train", rows), ("validation", 1000)):
-            for first in range(0, count, 1024):
-                numbers = np.arange(first, min(first + 1024, count))
-                random = np.random.default_rng([first, len(split)])
-                columns = {
-                    level.name: random.integers(
-                        level.vocabulary, size=(len(numbers), *level.shape)
-                    ),
-                    "label": numbers % CLASSES,
-                    "view": np.zeros(len(numbers), np.uint16),
-                    "source_index": numbers,
-                }
-                shards[split].append(Path(temporary, f"{split}-{first}.arrow"))
-                write_shard(shards[split][-1], spec, columns)
-        with whole_folder(folder, "codes") as new:
-            join_shards(new, shards, spec, {})
 
 
 def make_features(path: Path) -> Path:
