@@ -1,8 +1,8 @@
 """What lies where in shards: made once, and kept beside them or in the cache.
 
-An index is an Arrow file with one row for each image of a tar file, or for each group of rows of a
-table. It names the shards with their sizes and times (or digests); if one of these has changed, it
-is made again.
+An index is an Arrow file with a record batch for each shard: a row for each image of a tar file, or
+for each group of rows of a table. It names the shards with their sizes and times (or digests); if
+one of these has changed, it is made again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
@@ -37,31 +38,28 @@ class Index:
     """The content of an index file, mapped into memory.
 
     Args:
-        table: of the file.
+        parts: of every shard a record batch of pyarrow: `offset` and `size` of each image of a tar
+            file, with `name`, `label` and `captions`; or of each group of `rows` of a table, which
+            is a record batch, or a row group of parquet, whose `offset` is its number.
         shards: that it describes.
-
-    Attributes:
-        table: of pyarrow: `shard`, `offset`, `size`, and for tar files `name`, `label`, `captions`
-            (one row per image), for tables `rows` (one row per group of rows: a row group of
-            parquet, whose `offset` is its number, or a record batch).
-        problems: shard -> what is wrong with it.
+        problems: what is wrong with each of them.
     """
 
-    def __init__(self, table: Any, shards: list[Shard]) -> None:
-        described = json.loads(table.schema.metadata[_KEY])
-        self.table, self.problems = table, described["problems"]
-        self._owners, self._shards = self.column("shard"), shards
+    def __init__(self, parts: list[Any], shards: list[Shard], problems: list[list[str]]) -> None:
+        self._parts = dict(zip(shards, parts, strict=True))
+        self.problems = {
+            shard.name: found for shard, found in zip(shards, problems, strict=True) if found
+        }
 
-    def column(self, name: str) -> NDArray[Any]:
-        """The numbers of a column."""
-        found: NDArray[Any] = self.table.column(name).to_numpy()
-        return found
+    def parts(self, shards: list[Shard]) -> list[Any]:
+        """The record batches of some shards."""
+        return [self._parts[shard] for shard in shards]
 
-    def first_rows(self, shards: list[Shard]) -> NDArray[np.int64]:
-        """The first row of each of some shards that follow each other, and the end of the last."""
-        first = self._shards.index(shards[0])
-        numbers = np.arange(first, first + len(shards) + 1)
-        return np.searchsorted(self._owners, numbers)
+
+def numbers(part: Any, name: str) -> NDArray[np.int64]:
+    """The numbers of a column, where they lie."""
+    found: NDArray[np.int64] = part.column(name).to_numpy()
+    return found
 
 
 def open_index(place: Place, columns: Columns) -> Index:
@@ -103,96 +101,83 @@ def _stored(path: Path, wanted: str, shards: list[Shard]) -> Index | None:
     if not path.is_file():
         return None
     try:
-        table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
-        if json.loads(table.schema.metadata[_KEY])["of"] != wanted:
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+        if reader.schema.metadata[_KEY].decode() != wanted:
             return None
-        table.validate(full=True)  # it may come with the data, from a stranger
-        if not _fits(table, shards):
-            return None
-        return Index(table, shards)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        parts, problems = [], []
+        for number, shard in enumerate(shards):
+            part, described = reader.get_batch_with_custom_metadata(number)
+            part.validate(full=True)  # it may come with the data, from a stranger
+            if not _fits(part, shard):
+                return None
+            parts.append(part)
+            problems.append(msgspec.json.decode(described[_KEY], type=list[str]))
+        return Index(parts, shards, problems)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _fits(table: Any, shards: list[Shard]) -> bool:
+def _fits(part: Any, shard: Shard) -> bool:
     """Whether all that an index names lies in its shard."""
-    owners, offsets, sizes = (table.column(n).to_numpy() for n in ("shard", "offset", "size"))
-    if not len(owners):
+    offsets, sizes = numbers(part, "offset"), numbers(part, "size")
+    if not len(offsets):
         return True
-    if owners.min() < 0 or owners.max() >= len(shards) or (np.diff(owners) < 0).any():
-        return False
     if min(offsets.min(), sizes.min()) < 0:
         return False
-    if "rows" in table.column_names and table.column("rows").to_numpy().min() < 0:
-        return False
-    lengths = np.array([shard.size for shard in shards])[owners]
-    return "rows" in table.column_names or bool((offsets <= lengths - sizes).all())
+    if "rows" in part.schema.names:
+        return bool(numbers(part, "rows").min() >= 0)
+    return bool((offsets <= shard.size - sizes).all())
 
 
 def _make(path: Path, place: Place, columns: Columns, wanted: str) -> None:
-    """Read all shards and write their index."""
+    """List all shards; only the parts of a few are in memory at a time."""
     import pyarrow
 
-    shards, problems = place.shards(), dict[str, list[str]]()
-    list_shard = functools.partial(_batch, place, columns, problems, shards)
-    batches = []
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        Progress("listing shards", len(shards), shown=is_main_process()) as line,
-    ):
-        for batch in pool.map(list_shard, range(len(shards))):
-            batches.append(batch)
-            line.advance(1)
-    described = json.dumps({"of": wanted, "problems": problems})
-    # In one piece, so that its columns are read where they lie.
-    table = pyarrow.Table.from_batches(batches).combine_chunks()
-    table = table.replace_schema_metadata({_KEY: described.encode()})
+    shards, texts = place.shards(), pyarrow.list_(pyarrow.string())
+    kinds = {"name": pyarrow.string(), "label": pyarrow.string(), "captions": texts}
+    named = {"offset": pyarrow.int64(), "size": pyarrow.int64()}
+    named |= kinds if place.kind == TAR else {"rows": pyarrow.int64()}
+    schema = pyarrow.schema(named, {_KEY: wanted.encode()})
     with (
         whole_file(path) as temporary,
         pyarrow.OSFile(str(temporary), "wb") as file,
-        pyarrow.ipc.new_file(file, table.schema) as writer,
+        pyarrow.ipc.new_file(file, schema) as writer,
+        ThreadPoolExecutor(_THREADS) as pool,
+        Progress("listing shards", len(shards), shown=is_main_process()) as line,
     ):
-        writer.write_table(table)
+        for listed, problems in pool.map(functools.partial(_list, place, columns), shards):
+            part = pyarrow.RecordBatch.from_pydict(listed, schema)
+            writer.write_batch(part, {_KEY: msgspec.json.encode(problems)})
+            line.advance(1)
 
 
-def _batch(
-    place: Place,
-    columns: Columns,
-    problems: dict[str, list[str]],
-    shards: list[Shard],
-    number: int,
-) -> Any:
-    """What is in one shard, as a record batch."""
-    import pyarrow
+def _list(place: Place, columns: Columns, shard: Shard) -> tuple[dict[str, list[Any]], list[str]]:
+    """What is in one shard, column by column, and what is wrong with it.
 
-    shard, kinds = shards[number], pyarrow
+    Raises:
+        ValueError: it cannot be read at all.
+    """
     try:
         if place.kind == TAR:
             with place.files.open(shard.path, "rb") as file:
-                samples = read_samples(file, shard.size, columns)
-            arrays = {
-                "offset": kinds.array(samples.offsets, kinds.int64()),
-                "size": kinds.array(samples.sizes, kinds.int64()),
-                "name": kinds.array(samples.names, kinds.string()),
-                "label": kinds.array(samples.labels, kinds.string()),
-                "captions": kinds.array(samples.captions, kinds.list_(kinds.string())),
+                found = read_samples(file, shard.size, columns)
+            listed: dict[str, list[Any]] = {
+                "offset": found.offsets,
+                "size": found.sizes,
+                "name": found.names,
+                "label": found.labels,
+                "captions": found.captions,
             }
-            if samples.problems:
-                problems[shard.name] = samples.problems
-        else:
-            groups = list(_groups(place, shard, columns.image or ""))
-            arrays = {
-                name: kinds.array([group[column] for group in groups], kinds.int64())
-                for column, name in enumerate(("offset", "size", "rows"))
-            }
+            return listed, found.problems
+        groups = list(_groups(place, shard, columns.image or ""))
     except Exception as error:  # of whatever library serves the protocol, or of pyarrow
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ValueError(
             f"--dataset {place.dataset}: {shard.name} cannot be read ({reason}); "
             "repair it or move it away"
         ) from error
-    owner = kinds.array(np.full(len(arrays["offset"]), number), kinds.int64())
-    return kinds.RecordBatch.from_pydict({"shard": owner, **arrays})
+    names = ("offset", "size", "rows")
+    return {name: [group[n] for group in groups] for n, name in enumerate(names)}, []
 
 
 def _groups(place: Place, shard: Shard, column: str) -> Iterator[tuple[int, int, int]]:

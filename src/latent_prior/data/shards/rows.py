@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from latent_prior.data.image_source import Encoded
 from latent_prior.data.shards.cells import Cell, content, own_folders
-from latent_prior.data.shards.index import Index
+from latent_prior.data.shards.index import Index, numbers
 from latent_prior.data.shards.places import TAR, Place, Shard
 
 _BLOCK_ROWS, _BLOCK_BYTES = 256, 4 * 2**20  # of a tar file that are read at a time, at most
@@ -25,14 +25,22 @@ class Rows(abc.ABC):
     Attributes:
         starts: int64 (blocks + 1,), rows before each block and in all.
         bytes: of a block, on average.
+        shards: of the split.
+        parts: what the index says of each.
+        firsts: int64 (shards + 1,), rows of the index before each shard and in all.
     """
 
     starts: NDArray[np.int64]
     bytes: int
 
     def __init__(self, place: Place, index: Index, split: str) -> None:
-        self.place, self.index, self.shards = place, index, place.splits[split]
-        self.firsts = index.first_rows(self.shards)
+        self.place, self.shards = place, place.splits[split]
+        self.parts = index.parts(self.shards)
+        self.firsts = np.concatenate([[0], np.cumsum(list(map(len, self.parts)))])
+
+    def owner(self, row: int) -> int:
+        """The shard of a row of the index, of all shards of this split."""
+        return int(np.searchsorted(self.firsts, row, side="right")) - 1
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -73,37 +81,37 @@ class _TarRows(Rows):
 
     def __init__(self, place: Place, index: Index, split: str) -> None:
         super().__init__(place, index, split)
-        self._offsets, self._sizes = index.column("offset"), index.column("size")
-        begin, end = int(self.firsts[0]), int(self.firsts[-1])
-        mean = int(self._sizes[begin:end].mean()) if end > begin else 1
+        total = sum(int(numbers(part, "size").sum()) for part in self.parts)
+        mean = total // max(1, int(self.firsts[-1]))
         rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, mean)))
         pieces = [np.arange(a, b, rows) for a, b in zip(self.firsts, self.firsts[1:], strict=False)]
-        self._begins = np.concatenate([*pieces, [end]])  # rows of the index
-        self.starts, self.bytes = self._begins - begin, rows * mean
-
-    def _shard(self, row: int) -> Shard:
-        return self.shards[int(np.searchsorted(self.firsts, row, side="right")) - 1]
+        self.starts = np.concatenate([*pieces, self.firsts[-1:]])
+        self.bytes = rows * mean
 
     def read(self, block: int, places: NDArray[np.int64]) -> list[Encoded]:
-        rows = self._begins[block] + places
-        offsets, ends = self._offsets[rows], self._offsets[rows] + self._sizes[rows]
+        number = self.owner(int(self.starts[block]))
+        rows = self.starts[block] - self.firsts[number] + places
+        offsets, sizes = (numbers(self.parts[number], name)[rows] for name in ("offset", "size"))
+        ends = offsets + sizes
         runs = np.flatnonzero(offsets[1:] - ends[:-1] > _GAP) + 1
         firsts, lasts = [0, *runs.tolist()], [*(runs - 1).tolist(), len(rows) - 1]
-        shard = self._shard(int(rows[0]))
+        shard = self.shards[number]
         begins = offsets[firsts].tolist()
         pieces = _in_words(shard, lambda: self.place.files.cat_ranges(
             [shard.path] * len(firsts), begins, ends[lasts].tolist(), on_error="raise"
         ))  # fmt: skip
         found: list[Encoded] = []
         for piece, base, first, last in zip(pieces, begins, firsts, lasts, strict=True):
-            for number in range(first, last + 1):
-                data = piece[offsets[number] - base : ends[number] - base]
-                found.append(functools.partial(_whole, data, int(self._sizes[rows[number]])))
+            for row in range(first, last + 1):
+                data = piece[offsets[row] - base : ends[row] - base]
+                found.append(functools.partial(_whole, data, int(sizes[row])))
         return found
 
     def name_of(self, block: int, place: int) -> str:
-        row = int(self._begins[block]) + place
-        return f"{self._shard(row).name}: {self.index.table.column('name')[row].as_py()}"
+        row = int(self.starts[block]) + place
+        number = self.owner(row)
+        member = self.parts[number].column("name")[row - int(self.firsts[number])]
+        return f"{self.shards[number].name}: {member.as_py()}"
 
 
 def _whole(data: bytes, size: int) -> bytes:
@@ -118,11 +126,12 @@ class TableRows(Rows):
     def __init__(self, place: Place, index: Index, split: str, column: str) -> None:
         super().__init__(place, index, split)
         self._column, self._folders = column, own_folders(place.dataset)
-        begin, end = int(self.firsts[0]), int(self.firsts[-1])
-        self._offsets, self._sizes = index.column("offset"), index.column("size")
-        self._begin = begin
-        self.starts = np.concatenate([[0], np.cumsum(index.column("rows")[begin:end])])
-        self.bytes = int(self._sizes[begin:end].mean()) if end > begin else 0
+        rows, sizes = (
+            np.concatenate([numbers(part, name) for part in self.parts])
+            for name in ("rows", "size")
+        )
+        self.starts = np.concatenate([[0], np.cumsum(rows)])
+        self.bytes = int(sizes.mean()) if len(sizes) else 0
         self._schemas = functools.lru_cache(256)(self._read_schema)
 
     def schema(self) -> Any:
@@ -136,7 +145,7 @@ class TableRows(Rows):
 
     def read(self, block: int, places: NDArray[np.int64]) -> list[Encoded]:
         """Read a whole block and keep some images of it."""
-        number = self._number(block)
+        number = self.owner(block)
         read_block = functools.partial(self._block, number, block, [self._column])
         cells = _in_words(self.shards[number], read_block).column(0).combine_chunks()
         found: list[Encoded] = []
@@ -148,9 +157,9 @@ class TableRows(Rows):
 
     def name_of(self, block: int, place: int) -> str:
         """`row 7 of train.parquet`."""
-        number = self._number(block)
-        first = int(self.firsts[number]) - self._begin
-        return f"row {int(self.starts[block] - self.starts[first]) + place} of {self.shards[number].name}"
+        number = self.owner(block)
+        first = int(self.starts[self.firsts[number]])
+        return f"row {int(self.starts[block]) - first + place} of {self.shards[number].name}"
 
     def columns(self, names: Sequence[str]) -> Any:
         """Other columns of all rows, as a table of pyarrow.
@@ -162,26 +171,24 @@ class TableRows(Rows):
 
         tables = []
         for block in range(len(self.starts) - 1):
-            number = self._number(block)
+            number = self.owner(block)
             read_block = functools.partial(self._block, number, block, names)
             tables.append(_in_words(self.shards[number], read_block))
         return pyarrow.concat_tables(tables, promote_options="permissive")
-
-    def _number(self, block: int) -> int:
-        return int(np.searchsorted(self.firsts, self._begin + block, side="right")) - 1
 
     def _block(self, number: int, block: int, names: Sequence[str]) -> Any:
         """Columns of a block."""
         import pyarrow
         import pyarrow.parquet
 
-        shard, row = self.shards[number], self._begin + block
-        offset, schema = int(self._offsets[row]), self._schemas(number)
+        shard, row = self.shards[number], block - int(self.firsts[number])
+        offset, size = (int(numbers(self.parts[number], n)[row]) for n in ("offset", "size"))
+        schema = self._schemas(number)
         if self.place.kind == ".parquet":
             with self.place.files.open(shard.path, "rb") as file:
                 opened = pyarrow.parquet.ParquetFile(file, metadata=schema, pre_buffer=True)
                 return opened.read_row_group(offset, columns=list(names), use_threads=False)
-        data = self.place.files.cat_file(shard.path, offset, offset + int(self._sizes[row]))
+        data = self.place.files.cat_file(shard.path, offset, offset + size)
         message = pyarrow.ipc.read_message(pyarrow.py_buffer(data))
         batch = pyarrow.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
@@ -196,8 +203,10 @@ class TableRows(Rows):
         if self.place.kind == ".parquet":
             with self.place.files.open(shard.path, "rb") as file:
                 return pyarrow.parquet.read_metadata(file)
-        row = int(self.firsts[number])
-        data = self.place.files.cat_file(shard.path, 0, int(self._offsets[row]))
+        begin = numbers(self.parts[number], "offset")
+        if not len(begin):
+            raise ValueError("it has no rows")
+        data = self.place.files.cat_file(shard.path, 0, int(begin[0]))
         data = data[8:] if data[:6] == b"ARROW1" else data
         return pyarrow.ipc.read_schema(pyarrow.py_buffer(data))
 

@@ -186,22 +186,21 @@ class ShardedSource(ImageSource):
             wanted = [name for name in (label, captions) if name is not None and name in known]
             table = rows.columns(wanted or known[:1])
             return datasets.Dataset(datasets.table.InMemoryTable(table))
-        first, end = rows.firsts[[0, -1]].tolist()
-        stored = self._index.table.slice(first, end - first)
+        stored = pyarrow.Table.from_batches(rows.parts)
         columns = {"name": stored.column("name")}
         if label != NO_LABELS and stored.column("label").null_count < len(stored):
-            columns[label] = self._checked_labels(stored)
+            columns[label] = self._checked_labels(rows, stored)
         if captions is not None and stored.column("captions").null_count < len(stored):
             columns[captions] = stored.column("captions")
         table = pyarrow.table(columns)
         return datasets.Dataset(datasets.table.InMemoryTable(table))
 
-    def _checked_labels(self, stored: Any) -> Any:
+    def _checked_labels(self, rows: Rows, stored: Any) -> Any:
         """The classes of tar files, of which none may be missing."""
         labels = stored.column("label")
         if labels.null_count and self.options.on_corrupt == "error":
             row = int(np.flatnonzero(labels.is_null().to_numpy())[0])
-            shard = self.place.shards()[stored.column("shard")[row].as_py()]
+            shard = rows.shards[rows.owner(row)]
             raise ValueError(
                 f"--dataset {self.place.dataset}: {shard.name}: its member "
                 f"{stored.column('name')[row].as_py()} has no class, but others have; add it, or "
