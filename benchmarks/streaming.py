@@ -137,9 +137,7 @@ def batches(stream: ImageStream, step: int, ahead: int = 1) -> Generator[np.ndar
 def beginnings(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
     """The time to the first batch at 0 and at nine tenths of an epoch."""
     for kind in ("tar", "parquet"):
-        begun = time.monotonic()
         size = len(opened(folder / kind, 4))
-        lines.append(Line(f"{kind}: first opening", time.monotonic() - begun, "s"))
         seconds: dict[int, list[float]] = {0: [], size * 9 // 10 // BATCH: []}
         for _ in range(options.rounds):
             for step, each in seconds.items():
@@ -154,16 +152,19 @@ def beginnings(folder: Path, options: StreamingOptions, lines: list[Line]) -> No
         lines.append(Line(f"{kind}: ratio", statistics.median(ratios), ""))
 
 
-def memory(folder: Path, images: int, lines: list[Line]) -> None:
-    """Resident memory while a tenth of the images is read, at its ends."""
+def memory(folder: Path, lines: list[Line]) -> None:
+    """Seconds of the first opening, if it is the first; resident memory while images are read."""
     for kind in ("tar", "parquet"):
-        with contextlib.closing(batches(opened(folder / kind, 4), 0)) as found:
-            seen = []
-            for number, _ in enumerate(itertools.islice(found, images // 10 // BATCH)):
-                if number % 20 == 19:
-                    seen.append(resident())
-        lines.append(Line(f"{kind}: memory after {20 * BATCH:,} images", seen[0], "MiB"))
-        lines.append(Line(f"{kind}: memory after {images // 10:,}", seen[-1], "MiB"))
+        lines.append(Line(f"{kind}: memory before", resident(), "MiB"))
+        begun = time.monotonic()
+        stream = opened(folder / kind, 4)
+        lines.append(Line(f"{kind}: opening", time.monotonic() - begun, "s"))
+        with contextlib.closing(batches(stream, 0)) as found:
+            for number, _ in enumerate(itertools.islice(found, 400), start=1):
+                if number in (20, 400):
+                    lines.append(
+                        Line(f"{kind}: memory after {number * BATCH:,} images", resident(), "MiB")
+                    )
 
 
 def rates(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
@@ -214,9 +215,9 @@ def measure(options: StreamingOptions) -> list[Line]:
     folder, lines = Path(options.folder), list[Line]()
     make(folder / "tiny", options.images, 4)
     make(folder / "photos", options.photos, 256)
+    memory(folder / "tiny", lines)
     rates(folder / "photos", options, lines)
     beginnings(folder / "tiny", options, lines)
-    memory(folder / "tiny", options.images, lines)
     return lines
 
 
