@@ -319,9 +319,9 @@ class TransformerPrior(CodeTransformer):
         """Outputs of the head without the guidance they have learnt, as of `logits_of`.
 
         With `trained_guidance` s the network's logits l stand for u + s (c - u), where u are those
-        of any class and c those of the likelihood, hence c = l / s + (1 - 1 / s) u (Chen et al.,
-        Visual generation without guidance, ICML 2025, https://arxiv.org/abs/2501.15420, section 3, with
-        beta = 1 / s; as there no gradient flows through u, which images without class train).
+        of any class and c those of the likelihood, hence c = l / s + (1 - 1 / s) u. As in Chen et
+        al., Visual generation without guidance, ICML 2025, https://arxiv.org/abs/2501.15420,
+        section 3 (beta = 1 / s), no gradient flows through u, which images without class train.
         """
         logits, share = self.logits_of(start, sequence), 1 / self.config.trained_guidance
         if share == 1:
