@@ -8,7 +8,6 @@ attention, with two for each multiplication; attention counts all pairs of posit
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,17 +17,24 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from latent_prior.data.codes import CodeMaps, CodeSpec
 from latent_prior.losses.adversarial import frozen
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
+from latent_prior.stage1_autoencoders.blocks import inner_kernels
 from latent_prior.stage1_autoencoders.critics import make_critic
 from latent_prior.stage1_autoencoders.options import TrainOptions
 from latent_prior.stage1_autoencoders.quantizers.base import Quantizer
 from latent_prior.stage1_autoencoders.train import make_model
 from latent_prior.stage2_prior.options import PriorOptions
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
+from latent_prior.training.muon import orthogonal
+
+_PRODUCTS = {operation.__name__ for operation in flop_registry}
+_NO_TRAFFIC = ("empty", "new_empty", "_unsafe_view")
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,29 @@ class Cost:
 
     Attributes:
         parameters: trained parameters, those of a critic included.
+        moments: numbers that the optimizer keeps: two for a parameter, one for those of Muon.
         largest_block: parameters of the largest block that FSDP gathers by itself.
         training: operations of forward and backward passes for one image.
+        update: operations of a step whatever the number of images, which are Muon's.
         using: operations for one image of what the network is for: encoding it, or drawing its
             codes with a cache.
         decoding: operations of an autoencoder's decoder for one image.
+        traffic: bytes that all other operations of both passes read and write for one image, in
+            float32 and one after the other.
+        traffic_once: the same, whatever the number of images.
         activations: bytes kept for the backward pass for one image, in float32.
         kept_once: bytes kept for the backward pass whatever the number of images.
     """
 
     parameters: int
+    moments: int
     largest_block: int
     training: float
+    update: float
     using: float
     decoding: float
+    traffic: float
+    traffic_once: float
     activations: float
     kept_once: float
 
@@ -89,19 +104,20 @@ def autoencoder_cost(options: TrainOptions) -> tuple[Cost, CodeSpec]:
         critic(both).logits.mean().backward()
 
     parameters = _parameters(model) + (0 if critic is None else _parameters(critic))
+    kernels = inner_kernels(model)
     spec = _spec(model, options)
-    training, kept_once, activations = _training(step)
+    model_costs = _training(step)
     model.eval()
     pixels = torch.rand(1, *shape, device="meta")
     codes = _codes(spec, 1)
     cost = Cost(
         parameters=parameters,
+        moments=2 * parameters - sum(kernel.numel() for kernel in kernels),
         largest_block=parameters,
-        training=training,
+        update=_operations(lambda: [orthogonal(each.detach().flatten(1)) for each in kernels]),
         using=_operations(lambda: model.encode(pixels)),
         decoding=_operations(lambda: model.decode(codes)),
-        activations=activations,
-        kept_once=kept_once,
+        **model_costs,
     )
     return cost, spec
 
@@ -116,23 +132,28 @@ def prior_cost(options: PriorOptions, spec: CodeSpec) -> Cost:
         labels = torch.zeros(images, dtype=torch.long, device="meta")
         return model(_codes(spec, images), labels if spec.class_names else None).loss
 
-    training, kept_once, activations = _training(lambda images: loss(images).backward())
+    model_costs = _training(lambda images: loss(images).backward())
     return Cost(
         parameters=_parameters(model),
+        moments=2 * _parameters(model),
         largest_block=max(map(_parameters, model.blocks)),
-        training=training,
+        update=0.0,
         using=_operations(lambda: loss(1)),
         decoding=0.0,
-        activations=activations,
-        kept_once=kept_once,
+        **model_costs,
     )
 
 
-def _training(step: Callable[[int], None]) -> tuple[float, float, float]:
-    """Operations for an image; bytes kept for the backward pass in any case and for an image."""
-    kept = [_kept(functools.partial(step, images)) for images in (1, 2)]
-    operations = _operations(lambda: step(2)) / 2
-    return operations, 2 * kept[0] - kept[1], kept[1] - kept[0]
+def _training(step: Callable[[int], None]) -> dict[str, float]:
+    """What a step costs for each image, and in any case."""
+    (kept, traffic), (kept_by_two, traffic_of_two) = (_memory_of(step, count) for count in (1, 2))
+    return {
+        "training": _operations(lambda: step(2)) / 2,
+        "activations": kept_by_two - kept,
+        "kept_once": 2 * kept - kept_by_two,
+        "traffic": traffic_of_two - traffic,
+        "traffic_once": 2 * traffic - traffic_of_two,
+    }
 
 
 def _operations(call: Callable[[], object]) -> float:
@@ -141,8 +162,8 @@ def _operations(call: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def _kept(call: Callable[[], object]) -> int:
-    """Bytes of all tensors that are kept for the backward pass, without parameters."""
+def _memory_of(step: Callable[[int], None], images: int) -> tuple[int, int]:
+    """Bytes of all tensors that are kept for the backward pass, without parameters; traffic."""
     found: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -150,9 +171,28 @@ def _kept(call: Callable[[], object]) -> int:
             found[tensor.untyped_storage()._cdata] = tensor  # held, so that none takes its place
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept), _as_on_accelerators():
-        call()
-    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept)
+    with hooks, _Traffic() as counter, _as_on_accelerators():
+        step(images)
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+    return kept, counter.total
+
+
+class _Traffic(TorchDispatchMode):
+    """Counts the bytes that operations other than products read and write."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        outputs = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if not function.is_view and name not in _PRODUCTS and not name.startswith(_NO_TRAFFIC):
+            for side in ((args, kwargs), outputs):
+                tensors = {id(leaf): leaf for leaf in tree_leaves(side) if torch.is_tensor(leaf)}
+                self.total += sum(leaf.numel() * leaf.itemsize for leaf in tensors.values())
+        return outputs
 
 
 def _codes(spec: CodeSpec, images: int) -> CodeMaps:

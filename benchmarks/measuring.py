@@ -34,13 +34,13 @@ def clock(call: Callable[[], object]) -> float:
 def extra_memory(call: Callable[[], object]) -> int:
     """Bytes that a call needs at its peak beyond what was resident before (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
+    before = status("VmRSS")
     call()
-    return max(_status("VmHWM") - before, 4096)
+    return max(status("VmHWM") - before, 4096)
 
 
-def _status(key: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
+def status(key: str) -> int:
+    """A figure of /proc/self/status in bytes, such as `VmRSS` (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 

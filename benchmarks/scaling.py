@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py --images 1281167 --nodes 4
 
-Operations and parameters are counted from the real modules (`costs.py`).
+Operations and parameters are counted from the real modules (`costs.py`). `--check` compares with
+measurements on this machine (`scaling_check.py`).
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ class ScalingOptions(Options):
 
     flops: float = option(989e12, above=0)
     """Largest number of operations per second of a device in the precision of the training."""
-    attained_autoencoder: float = option(0.2, above=0, at_most=1)
-    """Share of `flops` that convolutions attain."""
-    attained_prior: float = option(0.4, above=0, at_most=1)
-    """Share of `flops` that a Transformer attains."""
+    attained_autoencoder: float = option(0.4, above=0, at_most=1)
+    """Share of `flops` that convolutions attain; other operations are bound by the memory."""
+    attained_prior: float = option(0.6, above=0, at_most=1)
+    """Share of `flops` that the products of a Transformer attain."""
     memory: float = option(80e9, above=0)
     """Bytes of memory of a device."""
     memory_bandwidth: float = option(3.35e12, above=0)
@@ -78,6 +79,11 @@ class ScalingOptions(Options):
     """Whole copies of the prior (DDP) or shards (FSDP 2); the autoencoder is always copied."""
     overlap: bool = True
     """Whether reading, computing and sending happen at the same time, as on accelerators."""
+
+    check: bool = False
+    """Measure on this machine, in one process and in two, what this arithmetic says of it."""
+    output: str | None = None
+    """JSON file for the check's results; null only prints them."""
 
     @cached_property
     def autoencoder_options(self) -> AutoencoderOptions:
@@ -120,13 +126,14 @@ FLOAT = 4
 # reads and writes it, AdamW reads four numbers and writes three, the average reads two and writes
 # one. All are float32.
 UPDATE_BYTES = (1 + 2 + 7 + 3) * FLOAT
-STATE = {"parameters": 1, "gradients": 1, "moments": 2, "average": 1}
 
 
 def state_bytes(cost: Cost, options: ScalingOptions, sharded: bool) -> dict[str, float]:
     """Bytes of a process for what a training keeps from step to step."""
     share = 1 / options.processes if sharded else 1
-    parts = {name: FLOAT * count * cost.parameters * share for name, count in STATE.items()}
+    counts = dict.fromkeys(("parameters", "gradients", "average"), cost.parameters)
+    counts["moments"] = cost.moments
+    parts = {name: FLOAT * count * share for name, count in counts.items()}
     if sharded:
         parts["gathered"] = 2 * FLOAT * cost.largest_block  # weights and gradients of a block
     elif options.processes > 1:
@@ -213,8 +220,11 @@ def training_stage(
     """Training with batches of so many images over all processes."""
     sharded = options.sharding == "fsdp" and name == "train prior"
     processes = options.processes
-    computing = batch * cost.training / (processes * options.flops * attained)
-    rates = {"computing": batch / (computing + update_seconds(cost, options, sharded))}
+    mine = batch / processes
+    products = (mine * cost.training + cost.update) / (options.flops * attained)
+    others = (mine * cost.traffic + cost.traffic_once) / options.memory_bandwidth
+    seconds = products + others + update_seconds(cost, options, sharded)
+    rates = {"computing": batch / seconds}
     if processes > 1:
         rates["network"] = batch * options.network / sent_bytes(cost, processes, sharded)
     return Stage(name, batch * steps, rates, not options.overlap)
@@ -295,6 +305,11 @@ class Plan:
 def main() -> None:
     """Entry point."""
     options = parse_config(ScalingOptions)
+    if options.check:
+        from scaling_check import check
+
+        check(options.output)
+        return
     plan = Plan.of(options)
     for title, lines in tables(plan):
         print(f"{title}\n", *lines, "", sep="\n")
@@ -335,7 +350,17 @@ def _bytes(plan: Plan) -> Iterator[list[str]]:
         yield [name, f"{size:,.0f}", _with_unit(options.images * size), count]
 
 
-MEMORY_COLUMNS = (*STATE, "buckets", "gathered", "activations", "sum", "largest batch")
+MEMORY_COLUMNS = (
+    "parameters",
+    "gradients",
+    "moments",
+    "average",
+    "buckets",
+    "gathered",
+    "activations",
+    "sum",
+    "largest batch",
+)
 
 
 def _memory(plan: Plan) -> Iterator[list[str]]:

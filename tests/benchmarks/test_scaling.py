@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import costs
 import pytest
 import scaling
+import scaling_check
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -85,7 +86,7 @@ def test_operations_of_a_prior_are_those_of_a_real_step():
 
 
 def test_shards_of_all_processes_are_the_whole():
-    cost = costs.Cost(1000, 100, 1.0, 1.0, 1.0, 1.0, 1.0)
+    cost = costs.Cost(1000, 2000, 100, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     whole = scaling.state_bytes(cost, options_of(devices=1), sharded=False)
     shards = scaling.state_bytes(cost, options_of(devices=4, nodes=2), sharded=True)
     assert sum(whole.values()) == 20 * 1000
@@ -140,3 +141,27 @@ def test_every_table_has_figures(plan):
 def test_flags_of_a_training_are_checked_as_by_its_script():
     with pytest.raises(ValueError, match="--image_size"):
         _ = scaling.ScalingOptions(autoencoder="--channels 3").autoencoder_options
+
+
+def test_constants_predict_the_configuration_they_come_from(tmp_path):
+    """And twice the seconds of computing halve every prediction."""
+    cost = costs.Cost(10**6, 2 * 10**6, 10**5, 1e9, 1e8, 1e8, 1e8, 1e6, 1e6, 1e6, 1e6)
+    found = dict.fromkeys(scaling_check.TRAININGS, cost)
+    for name in ("autoencoder", "prior"):
+        batch = scaling_check.settings(tmp_path, name)["batch_size"]
+        rate = scaling_check.predict(found, name, 1, tmp_path, 2.0, 0.01, 0.1)
+        assert rate == pytest.approx(batch / 2.0)
+        half = scaling_check.predict(found, name, 2, tmp_path, 2.0, 0.01, 0.1)
+        assert rate < half < 2 * rate  # the update is not shared, and gradients are sent
+
+
+def test_a_prediction_that_is_too_far_off_fails(monkeypatch, tmp_path):
+    lines = [scaling_check.of_bytes("here", 104, 100), scaling_check.of_bytes("there", 94, 100)]
+    assert [line.fits for line in lines] == [True, False]
+    monkeypatch.setattr(scaling_check, "prepare", lambda folder: None)
+    for name in ("bytes_of_files", "bytes_in_memory"):
+        monkeypatch.setattr(scaling_check, name, lambda folder: iter(()))
+    monkeypatch.setattr(scaling_check, "throughput", lambda folder: iter(lines))
+    with pytest.raises(ValueError, match=r"too far off: there$"):
+        scaling_check.check(str(tmp_path / "check.json"))
+    assert (tmp_path / "check.json").is_file()
