@@ -244,10 +244,10 @@ def test_every_promise_names_tests_that_exist():
 def test_the_limits_in_security_are_those_of_the_code():
     text = (ROOT / "SECURITY.md").read_text()
     limits = text[text.index("## Limits") : text.index("## Files")]
-    mebibytes = [RECORD_LIMIT, manifests._MANIFEST_LIMIT, LINES_LIMIT, YAML_LIMIT, FILE_LIMIT]
+    mebibytes = [RECORD_LIMIT, manifests.MANIFEST_LIMIT, LINES_LIMIT, YAML_LIMIT, FILE_LIMIT]
     expected = [f"{limit >> 20:,} MiB" for limit in mebibytes]
     expected += [f"{MAX_PIXELS:,} (", f"{LONGEST_SIDE:,} along", f"{DEPTH} levels"]
-    assert manifests._MANIFEST_LIMIT == listing.TABLE_LIMIT
+    assert manifests.MANIFEST_LIMIT == listing.TABLE_LIMIT
     assert not [limit for limit in expected if f" {limit}" not in limits]
     requirements = importlib.metadata.requires("latent-prior")
     assert any(each.startswith("datasets>=4") for each in requirements)

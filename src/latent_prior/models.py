@@ -44,7 +44,15 @@ LARGEST_SIZE = 1 << 24
 LARGEST_WEIGHT = 1e15
 """Weights beyond it, up or down, are damage; counters of codes stay far below."""
 # Keys that models saved by earlier versions do not have.
-_ADDED_LATER = {"training", "trained_classes", "patch", "network", "condition", "text"}
+_ADDED_LATER = {
+    "training",
+    "trained_classes",
+    "patch",
+    "network",
+    "condition",
+    "text",
+    "trained_guidance",
+}
 # Keys that only models saved by earlier versions have; their config classes translate them.
 _FORMER_KEYS = {"class_conditional": bool}
 

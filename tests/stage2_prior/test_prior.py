@@ -1,3 +1,4 @@
+import json
 from dataclasses import astuple
 
 import pytest
@@ -320,6 +321,30 @@ def test_it_learns_sixteen_images_by_heart(make_prior):
         optimizer.step()
     assert float(loss.detach()) < 0.01
     assert torch.equal(prior.sample(16, labels, temperature=0.0)["codes"], codes["codes"])
+
+
+# Keys of a prior's config.json in the first version; what came later has a default that changes
+# nothing.
+FIRST_KEYS = {
+    *("model_type", "architectures", "code_spec", "order", "positions", "width", "depth", "heads"),
+    *("mlp_ratio", "dropout", "label_dropout", "gradient_checkpointing", "mixtures", "chunk"),
+    "weights_sha256",
+}
+
+
+def test_a_prior_of_the_first_version_loads(make_prior, tmp_path):
+    prior = make_prior()
+    prior.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    values = {key: v for key, v in json.loads(config.read_text()).items() if key in FIRST_KEYS}
+    config.write_text(json.dumps(values))
+    (tmp_path / "manifest.json").unlink()
+    codes, labels = random_maps(prior, 3), torch.arange(3)
+    with torch.no_grad():
+        expected = prior(codes, labels).logits
+        assert torch.equal(
+            TransformerPrior.from_pretrained(tmp_path)(codes, labels).logits, expected
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True, "dropout": 0.2}])

@@ -228,7 +228,7 @@ def test_a_run_from_before_an_option_goes_on_with_its_default(fit):
     straight, resumed = fit("straight"), fit("resumed")
     shutil.rmtree(resumed / "checkpoints" / "step-000000012")
     config = yaml.safe_load((resumed / "config.yaml").read_text())
-    for name in ("condition", "patch"):
+    for name in ("condition", "patch", "trained_guidance"):
         del config["model"][name]
     del config["text_length"]
     (resumed / "config.yaml").write_text(yaml.safe_dump(config))
