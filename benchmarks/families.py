@@ -3,9 +3,8 @@
     python benchmarks/families.py --data mnist
     python benchmarks/families.py --data cifar10 --dataset FOLDER
 
-Presets of one data set have equal steps and, within 10 %, equal numbers of parameters. Further
-tables compare the quantizers of a VQ-VAE, two ways of upsampling, and a posterior that collapses
-with two cures.
+Presets of one data set have equal steps. Further tables compare the quantizers of a VQ-VAE, two
+ways of upsampling, and a posterior that collapses with two cures.
 """
 
 from __future__ import annotations
