@@ -1,6 +1,6 @@
 """Streams of shards: how fast they begin anywhere, read, and keep a step waiting.
 
-    python benchmarks/streaming.py --images 1000000 --folder /tmp/shards
+    python benchmarks/streaming.py --images 1000000
 
 Makes synthetic shards, which stay in the folder: tiny PNGs in tar and parquet files, and JPEGs of
 256 x 256. A line is the median of all rounds; both sides of a ratio take turns. Threads are those

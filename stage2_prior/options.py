@@ -54,6 +54,12 @@ class PriorOptions(Options):
             raise ValueError(
                 f"--model.width {self.width} must be a multiple of {parts // self.heads} x heads = {parts}"
             )
+        # Only images without class or caption teach what guidance leads away from.
+        if self.trained_guidance != 1 and (self.label_dropout == 0 or self.condition == "none"):
+            raise ValueError(
+                f"--model.trained_guidance {self.trained_guidance} needs a class or a caption, and "
+                "--model.label_dropout above 0"
+            )
 
 
 @dataclass(kw_only=True)

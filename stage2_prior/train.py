@@ -23,7 +23,7 @@ from latent_prior.calls import takes_options
 from latent_prior.closing import beside, entry, say_next
 from latent_prior.data.batch_order import Batch, index_batches
 from latent_prior.data.labels import seen_classes
-from latent_prior.folders import local_folder
+from latent_prior.folders import fetch_folder
 from latent_prior.machine import is_main_process
 from latent_prior.processes import from_main, start_training_processes
 from latent_prior.stage2_prior.prior import PriorConfig, TransformerPrior
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = train_prior(options=options)
     if is_main_process():
         print(f"prior: {trained.model}, best on validation: {trained.best}")
-        encoded = local_folder(options.codes, "codes") / "encode.json"
+        encoded = fetch_folder(options.codes, "codes") / "encode.json"
         autoencoder = options.autoencoder or entry(encoded, "autoencoder")
         flags = {
             "autoencoder": autoencoder,

@@ -206,7 +206,7 @@ def _exchange_at_once(first: bytes, second: bytes) -> int:
     return ctypes.get_errno() if failed else 0
 
 
-def local_folder(folder: str | Path, kind: str) -> Path:
+def fetch_folder(folder: str | Path, kind: str) -> Path:
     """A folder of ours, or the copy of one that lies at an address that the library fsspec knows.
 
     A copy lies in the user's cache, named by the content of its manifest, and is made once. Files
@@ -274,7 +274,9 @@ def _of_storage(address: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise error if address in str(error) else ValueError(f"{address}: {error}") from error
+        if address in str(error):
+            raise
+        raise ValueError(f"{address}: {error}") from error
     except Exception as error:
         raise ValueError(
             f"{address} cannot be read ({str(error) or type(error).__name__}); check the address, "

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from latent_prior import folders
-from latent_prior.folders import clear_leftover, local_folder, remove_folder, whole_folder
+from latent_prior.folders import clear_leftover, fetch_folder, remove_folder, whole_folder
 from latent_prior.manifests import (
     MANIFEST,
     check_folder,
@@ -214,21 +214,21 @@ def storage(tmp_path, monkeypatch):
 
 def test_a_path_is_its_own_copy(tmp_path):
     for folder in (tmp_path, str(tmp_path), "no/such/folder"):
-        assert local_folder(folder, "model") == type(tmp_path)(folder)
+        assert fetch_folder(folder, "model") == type(tmp_path)(folder)
 
 
 def test_a_folder_in_storage_is_copied_once(storage, tmp_path, monkeypatch):
-    copy = local_folder("memory://models/a", "model")
+    copy = fetch_folder("memory://models/a", "model")
     assert copy.is_relative_to(tmp_path / "cache")
     assert names(copy) == names(tmp_path / "a")
     check_folder(copy, "model")
     storage.rm("/models/a/weights")
     monkeypatch.setattr(type(storage), "get_file", None)  # nothing is copied again
-    assert local_folder("memory://models/a/", "model") == copy
+    assert fetch_folder("memory://models/a/", "model") == copy
     content = storage.cat_file("/models/a/manifest.json")
     storage.pipe_file("/models/b/manifest.json", content.replace(b'"model"', b'"codes"'))
     with pytest.raises(ValueError, match="memory://models/b holds a folder of the kind 'codes'"):
-        local_folder("memory://models/b", "model")
+        fetch_folder("memory://models/b", "model")
 
 
 def test_a_copy_that_was_stopped_goes_on_with_what_is_missing(storage, tmp_path, monkeypatch):
@@ -243,12 +243,12 @@ def test_a_copy_that_was_stopped_goes_on_with_what_is_missing(storage, tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(type(storage), "get_file", stops)
         with pytest.raises(ValueError, match=r"memory://models/a .*connection reset"):
-            local_folder("memory://models/a", "model")
+            fetch_folder("memory://models/a", "model")
         assert len(copied) == 2
         patched.setattr(
             type(storage), "get_file", lambda s, r, l: (copied.append(r), get_file(s, r, l))
         )
-        copy = local_folder("memory://models/a", "model")
+        copy = fetch_folder("memory://models/a", "model")
     assert [path.rpartition("/")[2] for path in copied[2:]] == ["weights"]
     assert names(copy) == names(tmp_path / "a")
 
@@ -271,7 +271,7 @@ def test_a_folder_in_storage_that_is_none_is_one_sentence(storage, tmp_path, add
     storage.pipe_file("/models/outside/manifest.json", manifest.replace(b"weights", b"../a"))
     storage.pipe_file("/models/noise/manifest.json", b"{")
     with pytest.raises(ValueError, match=said.replace(".", r"\.")) as caught:
-        local_folder(address, "model")
+        fetch_folder(address, "model")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "cache").rglob("manifest.json"))
 
@@ -279,7 +279,7 @@ def test_a_folder_in_storage_that_is_none_is_one_sentence(storage, tmp_path, add
 def test_a_copy_that_the_disk_has_no_room_for_is_not_begun(storage, tmp_path, monkeypatch):
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: _Disk)
     with pytest.raises(ValueError, match="has room for 3; move the cache with LATENT_PRIOR_CACHE"):
-        local_folder("memory://models/a", "model")
+        fetch_folder("memory://models/a", "model")
     assert not [
         path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size
     ]

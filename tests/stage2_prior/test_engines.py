@@ -123,7 +123,7 @@ def assert_no_near_ties(prior, maps, labels):
         {},
         {"width": 144, "heads": 3, "mlp_ratio": 3.0},
         {"condition": "none"},
-        {"trained_guidance": 1.5},
+        {"trained_guidance": 1.5, "label_dropout": 0.1},
     ],
 )
 def test_greedy_tokens_are_the_priors(make_prior, exported, engine, options):

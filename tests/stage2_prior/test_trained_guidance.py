@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from latent_prior.stage2_prior.logits import apply_guidance
+from latent_prior.stage2_prior.options import PriorOptions
 from tests.stage2_prior.samples import MASKED, PATCHES, RASTER, random_maps
 
 KINDS = RASTER | PATCHES | MASKED
+GUIDED = {"trained_guidance": 2.0, "label_dropout": 0.1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_trained_guidance_is_taken_out_of_the_likelihood(make_prior, kind):
     levels, options = KINDS[kind]
     plain = make_prior(*levels, **options)
-    guided = make_prior(*levels, **options, trained_guidance=2.0)
+    guided = make_prior(*levels, **options, **GUIDED)
     codes, labels = random_maps(plain, 4), torch.tensor([0, 1, -1, 2])
 
     def logits(prior, labels):
@@ -34,7 +36,7 @@ def test_trained_guidance_is_taken_out_of_the_likelihood(make_prior, kind):
 
 
 def test_trained_guidance_trains_the_logits_of_any_class_by_images_without_one_alone(make_prior):
-    prior = make_prior(trained_guidance=2.0)
+    prior = make_prior(**GUIDED)
     prior(random_maps(prior, 4), torch.tensor([0, 1, 2, 0])).loss.backward()
     gradient = prior.embedding.weight.grad
     assert not gradient[prior.null_token].any()
@@ -66,4 +68,10 @@ def test_one_pass_of_a_prior_with_trained_guidance_samples_as_two_of_one_without
 
 def test_trained_guidance_is_for_codes(make_prior):
     with pytest.raises(ValueError, match=r"--model\.trained_guidance 2\.0 is for codes"):
-        make_prior(latents=(2, 3, 3), trained_guidance=2.0)
+        make_prior(latents=(2, 3, 3), **GUIDED)
+
+
+@pytest.mark.parametrize("options", [{"label_dropout": 0.0}, {"condition": "none"}])
+def test_trained_guidance_needs_images_with_and_without_a_condition(options):
+    with pytest.raises(ValueError, match=r"--model\.trained_guidance 2\.0 needs a class"):
+        PriorOptions(trained_guidance=2.0, **options)

@@ -17,7 +17,7 @@ import xxhash
 from latent_prior.data.arrow_rows import MappedTable
 from latent_prior.data.codes import CAPTIONS, SPEC_FILE, CodeSpec, write_spec
 from latent_prior.data.fingerprints import fingerprint_of
-from latent_prior.folders import local_folder
+from latent_prior.folders import fetch_folder
 from latent_prior.manifests import DigestedFile, FileRecord, Manifest, read_manifest
 from latent_prior.records import parse_record, read_record, write_record
 
@@ -274,7 +274,7 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
     """Open every split of a codes dataset, and its spec; the codes stay on disk.
 
     Codes at an address that the library fsspec knows, such as `s3://bucket/codes`, are copied into
-    the user's cache first: see `local_folder`.
+    the user's cache first: see `fetch_folder`.
 
     The small files are compared with the manifest here, an Arrow file when rows of it are first
     read: this raises a `ValueError` if it is damaged or if its values do not fit the spec.
@@ -282,7 +282,7 @@ def open_codes(folder: str | Path) -> tuple[dict[str, CodesSplit], CodeSpec]:
     Raises:
         ValueError: there is no codes dataset, or it is damaged.
     """
-    path = local_folder(folder, "codes")
+    path = fetch_folder(folder, "codes")
     if not (path / SPEC_FILE).is_file():
         raise ValueError(
             f"--codes {path}: there is no codes dataset (no {SPEC_FILE}); write one with encode.py"

@@ -1,11 +1,11 @@
 """The order of a stream: blocks in random order, images shuffled over a few blocks.
 
 An epoch is a permutation of all blocks, cut into *lanes* that differ by one image at most, and not
-by more over all epochs. A step takes the same
-number of images from each lane, and a process takes the same lanes at every step, so it reads only
-what it needs. Within a lane the images of a few neighbouring blocks, a *pool*, are shuffled. All of
-this depends on the data, the seed and the batch size, never on the number of processes; and what
-stands at a step is computed without looking at the steps before.
+by more over all epochs. A step takes the same number of images from each lane, and a process takes
+the same lanes at every step, so it reads only what it needs. Within a lane the images of a few
+neighbouring blocks, a *pool*, are shuffled. All of this depends on the data, the seed and the batch
+size, never on the number of processes; and what stands at a step is computed without looking at the
+steps before.
 """
 
 from __future__ import annotations
