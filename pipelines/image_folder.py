@@ -278,8 +278,8 @@ def cost(models: Sequence[StrictModel], seconds_per_image: float | None) -> dict
     budgets = [budget for model in models if (budget := model.config.training) is not None]
     training = {
         "images_seen": sum(budget["images_seen"] for budget in budgets),
-        "seconds": round(sum(budget["seconds"] for budget in budgets), 1),
-        "cpu_seconds": round(sum(budget["cpu_seconds"] for budget in budgets), 1),
+        "seconds": round(sum(budget["seconds"] for budget in budgets), 3),
+        "cpu_seconds": round(sum(budget["cpu_seconds"] for budget in budgets), 3),
         "device": ", ".join(dict.fromkeys(budget["device"] for budget in budgets)),
     }
     return {

@@ -88,8 +88,8 @@ class TrainState:
         return Budget(
             steps=self.step,
             images_seen=self.step * options.batch_size,
-            seconds=round(self.seconds, 1),
-            cpu_seconds=round(self.cpu_seconds, 1),
+            seconds=round(self.seconds, 3),
+            cpu_seconds=round(self.cpu_seconds, 3),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             num_processes=accelerator.num_processes,
             command=command_line(),
