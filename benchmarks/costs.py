@@ -38,6 +38,19 @@ _NO_TRAFFIC = ("empty", "new_empty", "_unsafe_view")
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A forward pass of one image without gradients.
+
+    Attributes:
+        operations: of products, convolutions and attention.
+        traffic: bytes that all other operations read and write, in float32 and one after the other.
+    """
+
+    operations: float
+    traffic: float
+
+
+@dataclass(frozen=True)
 class Cost:
     """Costs of a network in training and in use.
 
@@ -47,9 +60,8 @@ class Cost:
         largest_block: parameters of the largest block that FSDP gathers by itself.
         training: operations of forward and backward passes for one image.
         update: operations of a step whatever the number of images, which are Muon's.
-        using: operations for one image of what the network is for: encoding it, or drawing its
-            codes with a cache.
-        decoding: operations of an autoencoder's decoder for one image.
+        using: what the network is for: encoding an image, or drawing its codes with a cache.
+        decoding: an autoencoder's decoder.
         traffic: bytes that all other operations of both passes read and write for one image, in
             float32 and one after the other.
         traffic_once: the same, whatever the number of images.
@@ -62,8 +74,8 @@ class Cost:
     largest_block: int
     training: float
     update: float
-    using: float
-    decoding: float
+    using: Pass
+    decoding: Pass
     traffic: float
     traffic_once: float
     activations: float
@@ -115,8 +127,8 @@ def autoencoder_cost(options: TrainOptions) -> tuple[Cost, CodeSpec]:
         moments=2 * parameters - sum(kernel.numel() for kernel in kernels),
         largest_block=parameters,
         update=_operations(lambda: [orthogonal(each.detach().flatten(1)) for each in kernels]),
-        using=_operations(lambda: model.encode(pixels)),
-        decoding=_operations(lambda: model.decode(codes)),
+        using=_pass(lambda: model.encode(pixels)),
+        decoding=_pass(lambda: model.decode(codes)),
         **model_costs,
     )
     return cost, spec
@@ -138,8 +150,8 @@ def prior_cost(options: PriorOptions, spec: CodeSpec) -> Cost:
         moments=2 * _parameters(model),
         largest_block=max(map(_parameters, model.blocks)),
         update=0.0,
-        using=_operations(lambda: loss(1)),
-        decoding=0.0,
+        using=_pass(lambda: loss(1)),
+        decoding=Pass(0.0, 0.0),
         **model_costs,
     )
 
@@ -160,6 +172,13 @@ def _operations(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter, _as_on_accelerators():
         call()
     return float(counter.get_total_flops())
+
+
+@torch.no_grad()
+def _pass(call: Callable[[], object]) -> Pass:
+    with _Traffic() as counter, _as_on_accelerators():
+        call()
+    return Pass(_operations(call), counter.total)
 
 
 def _memory_of(step: Callable[[int], None], images: int) -> tuple[int, int]:

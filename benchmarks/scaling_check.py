@@ -10,9 +10,11 @@ a group.
 
 from __future__ import annotations
 
+import io
 import shlex
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -23,19 +25,24 @@ import numpy as np
 from costs import Cost, autoencoder_cost, prior_cost
 from measuring import write_json
 from PIL import Image
-from scaling import (
+from scaling_options import ScalingOptions
+from scaling_processes import REDUCED, Training, ask, processes
+from stages import (
+    DRAWN,
     FLOAT,
-    ScalingOptions,
     activation_bytes,
     code_bytes,
+    drawing_seconds,
+    pass_seconds,
+    reading_rates,
     sent_bytes,
     training_stage,
     update_seconds,
 )
-from scaling_processes import REDUCED, Training, ask, processes
 
 from latent_prior import encode, train_autoencoder
 from latent_prior.data.codes_dataset import open_codes
+from latent_prior.data.image_files import read_image
 
 ROUNDS = 5
 IMAGES = 400
@@ -60,6 +67,16 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "prior, width 384": ("prior", {"model.width": 384}),
     "prior, depth 8": ("prior", {"model.depth": 8}),
 }
+
+
+USES = {
+    "encode": ("autoencoder", "autoencoder, batch 16", "autoencoder, width 48"),
+    "decode": ("autoencoder", "autoencoder, batch 16", "autoencoder, width 48"),
+    "draw": ("prior", "prior, width 384", "prior, depth 8"),
+}
+"""What is done with networks, constants again from the first, and by which processes are asked."""
+PHOTOS = ((400, 350), (320, 280), (500, 375), (640, 480))
+"""Widths and heights of JPEGs to read; a core's pixels per second come from the first."""
 
 
 @dataclass
@@ -95,7 +112,9 @@ def check(output: str | None) -> None:
         folder = Path(temporary)
         prepare(folder)
         lines = []
-        for line in chain(bytes_of_files(folder), bytes_in_memory(folder), throughput(folder)):
+        for line in chain(
+            bytes_of_files(folder), bytes_in_memory(folder), reading(folder), throughput(folder)
+        ):
             print(line, flush=True)
             lines.append(line)
     write_json(output, lines)
@@ -133,6 +152,12 @@ def settings(folder: Path, name: str) -> dict[str, Any]:
     return {**base, **changes, **data, "cpu_threads": 1}
 
 
+def shape(folder: Path, name: str) -> dict[str, Any]:
+    """Those options that say what a training costs."""
+    given = {"dataset", "codes", "cpu_threads"}
+    return {key: value for key, value in settings(folder, name).items() if key not in given}
+
+
 def words_of(flags: Mapping[str, Any]) -> list[str]:
     """Options as a command line."""
     return [
@@ -151,9 +176,7 @@ def costs_of(folder: Path) -> dict[str, Cost]:
     """The costs of all trainings."""
     found = {}
     for name, (kind, _) in TRAININGS.items():
-        given = {"dataset", "codes", "cpu_threads"}
-        shape = {key: value for key, value in settings(folder, name).items() if key not in given}
-        words = shlex.join(words_of(shape))
+        words = shlex.join(words_of(shape(folder, name)))
         if kind == "autoencoder":
             options = ScalingOptions(autoencoder=words)
             found[name], _ = autoencoder_cost(options.autoencoder_options)
@@ -195,11 +218,42 @@ def bytes_in_memory(folder: Path) -> Iterator[Line]:
             yield of_bytes(f"{name}: kept for the backward pass", predicted, kept)
 
 
+def reading(folder: Path) -> Iterator[Line]:
+    """Images per second that a core reads: opens, decodes and resizes."""
+    random = np.random.default_rng(0)
+    files: dict[tuple[int, int], list[bytes]] = {size: [] for size in PHOTOS}
+    for (width, height), images in files.items():
+        for _ in range(20):
+            coarse = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            photo = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+            photo.save(file := io.BytesIO(), "JPEG", quality=90)
+            images.append(file.getvalue())
+    seconds: dict[tuple[int, int], list[float]] = {size: [] for size in PHOTOS}
+    for _ in range(4 * ROUNDS):
+        for size, images in files.items():
+            started = time.process_time()
+            for image in images:
+                read_image(image, 3, 256)
+            seconds[size].append((time.process_time() - started) / len(images))
+    base, *others = PHOTOS
+    for size in others:
+        predicted = []
+        for known in seconds[base]:
+            pixels = base[0] * base[1] / known
+            hardware = ScalingOptions(
+                cores=1, devices=1, decoded_pixels=pixels, stored_pixels=size[0] * size[1]
+            )
+            predicted.append(reading_rates(hardware)["decoding"])
+        measured = [1 / each for each in seconds[size]]
+        yield of_rates(f"reading JPEGs of {size[0]} x {size[1]}", predicted, measured)
+
+
 def throughput(folder: Path) -> Iterator[Line]:
     """Images per processor second of one process and of two, and what two send each other."""
     costs, names = costs_of(folder), tuple(TRAININGS)
     alone: dict[str, list[float]] = {name: [] for name in names}
     together: dict[str, list[float]] = {name: [] for name in names}
+    uses = {(what, name): [] for what, names in USES.items() for name in names}
     updates, reduced = [], []
     trainings = trainings_of(folder, names)
     with (
@@ -211,6 +265,8 @@ def throughput(folder: Path) -> Iterator[Line]:
             for name in names:
                 alone[name].append(ask([*first, *second], "train", name))
                 together[name].append(ask(both, "train", name))
+            for (what, name), seconds in uses.items():
+                seconds.append(ask([*first, *second], what, name))
             updates.append(ask([*first, *second], "update", "prior"))
             reduced.append(ask(both, "reduce", "prior"))
         sent = {name: ask(both, "send", name) for name in ("autoencoder", "prior, depth 8")}
@@ -228,16 +284,59 @@ def throughput(folder: Path) -> Iterator[Line]:
                 for turn in range(ROUNDS)
             ]
             rates = [batch / seconds for seconds in measured[name]]
-            ratio = statistics.median(p / m for p, m in zip(predicted, rates, strict=True))
-            what = f"{name}, {number} process{'es' if number > 1 else ''}"
-            yield Line(
-                what,
-                "images/s",
-                statistics.median(predicted),
-                statistics.median(rates),
-                ratio,
-                THROUGHPUT,
+            yield of_rates(
+                f"{name}, {number} process{'es' if number > 1 else ''}", predicted, rates
             )
+    for what, (base, *others) in USES.items():
+        for name in others:
+            predicted = [
+                predict_use(costs, folder, what, (base, name), seconds, update)
+                for seconds, update in zip(uses[what, base], updates, strict=True)
+            ]
+            drawn = [images_of(folder, what, name) / seconds for seconds in uses[what, name]]
+            yield of_rates(f"{name}: {what}", predicted, drawn)
+
+
+def of_rates(what: str, predicted: list[float], measured: list[float]) -> Line:
+    """Images per second of all rounds."""
+    ratio = statistics.median(p / m for p, m in zip(predicted, measured, strict=True))
+    rates = statistics.median(predicted), statistics.median(measured)
+    return Line(what, "images/s", *rates, ratio, THROUGHPUT)
+
+
+def images_of(folder: Path, what: str, name: str) -> int:
+    """Images that pass through a network at once."""
+    return DRAWN if what == "draw" else int(settings(folder, name)["batch_size"])
+
+
+def predict_use(
+    costs: Mapping[str, Cost],
+    folder: Path,
+    what: str,
+    names: tuple[str, str],
+    base_seconds: float,
+    updating: float,
+) -> float:
+    """Images per second of a network in use, with constants from another one in a round."""
+    hardware = ScalingOptions(memory_bandwidth=bandwidth(costs, updating))
+    works, reading = [], []
+    for name in names:
+        cost = costs[name]
+        works.append(cost.decoding if what == "decode" else cost.using)
+        reading.append(0.0)
+        if what == "draw":
+            words = shlex.join(words_of(shape(folder, name)))
+            model = ScalingOptions(prior=words).prior_options.model
+            spec = open_codes(folder / "codes")[1]
+            reading[-1] = drawing_seconds(cost, model, spec, hardware, DRAWN)
+    seconds = base_seconds / images_of(folder, what, names[0]) - reading[0]
+    hardware.flops = works[0].operations / (seconds - works[0].traffic / hardware.memory_bandwidth)
+    return 1 / (pass_seconds(works[1], hardware, 1.0) + reading[1])
+
+
+def bandwidth(costs: Mapping[str, Cost], updating: float) -> float:
+    """Bytes per second between processor and memory, from the time of an update."""
+    return update_seconds(costs["prior"], ScalingOptions(memory_bandwidth=1), False) / updating
 
 
 def predict(
@@ -252,8 +351,7 @@ def predict(
     """Images per second by `scaling.py`, with constants from a round."""
     kind = TRAININGS[name][0]
     hardware = ScalingOptions(
-        memory_bandwidth=update_seconds(costs["prior"], ScalingOptions(memory_bandwidth=1), False)
-        / updating,
+        memory_bandwidth=bandwidth(costs, updating),
         network=FLOAT * REDUCED / reducing,
         devices=number,
         overlap=False,

@@ -22,6 +22,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from measuring import status
+from stages import DRAWN
 from torch import Tensor
 
 from latent_prior import train_autoencoder, train_prior
@@ -89,7 +90,26 @@ class _Taken:
 
     def train(self) -> float:
         """Processor seconds of a step."""
+        self.state.parts["model"].train()
         return _seconds(lambda: self.step(next(self.batches)), STEPS)
+
+    @torch.inference_mode()
+    def encode(self) -> float:
+        """Processor seconds of encoding a batch."""
+        model, pixels = self.state.parts["model"].eval(), self._pixels()
+        return _seconds(lambda: model.encode(pixels), STEPS)
+
+    @torch.inference_mode()
+    def decode(self) -> float:
+        """Processor seconds of decoding a batch of codes."""
+        model = self.state.parts["model"].eval()
+        codes = model.encode(self._pixels())
+        return _seconds(lambda: model.decode(codes), STEPS)
+
+    def draw(self) -> float:
+        """Processor seconds of drawing `DRAWN` images at guidance 1."""
+        model = self.state.parts["model"].eval()
+        return _seconds(lambda: model.sample(DRAWN), 1)
 
     def update(self) -> float:
         """Processor seconds of clipping, AdamW and the average."""
@@ -150,13 +170,24 @@ class _Taken:
             codes, labels, text = codes_and_conditions(batch, torch.device("cpu"))
             loss: Tensor = model(codes, labels, text).loss
             return loss
-        pixels = to_float(batch["images"]).contiguous(memory_format=torch.channels_last)
+        pixels = _as_float(batch)
         total: Tensor = model.objective(pixels, model(pixels), 1)["total"]
         return total
+
+    def _pixels(self) -> Tensor:
+        return _as_float(next(self.batches))
+
+
+def _as_float(batch: Mapping[str, Tensor]) -> Tensor:
+    """The images of a batch as a step sees them."""
+    return to_float(batch["images"]).contiguous(memory_format=torch.channels_last)
 
 
 _ANSWERS: Mapping[str, Callable[[_Taken], float]] = {
     "train": _Taken.train,
+    "encode": _Taken.encode,
+    "decode": _Taken.decode,
+    "draw": _Taken.draw,
     "update": _Taken.update,
     "reduce": _Taken.reduce,
     "send": _Taken.send,

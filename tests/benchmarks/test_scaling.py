@@ -7,7 +7,9 @@ import costs
 import pytest
 import scaling
 import scaling_check
+import stages
 import torch
+from scaling_options import ScalingOptions
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,9 +26,7 @@ SMALL = {"image_size": 16, "channels": 3, "batch_size": 8, "max_steps": 100}
 def options_of(member="vqvae", **flags):
     first = words({**SMALL, **FAMILY[member]})
     second = words({"model.width": 16, "model.depth": 2, "model.heads": 2, "batch_size": 8})
-    return scaling.ScalingOptions(
-        autoencoder=" ".join(first), prior=" ".join(second), classes=3, **flags
-    )
+    return ScalingOptions(autoencoder=" ".join(first), prior=" ".join(second), classes=3, **flags)
 
 
 def operations(call):
@@ -66,7 +66,9 @@ def test_operations_are_those_of_a_real_step(member):
     assert counted <= found * 1.001
     assert counted == pytest.approx(found, rel=0.06)
     model.eval()
-    assert cost.using == pytest.approx(operations(lambda: model.encode(pixels)) / 8, rel=0.02)
+    assert cost.using.operations == pytest.approx(
+        operations(lambda: model.encode(pixels)) / 8, rel=0.02
+    )
 
 
 def test_operations_of_a_prior_are_those_of_a_real_step():
@@ -86,20 +88,22 @@ def test_operations_of_a_prior_are_those_of_a_real_step():
 
 
 def test_shards_of_all_processes_are_the_whole():
-    cost = costs.Cost(1000, 2000, 100, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-    whole = scaling.state_bytes(cost, options_of(devices=1), sharded=False)
-    shards = scaling.state_bytes(cost, options_of(devices=4, nodes=2), sharded=True)
+    cost = costs.Cost(
+        1000, 2000, 100, 1.0, 0.0, costs.Pass(1, 1), costs.Pass(1, 1), 1.0, 1.0, 1.0, 1.0
+    )
+    whole = stages.state_bytes(cost, options_of(devices=1), sharded=False)
+    shards = stages.state_bytes(cost, options_of(devices=4, nodes=2), sharded=True)
     assert sum(whole.values()) == 20 * 1000
     assert sum(8 * size for name, size in shards.items() if name != "gathered") == 20 * 1000
-    assert scaling.sent_bytes(cost, 1, sharded=False) == 0
+    assert stages.sent_bytes(cost, 1, sharded=False) == 0
     # Two processes send each other their halves of the gradients, then the halves of the sums.
-    assert scaling.sent_bytes(cost, 2, sharded=False) == 4 * 1000
-    assert scaling.sent_bytes(cost, 2, sharded=True) == 6 * 1000
+    assert stages.sent_bytes(cost, 2, sharded=False) == 4 * 1000
+    assert stages.sent_bytes(cost, 2, sharded=True) == 6 * 1000
 
 
 @pytest.fixture(scope="module")
 def plan():
-    return scaling.Plan.of(options_of())
+    return stages.Plan.of(options_of())
 
 
 def hours(plan, **hardware):
@@ -140,12 +144,15 @@ def test_every_table_has_figures(plan):
 
 def test_flags_of_a_training_are_checked_as_by_its_script():
     with pytest.raises(ValueError, match="--image_size"):
-        _ = scaling.ScalingOptions(autoencoder="--channels 3").autoencoder_options
+        _ = ScalingOptions(autoencoder="--channels 3").autoencoder_options
 
 
 def test_constants_predict_the_configuration_they_come_from(tmp_path):
     """And twice the seconds of computing halve every prediction."""
-    cost = costs.Cost(10**6, 2 * 10**6, 10**5, 1e9, 1e8, 1e8, 1e8, 1e6, 1e6, 1e6, 1e6)
+    use, million = costs.Pass(1e8, 1e6), 10**6
+    cost = costs.Cost(
+        million, 2 * million, 10**5, 1e9, 1e8, use, use, million, million, million, million
+    )
     found = dict.fromkeys(scaling_check.TRAININGS, cost)
     for name in ("autoencoder", "prior"):
         batch = scaling_check.settings(tmp_path, name)["batch_size"]
@@ -153,13 +160,17 @@ def test_constants_predict_the_configuration_they_come_from(tmp_path):
         assert rate == pytest.approx(batch / 2.0)
         half = scaling_check.predict(found, name, 2, tmp_path, 2.0, 0.01, 0.1)
         assert rate < half < 2 * rate  # the update is not shared, and gradients are sent
+    for what in ("encode", "decode"):
+        names = ("autoencoder, batch 16", "autoencoder")
+        rate = scaling_check.predict_use(found, tmp_path, what, names, 2.0, 0.01)
+        assert rate == pytest.approx(16 / 2.0)
 
 
 def test_a_prediction_that_is_too_far_off_fails(monkeypatch, tmp_path):
     lines = [scaling_check.of_bytes("here", 104, 100), scaling_check.of_bytes("there", 94, 100)]
     assert [line.fits for line in lines] == [True, False]
     monkeypatch.setattr(scaling_check, "prepare", lambda folder: None)
-    for name in ("bytes_of_files", "bytes_in_memory"):
+    for name in ("bytes_of_files", "bytes_in_memory", "reading"):
         monkeypatch.setattr(scaling_check, name, lambda folder: iter(()))
     monkeypatch.setattr(scaling_check, "throughput", lambda folder: iter(lines))
     with pytest.raises(ValueError, match=r"too far off: there$"):
