@@ -2,10 +2,10 @@
 
     pip install -e ".[engines]" && python benchmarks/engines.py --output engines.json
 
-Everybody draws the same number of images of all classes at guidance 1, in float32, with the same
-number of threads, and one decoder turns the codes into images. The prior is that of
-`throughput.py`, the decoder an untrained VQ-VAE of 64 x 64 images: what is drawn depends on
-neither. They take turns; ratios are medians over the rounds of the engine's images per second to
+Everybody draws the same number of images of all classes at guidance 1, the pipeline also in the two
+passes of guidance 1.5, in float32, with the same number of threads, and one decoder turns the codes
+into images. The prior is that of `throughput.py`, the decoder an untrained VQ-VAE of 64 x 64
+images: what is drawn depends on neither. They take turns; ratios are medians over the rounds of the engine's images per second to
 the pipeline's in the same round. llama.cpp answers requests over HTTP, as its users' programs send
 them, with a slot for each image of a batch.
 """
@@ -13,7 +13,10 @@ them, with a slot for each image of a batch.
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +47,8 @@ answer_early(__name__, EngineOptions)
 
 import ctranslate2
 import httpx
+import numpy as np
+import onnxruntime_genai
 import prior
 import torch
 import xllamacpp
@@ -97,12 +102,16 @@ def measure(batch: int, threads: int, rounds: int) -> list[Line]:
         engines: dict[str, Draw] = {
             f"transformers {version('transformers')}": transformers_draw(Path(folder)),
             f"CTranslate2 {version('ctranslate2')}": ctranslate2_draw(Path(folder), threads),
+            f"onnxruntime-genai {version('onnxruntime-genai')}": onnx_draw(Path(folder), threads),
             f"xllamacpp {version('xllamacpp')}": stack.enter_context(
                 llama_cpp_draw(Path(folder), threads, batch)
             ),
         }
         calls: dict[str, Callable[[], object]] = {
             "Pipeline": lambda: pipe(batch, labels=labels, guidance_scale=1.0, output_type="pt"),
+            "Pipeline, guidance 1.5": lambda: pipe(
+                batch, labels=labels, guidance_scale=1.5, output_type="pt"
+            ),
             **{name: whole(pipe, draw, starts) for name, draw in engines.items()},
         }
         for call in calls.values():
@@ -165,6 +174,37 @@ def ctranslate2_draw(folder: Path, threads: int) -> Draw:
         return [result.sequences_ids[0] for result in results]
 
     return draw
+
+
+def onnx_draw(folder: Path, threads: int) -> Draw:
+    """After its own builder; a batch has at most 32 images."""
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder)]
+    builder += ["-m", "", "-o", str(folder / "onnx"), "-p", "fp32", "-e", "cpu", "-c", str(folder)]
+    subprocess.run(builder, check=True, capture_output=True)
+    config = onnxruntime_genai.Config(str(folder / "onnx"))
+    session = {"intra_op_num_threads": threads}
+    config.overlay(
+        json.dumps({"model": {"pad_token_id": TOKENS, "decoder": {"session_options": session}}})
+    )
+    model = onnxruntime_genai.Model(config)
+
+    def draw_some(starts: Sequence[int]) -> list[Sequence[int]]:
+        params, total = onnxruntime_genai.GeneratorParams(model), 1 + prior.LENGTH
+        params.set_search_options(
+            batch_size=len(starts), min_length=total, max_length=total, do_sample=True
+        )
+        generator = onnxruntime_genai.Generator(model, params)
+        generator.append_tokens(np.array(starts, dtype=np.int32)[:, None])
+        for _ in range(prior.LENGTH):
+            logits = generator.get_logits()
+            logits[..., CODES:] = -np.inf
+            generator.set_logits(logits)
+            generator.generate_next_token()
+        return [generator.get_sequence(number)[1:].tolist() for number in range(len(starts))]
+
+    return lambda starts: [
+        row for first in range(0, len(starts), 32) for row in draw_some(starts[first : first + 32])
+    ]
 
 
 @contextmanager

@@ -4,12 +4,15 @@ An engine takes prompts, lists of tokens, and gives the tokens that it draws aft
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -87,6 +90,42 @@ def llama_cpp(folder: Path) -> Iterator[Draw]:
 
         yield draw
     del server, draw
+
+
+@contextmanager
+def onnx_runtime(folder: Path) -> Iterator[Draw]:
+    """Converted by its own builder, which is a command."""
+    engine = pytest.importorskip("onnxruntime_genai")
+    pytest.importorskip("onnx_ir")
+    onnx = folder.parent / "onnx"
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(folder)]
+    builder += ["-m", "", "-o", str(onnx), "-p", "fp32", "-e", "cpu", "-c", str(onnx.parent)]
+    subprocess.run(builder, check=True, capture_output=True)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = engine.Config(str(onnx))
+    config.overlay(json.dumps({"model": {"pad_token_id": size}}))
+    model = engine.Model(config)
+
+    def draw_some(prompts: Sequence[Sequence[int]], length: int, codes: int, greedy: bool):
+        params = engine.GeneratorParams(model)
+        total = len(prompts[0]) + length
+        params.set_search_options(
+            batch_size=len(prompts), min_length=total, max_length=total, do_sample=not greedy
+        )
+        generator = engine.Generator(model, params)
+        generator.append_tokens(np.array(prompts, dtype=np.int32))
+        for _ in range(length):
+            logits = generator.get_logits()
+            logits[..., codes:] = -np.inf
+            generator.set_logits(logits)
+            generator.generate_next_token()
+        return [generator.get_sequence(row)[-length:].tolist() for row in range(len(prompts))]
+
+    def draw(prompts: Sequence[Sequence[int]], length: int, codes: int, *, greedy: bool = False):
+        batches = [prompts[start : start + 32] for start in range(0, len(prompts), 32)]
+        return [row for batch in batches for row in draw_some(batch, length, codes, greedy)]
+
+    yield draw
 
 
 ENGINES = pytest.mark.parametrize("engine", [ctranslate2, llama_cpp])
@@ -175,6 +214,22 @@ def test_captions_are_prompts(make_prior, exported, engine):
     with engine(folder) as draw:
         found = draw(prompts, prior.length, prior.num_codes, greedy=True)
     assert torch.equal(codes_from_tokens(found, prior.code_spec)["codes"], expected)
+
+
+def test_onnx_runtime_draws_what_the_prior_draws(make_prior, exported):
+    """As the tests above, in one: the conversion takes seconds."""
+    prior = make_prior((1, 3, 5), spread=3.0)
+    labels = [*range(prior.num_classes), -1]
+    expected = prior.sample(len(labels), labels, temperature=0)
+    assert_no_near_ties(prior, expected, labels)
+    with onnx_runtime(exported(prior)) as draw:
+        size = prior.length, prior.num_codes
+        found = draw(prompts_of(prior, labels), *size, greedy=True)
+        drawn = {label: draw(prompts_of(prior, [label]) * 2000, *size) for label in (1, -1)}
+    assert torch.equal(codes_from_tokens(found, prior.code_spec)["codes"], expected["codes"])
+    for label, tokens in drawn.items():
+        probabilities = raster_distribution(prior, prompts_of(prior, [label])[0][0], Sampler())
+        assert chance_of(counts_of(torch.tensor(tokens), prior), probabilities) > 1e-4
 
 
 def test_llama_cpp_reads_prompts_as_text(make_prior, exported):
