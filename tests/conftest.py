@@ -98,7 +98,7 @@ while True:
         ended, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
         break
-    kills, patience = kills + 1, patience * 1.05
+    kills, patience = kills + 1, patience * 1.15
 print(kills)
 sys.exit(os.WEXITSTATUS(status))
 """
