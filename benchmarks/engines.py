@@ -5,9 +5,9 @@
 Everybody draws the same number of images of all classes at guidance 1, the pipeline also in the two
 passes of guidance 1.5, in float32, with the same number of threads, and one decoder turns the codes
 into images. The prior is that of `throughput.py`, the decoder an untrained VQ-VAE of 64 x 64
-images: what is drawn depends on neither. They take turns; ratios are medians over the rounds of the engine's images per second to
-the pipeline's in the same round. llama.cpp answers requests over HTTP, as its users' programs send
-them, with a slot for each image of a batch.
+images: what is drawn depends on neither. They take turns; ratios are medians over the rounds of the
+engine's images per second to the pipeline's in the same round. llama.cpp answers requests over
+HTTP, as its users' programs send them, with a slot for each image of a batch.
 """
 
 from __future__ import annotations
