@@ -253,7 +253,9 @@ def throughput(folder: Path) -> Iterator[Line]:
     costs, names = costs_of(folder), tuple(TRAININGS)
     alone: dict[str, list[float]] = {name: [] for name in names}
     together: dict[str, list[float]] = {name: [] for name in names}
-    uses = {(what, name): [] for what, names in USES.items() for name in names}
+    uses: dict[tuple[str, str], list[float]] = {
+        (what, name): [] for what, names in USES.items() for name in names
+    }
     updates, reduced = [], []
     trainings = trainings_of(folder, names)
     with (
