@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -82,10 +83,10 @@ class ImageStream:
             def read(block: int, places: NDArray[np.int64]) -> Future[_Content]:
                 return readers.submit(self._read, block, places)
 
-            lanes = {
-                lane: _Lane(order, lane, taken[taken // order.width == lane] % order.width, read)
-                for lane in np.unique(taken // order.width).tolist()
-            }
+            lanes = {}
+            for lane in np.unique(taken // order.width).tolist():
+                columns = taken[taken // order.width == lane] % order.width
+                lanes[lane] = _Lane(order, lane, columns, start, read)
             try:
                 for step in itertools.count(start):
                     for part in parts:
@@ -174,12 +175,16 @@ def unreadable(name: str, error: BaseException) -> ValueError:
 
 
 class _Lane:
-    """What one process takes from a lane; a pool is read while the one before it is used up.
+    """What one process takes from a lane.
+
+    While four fifths of a pool are used up, the blocks of the next one are read one by one, those
+    of each lane at other steps, so that reading takes its threads evenly.
 
     Args:
         order: of all lanes.
         lane: its number.
         columns: which of the `order.width` images of a step are taken.
+        start: the first step.
         read: begins to read images of a block.
     """
 
@@ -188,30 +193,46 @@ class _Lane:
         order: BlockOrder,
         lane: int,
         columns: NDArray[np.int64],
+        start: int,
         read: Callable[[int, NDArray[np.int64]], Future[_Content]],
     ) -> None:
         self._order, self._lane, self._columns, self._read = order, lane, columns, read
+        self._start = self._end = start * order.width
+        self._phase = (lane + 1) / order.lanes
         self._images: dict[int, _Image] = {}  # by place in the lane
-        self._begin = self._end = -1  # places of the pool that was opened last
+        self._plan()
+        self._move()
 
     def take(self, step: int, column: int) -> _Image:
         """An image of a step; steps must not decrease."""
         place = step * self._order.width + column
-        if self._end < 0:
-            self._open(place, step * self._order.width)
-        while self._begin <= place:
-            self._open(self._end, self._end)
+        while place >= self._end:
+            self._move()
+        used = (place - self._begin) / (self._end - self._begin)
+        self._ask(int(self._planned * 1.25 * used + self._phase))
         return self._images.pop(place)
 
-    def _open(self, place: int, start: int) -> None:
-        """Begin to read the pool of a place, without what comes before `start`."""
-        pool = self._order.pool(self._lane, place)
-        self._begin, self._end = pool.first, pool.first + len(pool.blocks)
-        numbers = np.arange(self._begin, self._end)
-        mine = np.isin(numbers % self._order.width, self._columns) & (numbers >= start)
+    def _plan(self) -> None:
+        """Find out what is taken from the pool after the present one."""
+        pool = self._order.pool(self._lane, self._end)
+        self._next = pool.first, pool.first + len(pool.blocks)
+        numbers = np.arange(*self._next)
+        mine = np.isin(numbers % self._order.width, self._columns) & (numbers >= self._start)
         numbers, blocks, places = numbers[mine], pool.blocks[mine], pool.places[mine]
-        for block in np.unique(blocks).tolist():
-            own = blocks == block
-            content = self._read(block, np.sort(places[own]))
-            for number, each in zip(numbers[own].tolist(), places[own].tolist(), strict=True):
-                self._images[number] = _Image(content, block, each)
+        own = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
+        self._unread = deque((int(blocks[n[0]]), numbers[n], places[n]) for n in own)
+        self._planned = len(own)
+
+    def _ask(self, count: int) -> None:
+        """Begin to read the next pool up to its block `count`."""
+        while self._unread and self._planned - len(self._unread) < count:
+            block, numbers, places = self._unread.popleft()
+            content = self._read(block, np.sort(places))
+            for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
+                self._images[number] = _Image(content, block, place)
+
+    def _move(self) -> None:
+        """Go on to the next pool."""
+        self._ask(self._planned)
+        self._begin, self._end = self._next
+        self._plan()

@@ -72,7 +72,7 @@ def place_of(path: PurePath) -> tuple[str, ...]:
         return folders
     stem = _SHARD.sub("", path.stem)
     if path.suffix.lower() == ".tar":
-        stem = _NUMBER.sub("", path.stem)
+        stem = _NUMBER.sub("", stem)
         last = re.split(r"[-_.]", stem)[-1]
         stem = last if split_named(stem) is None and split_named(last) else stem
     return (*folders, stem)

@@ -72,6 +72,7 @@ def test_classes_and_captions_of_a_tar_file(tmp_path):
         (["00000.tar", "00001.tar"], ["train"]),
         (["imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"], ["train", "validation"]),
         (["train/0.tar", "val/0.tar", "test/0.tar"], ["train", "validation", "test"]),
+        (["train-00000-of-00001.tar", "test-00000-of-00001.tar"], ["train", "test"]),
         (["cc3m-000.tar", "cc3m-001.tar"], ["train"]),
         (["a_train2017_1.tar", "a_val2017_1.tar"], ["train", "validation"]),
     ],
