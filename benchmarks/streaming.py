@@ -131,7 +131,7 @@ def batches(stream: ImageStream, step: int, ahead: int = 1) -> Generator[np.ndar
         waiting = list(itertools.islice(tasks, ahead))
         for each in tasks:
             waiting.append(each)
-            yield np.stack([array for task in waiting.pop(0) for array in task.result()])
+            yield np.stack([array for task in waiting.pop(0) for array, _ in task.result()])
 
 
 def beginnings(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:

@@ -70,8 +70,6 @@ class TrainOptions(TrainingImageOptions):
         super().__post_init__()
         if self.image_size is not None:
             self.model.check_image_size(self.image_size)
-        if self.conditional and self.streaming:
-            raise ValueError("--conditional: a stream does not say how many classes there are")
 
     def gamma_at(self, step: int) -> float:
         """Weight of the penalties after `step` completed steps."""

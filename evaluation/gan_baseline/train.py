@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from latent_prior.calls import takes_options
 from latent_prior.closing import say_next
 from latent_prior.data.batch_order import Batch
-from latent_prior.data.images import ImageSet, grid, save_png, to_float, to_uint8
+from latent_prior.data.images import grid, save_png, to_float, to_uint8
 from latent_prior.data.labels import classes_in_turn, seen_classes
 from latent_prior.data.training_images import (
     Images,
@@ -74,7 +74,7 @@ def train_gan(options: TrainOptions) -> GANRun:
         ValueError: invalid options or images, or the run folder of another run.
     """
     accelerator = start_training_processes(options)
-    images, options = open_training_images(options)
+    images, options = open_training_images(options, classes=options.conditional is not False)
     run_folder = Path(options.output_dir)
 
     model = make_generator(options, *classes(images, options))
@@ -220,7 +220,7 @@ def classes(images: Images, options: TrainOptions) -> tuple[list[str], list[int]
     Raises:
         ValueError: --conditional, but images without labels.
     """
-    if not isinstance(images, ImageSet) or options.conditional is False:
+    if options.conditional is False:
         return [], None
     split = f"split {options.split!r} of {options.dataset}"
     problem = None

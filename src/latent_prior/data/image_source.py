@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latent_prior.data.captions import Captions
+from latent_prior.data.labels import Labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,6 +64,7 @@ class Blocks:
         name_of: (block, place) -> name of the image in messages.
         contents: a fingerprint of the encoded images, computed when called.
         largest: bytes that reading the largest block takes.
+        labels: the classes of all images, block after block, read when called.
     """
 
     sizes: NDArray[np.int64]
@@ -70,6 +72,7 @@ class Blocks:
     name_of: Callable[[int, int], str]
     contents: Callable[[], str]
     largest: int = 0
+    labels: Callable[[], Labels] = lambda: Labels(None)
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -100,7 +103,7 @@ class ImageSource(abc.ABC):
         """
 
     def blocks(self, split: str) -> Blocks:
-        """Open a split to be read in any order of its blocks, without its labels and captions.
+        """Open a split to be read in any order of its blocks, without its captions.
 
         Raises:
             ValueError: there is no such dataset, split or column.
@@ -115,6 +118,7 @@ class ImageSource(abc.ABC):
             ],
             lambda block, place: table.name_of(block * _BLOCK + place),
             table.contents,
+            labels=lambda: Labels(table.labels, table.class_names, table.remark),
         )
 
     def remarks(self) -> list[str]:

@@ -254,13 +254,15 @@ def square_size(images: ImageSet) -> int:
     return height
 
 
-def open_stream(options: ImageOptions, split: str) -> ImageStream:
+def open_stream(options: ImageOptions, split: str, classes: bool = False) -> ImageStream:
     """Open one split to be read in sequence; `image_size` and `channels` must be set.
+
+    With `classes`, those of all images are read now.
 
     Raises:
         ValueError: there is no such dataset, split or column, or a shard is damaged.
     """
-    return ImageStream(open_source(options).blocks(split), options)
+    return ImageStream(open_source(options).blocks(split), options, classes)
 
 
 def _decode_row(

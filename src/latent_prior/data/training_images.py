@@ -44,8 +44,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """This process's share of every micro-batch from step `start` on.
 
-    A batch holds `images`, uint8 (B, C, image_size, image_size), and, if the dataset has them and
-    is not streamed, `labels`, int64 (B,), -1 if unknown.
+    A batch holds `images`, uint8 (B, C, image_size, image_size), and, if they were opened with
+    classes, `labels`, int64 (B,), -1 if unknown.
     """
     if isinstance(images, ImageStream):
         yield from _streamed_batches(start, images, options, accelerator)
@@ -57,10 +57,14 @@ def training_batches(
         yield batch if labels is None else {**batch, "labels": labels[indices]}
 
 
-def open_training_images(options: Options) -> tuple[Images, Options]:
+def open_training_images(options: Options, classes: bool = False) -> tuple[Images, Options]:
     """Open the images and complete the options: size, channels and steps per epoch.
 
     The main process prints what the dataset holds.
+
+    Args:
+        options: which images.
+        classes: whether they are needed of a stream too; other images always have theirs.
 
     Raises:
         ValueError: an image cannot be read, the images differ in size, or the run would lie among
@@ -72,7 +76,7 @@ def open_training_images(options: Options) -> tuple[Images, Options]:
     tell_found(options)
     images: Images
     if options.streaming:
-        images = open_stream(options, options.split)
+        images = open_stream(options, options.split, classes)
     else:
         images = open_images(options, options.split)
     if isinstance(images, ImageSet) and None in (options.image_size, options.channels):
@@ -106,8 +110,10 @@ def _streamed_batches(
             waiting.append(next(batches))
             step, micro = divmod(number, options.accumulation_steps)
             decoded = (task.result() for task in waiting.popleft())
-            images = _stack(itertools.chain.from_iterable(decoded))
-            yield {"images": augment(images, options, start + step, parts[micro])}
+            pixels, rows = zip(*itertools.chain.from_iterable(decoded), strict=True)
+            images = augment(_stack(pixels), options, start + step, parts[micro])
+            batch = {"images": images}
+            yield batch if stream.labels is None else {**batch, "labels": stream.labels[list(rows)]}
 
 
 def augment(images: Tensor, options: TrainingImageOptions, step: int, part: slice) -> Tensor:

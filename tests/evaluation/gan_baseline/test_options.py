@@ -47,13 +47,6 @@ def test_numbers_are_checked():
             make()
 
 
-def test_a_stream_has_no_classes():
-    with pytest.raises(ValueError, match="--conditional"):
-        TrainOptions(
-            output_dir="x", image_size=16, channels=3, evaluate_every=5, streaming=True, conditional=True
-        )  # fmt: skip
-
-
 def test_gamma_and_beta2_are_annealed_from_end_to_end():
     options = TrainOptions(
         output_dir="x", max_steps=100, beta2=0.9, final_beta2=0.99,

@@ -222,6 +222,14 @@ def test_images_without_labels_and_without_wish_for_them(fit, images):
     assert Generator.from_pretrained(run / "model").config.class_names == []
 
 
+@pytest.mark.parametrize("kind", ["sngan"], indirect=True)
+def test_a_stream_has_the_same_classes(fit):
+    runs = [fit(str(n), streaming=n, image_size=16, channels=3, max_steps=2) for n in (False, True)]
+    configs = [Generator.from_pretrained(run / "model").config for run in runs]
+    assert [config.class_names for config in configs] == [["apple", "bee", "car"]] * 2
+    assert [config.trained_classes for config in configs] == [None] * 2
+
+
 def test_the_generator_learns_what_the_classes_look_like(call, tmp_path, kind):
     """Dark and bright images: the classes come apart, and on the right sides.
 
@@ -267,7 +275,7 @@ def test_wrong_input_is_one_sentence(refused, flags, tmp_path, others, culprit):
 
 def test_classes_that_are_not_there(refused, flags, images, tmp_path):
     flat = sorted(path.parent for path in images.rglob("*.png"))[0]
-    said = refused(
-        train, output_dir=tmp_path / "run", **{**flags, "dataset": flat, "conditional": True, "batch_size": 4}
-    )  # fmt: skip
-    assert "--conditional" in said
+    for streamed in ({}, {"streaming": True, "image_size": 16, "channels": 3}):
+        others = {"dataset": flat, "conditional": True, "batch_size": 4, **streamed}
+        said = refused(train, output_dir=tmp_path / "run", **{**flags, **others})
+        assert "--conditional" in said

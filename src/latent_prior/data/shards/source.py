@@ -68,7 +68,14 @@ class ShardedSource(ImageSource):
             inside = rows.name_of(block, place if own is None else int(own[place]))
             return f"{inside} of {self.place.dataset}"
 
-        return Blocks(self._sizes(split), read, name_of, lambda: self._contents(split), rows.bytes)
+        return Blocks(
+            self._sizes(split),
+            read,
+            name_of,
+            functools.partial(self._contents, split),
+            rows.bytes,
+            functools.partial(self._labels, split),
+        )
 
     def table(self, split: str) -> ImageTable:
         """A split by row; a table's blocks are read as a whole."""

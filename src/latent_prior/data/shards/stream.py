@@ -10,10 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from latent_prior.data.image_files import UNREADABLE, read_image
 from latent_prior.data.image_source import Blocks, Encoded
+from latent_prior.data.labels import Labels
 from latent_prior.data.shards.order import BlockOrder
 from latent_prior.machine import thread_pool
 from latent_prior.options import ImageOptions
@@ -23,6 +25,8 @@ Pixels = NDArray[np.uint8]
 _READERS = 8  # blocks that are read at a time
 _TRIES = 1000  # images that may stand in for an unreadable one
 _Content = dict[int, Encoded]
+Decoded = tuple[Pixels, int]
+"""An image and its row, counted over all blocks."""
 
 
 class _Image(NamedTuple):
@@ -39,16 +43,25 @@ class ImageStream:
     Args:
         blocks: where the images are.
         options: `image_size` and `channels` must be set.
+        classes: whether the classes of all images are read.
+
+    Attributes:
+        labels: int64 (N,) by row, -1 without a class; None without classes.
+        class_names: names of the labels in the order of their numbers.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there are no images, or their classes cannot be read.
     """
 
-    def __init__(self, blocks: Blocks, options: ImageOptions) -> None:
+    def __init__(self, blocks: Blocks, options: ImageOptions, classes: bool = False) -> None:
         assert options.image_size is not None
         if not blocks.sizes.any():
             raise ValueError(f"--dataset {options.dataset}: there are no images to stream")
         self.blocks, self.options = blocks, options
+        self._starts = np.concatenate([[0], np.cumsum(blocks.sizes)])
+        found = blocks.labels() if classes else Labels(None)
+        self.class_names = found.names
+        self.labels = None if found.numbers is None else torch.from_numpy(found.numbers)
 
     def __len__(self) -> int:
         """Number of images, including unreadable ones."""
@@ -61,7 +74,7 @@ class ImageStream:
 
     def batches(
         self, start: int, parts: Sequence[slice], batch_size: int, seed: int
-    ) -> Generator[list[Future[list[Pixels]]], None, None]:
+    ) -> Generator[list[Future[list[Decoded]]], None, None]:
         """One process's micro-batches from step `start` on, each while it is still being decoded.
 
         The first one takes no longer than at the start of an epoch, wherever it is.
@@ -101,18 +114,20 @@ class ImageStream:
 
     def first(self, count: int) -> list[Pixels]:
         """The first readable images in the order of the data, at most `count`."""
-        return list(itertools.islice(self._readable(0, 0, _Unread(self.options)), count))
+        found = self._readable(0, 0, _Unread(self.options))
+        return [pixels for pixels, _ in itertools.islice(found, count)]
 
     def _read(self, block: int, places: NDArray[np.int64]) -> _Content:
         return dict(zip(places.tolist(), self.blocks.read(block, places), strict=True))
 
-    def _decode(self, images: Sequence[_Image]) -> list[Pixels]:
+    def _decode(self, images: Sequence[_Image]) -> list[Decoded]:
         return [self._decoded(image) for image in images]
 
-    def _decoded(self, image: _Image) -> Pixels:
+    def _decoded(self, image: _Image) -> Decoded:
         try:
             # Whatever is decoded is forgotten at once.
-            return self._pixels(image.content.result().pop(image.place)())
+            pixels = self._pixels(image.content.result().pop(image.place)())
+            return pixels, int(self._starts[image.block]) + image.place
         except UNREADABLE as error:
             unread = _Unread(self.options)
             unread.add(self.blocks.name_of(image.block, image.place), error)
@@ -123,7 +138,7 @@ class ImageStream:
         side = options.resize or options.image_size
         return read_image(content, options.channels, side, options.max_pixels)
 
-    def _readable(self, block: int, place: int, unread: _Unread) -> Iterator[Pixels]:
+    def _readable(self, block: int, place: int, unread: _Unread) -> Iterator[Decoded]:
         """Readable images from a place on, to the end of its block, from its start, and onwards."""
         found = False
         for number in range(len(self.blocks)):
@@ -136,7 +151,7 @@ class ImageStream:
                     unread.add(self.blocks.name_of(current, each), error)
                 else:
                     found = True
-                    yield pixels
+                    yield pixels, int(self._starts[current]) + each
         if not found:
             raise ValueError(f"--dataset {self.options.dataset}: not one image can be read")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 from collections import Counter
 from types import SimpleNamespace
 
@@ -186,6 +187,27 @@ def test_damaged_images_are_named_or_replaced_by_their_neighbours(shards, of_run
     counts = Counter(itertools.chain(*found))
     assert sorted(counts.values()) == [2] * 38 + [4]  # 80 images: one came for the damaged one too
     assert len(open_stream(skipping, "train").first(99)) == 39
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_image_has_its_own_class(shards, of_run, tmp_path, kind):
+    """That of another image where this one takes the place of an unreadable one."""
+    folder, damaged = shutil.copytree(shards(kind), tmp_path / kind), 0
+    for path in folder.glob("train-*"):
+        data = path.read_bytes()
+        where = data.index(b"IDAT", len(data) // 2)
+        path.write_bytes(data[:where] + b"oops" + data[where + 4 :])
+        damaged += 1
+    assert damaged == 6
+    options = of_run(folder, on_corrupt="skip")
+    images = open_stream(options, "train", classes=True)
+    assert images.class_names == ("0", "1", "2")
+    process = SimpleNamespace(process_index=1, num_processes=2, device=torch.device("cpu"))
+    with contextlib.closing(training_batches(5, images, options, process)) as stream:
+        for batch in itertools.islice(stream, 31):
+            found = [number_of(image.permute(1, 2, 0)) % 3 for image in batch["images"]]
+            assert batch["labels"].tolist() == found
+    assert open_stream(of_run(folder, label_column="none"), "train", classes=True).labels is None
 
 
 def test_a_damaged_block_is_named_or_replaced(of_run, tmp_path):
