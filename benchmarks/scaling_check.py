@@ -34,7 +34,7 @@ from stages import (
     code_bytes,
     drawing_seconds,
     pass_seconds,
-    reading_rates,
+    reading_seconds,
     sent_bytes,
     training_stage,
     update_seconds,
@@ -75,8 +75,9 @@ USES = {
     "draw": ("prior", "prior, width 384", "prior, depth 8"),
 }
 """What is done with networks, constants again from the first, and by which processes are asked."""
-PHOTOS = ((400, 350), (320, 280), (500, 375), (640, 480))
-"""Widths and heights of JPEGs to read; a core's pixels per second come from the first."""
+PHOTOS = ((320, 280), (640, 480), (400, 350), (500, 375))
+"""Widths and heights of JPEGs to read; constants come from the first two."""
+READ = 256  # the size to which they are brought
 
 
 @dataclass
@@ -218,34 +219,44 @@ def bytes_in_memory(folder: Path) -> Iterator[Line]:
             yield of_bytes(f"{name}: kept for the backward pass", predicted, kept)
 
 
-def reading(folder: Path) -> Iterator[Line]:
-    """Images per second that a core reads: opens, decodes and resizes."""
-    random = np.random.default_rng(0)
-    files: dict[tuple[int, int], list[bytes]] = {size: [] for size in PHOTOS}
-    for (width, height), images in files.items():
-        for _ in range(20):
-            coarse = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-            photo = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-            photo.save(file := io.BytesIO(), "JPEG", quality=90)
-            images.append(file.getvalue())
+def reading(_: Path) -> Iterator[Line]:
+    """Images per second that a core reads: decodes and resizes."""
+    files = {size: [photo(size, number) for number in range(20)] for size in PHOTOS}
     seconds: dict[tuple[int, int], list[float]] = {size: [] for size in PHOTOS}
+    bytearray(
+        1 << 25
+    )  # freed at once, so that smaller pieces of memory are kept for the next image
     for _ in range(4 * ROUNDS):
         for size, images in files.items():
             started = time.process_time()
             for image in images:
-                read_image(image, 3, 256)
+                read_image(image, 3, READ)
             seconds[size].append((time.process_time() - started) / len(images))
-    base, *others = PHOTOS
+    small, large, *others = PHOTOS
     for size in others:
         predicted = []
-        for known in seconds[base]:
-            pixels = base[0] * base[1] / known
-            hardware = ScalingOptions(
-                cores=1, devices=1, decoded_pixels=pixels, stored_pixels=size[0] * size[1]
-            )
-            predicted.append(reading_rates(hardware)["decoding"])
+        for of_small, of_large in zip(seconds[small], seconds[large], strict=True):
+            more = large[0] * large[1] - small[0] * small[1]
+            hardware = ScalingOptions(decoded_pixels=more / (of_large - of_small))
+            decoding = small[0] * small[1] / hardware.decoded_pixels
+            hardware.resized_pixels = READ**2 / (of_small - decoding)
+            hardware.stored_pixels = size[0] * size[1]
+            predicted.append(1 / reading_seconds(hardware, READ))
         measured = [1 / each for each in seconds[size]]
         yield of_rates(f"reading JPEGs of {size[0]} x {size[1]}", predicted, measured)
+
+
+def photo(size: tuple[int, int], seed: int) -> bytes:
+    """A JPEG with about as many bytes to a pixel as photographs have."""
+    random = np.random.default_rng(seed)
+    width, height = size
+    coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
+    noisy = smooth + random.normal(0, 25, smooth.shape)
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
+        file := io.BytesIO(), "JPEG", quality=85
+    )
+    return file.getvalue()
 
 
 def throughput(folder: Path) -> Iterator[Line]:

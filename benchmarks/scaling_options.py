@@ -59,8 +59,10 @@ class ScalingOptions(Options):
     """Bytes per second that a device sends to others, and receives at the same time."""
     storage: float = option(5e9, above=0)
     """Bytes per second that a node reads from the disk or object store with the images."""
-    decoded_pixels: float = option(25e6, above=0)
+    decoded_pixels: float = option(35e6, above=0)
     """Pixels per second that a core decodes."""
+    resized_pixels: float = option(80e6, above=0)
+    """Pixels per second, of the result, that a core resizes."""
     cores: int = option(96, at_least=1)
     """Cores of a node that decode."""
     devices: int = option(8, at_least=1)

@@ -140,11 +140,16 @@ def drawing_seconds(
     return positions * (FLOAT * cost.parameters + cache) / options.memory_bandwidth / batch
 
 
-def reading_rates(options: ScalingOptions) -> dict[str, float]:
-    """Images per second that the store sends and that the cores decode."""
+def reading_seconds(options: ScalingOptions, size: int) -> float:
+    """Time in which a core decodes an image and resizes it to size x size."""
+    return options.stored_pixels / options.decoded_pixels + size**2 / options.resized_pixels
+
+
+def reading_rates(options: ScalingOptions, size: int) -> dict[str, float]:
+    """Images per second that the store sends, and that the cores make of it."""
     return {
         "storage": options.nodes * options.storage / options.stored_bytes,
-        "decoding": options.nodes * options.cores * options.decoded_pixels / options.stored_pixels,
+        "decoding": options.nodes * options.cores / reading_seconds(options, size),
     }
 
 
@@ -180,13 +185,12 @@ class Plan:
             steps=first.max_steps,
             attained=options.attained_autoencoder,
         )
-        stage.rates |= reading_rates(options)
+        reading = reading_rates(options, self.spec.image_size)
+        stage.rates |= reading
         yield stage
         convolutions = options.attained_autoencoder
         encoding = processes / pass_seconds(self.autoencoder.using, options, convolutions)
-        yield Stage(
-            "encode", options.images, {"computing": encoding, **reading_rates(options)}, serial
-        )
+        yield Stage("encode", options.images, {"computing": encoding, **reading}, serial)
         stage = training_stage(
             "train prior",
             self.prior,
@@ -199,6 +203,6 @@ class Plan:
         yield stage
         seconds = pass_seconds(self.autoencoder.decoding, options, convolutions)
         seconds += pass_seconds(self.prior.using, options, options.attained_prior)
-        reading = drawing_seconds(self.prior, second.model, self.spec, options, DRAWN)
-        rates = {"computing": processes / seconds, "weights from memory": processes / reading}
+        weights = drawing_seconds(self.prior, second.model, self.spec, options, DRAWN)
+        rates = {"computing": processes / seconds, "weights from memory": processes / weights}
         yield Stage("generate", options.generated, rates, serial)

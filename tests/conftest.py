@@ -40,9 +40,7 @@ SEVERAL_MAINS = """
 import hashlib, importlib, json, sys
 from pathlib import Path
 import torch
-from accelerate.state import PartialState
 from latent_prior.training import loop
-PartialState.destroy_process_group = lambda self, group=None: None
 
 def digest(state):
     found = hashlib.sha256()

@@ -307,6 +307,7 @@ def run(main: Callable[[], object]) -> None:
         try:
             with messages_shown():
                 stopping.exit_when_stopped(main, _program())
+            _leave_process_group()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout is gone, as in `--help | head`
@@ -320,6 +321,13 @@ def run(main: Callable[[], object]) -> None:
         if reason is None:
             raise
         fail(f"{reason}; nothing incomplete was kept")
+
+
+def _leave_process_group() -> None:
+    """NCCL warns of a process that ends without; a program of several calls needs it to its end."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class _Printer(logging.Handler):

@@ -195,7 +195,6 @@ def test_processes_share_the_images_whatever_their_number(
                 num_processes=2,
                 is_main_process=True,
                 wait_for_everyone=accelerator.wait_for_everyone,
-                end_training=accelerator.end_training,
             )
 
         monkeypatch.setattr(likelihood, "start_processes", one_of_two)

@@ -55,7 +55,6 @@ def tensors(state):
 if __name__ == "__main__":
     os.environ["ACCELERATE_USE_CPU"] = "true"
     AcceleratorState.__init__ = initialise_sharded
-    PartialState.destroy_process_group = lambda self, group=None: None
     loop.train = train_and_look
     for module, words in json.loads(sys.argv[1]):
         importlib.import_module(module).main(words)

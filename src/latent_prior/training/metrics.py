@@ -125,7 +125,6 @@ class MetricsLog:
     def close(self) -> None:
         """Flush the tracker."""
         self._tracker.close()
-        self._accelerator.end_training()
 
 
 def check_finite(sums: Metrics, step: int) -> None:
