@@ -114,7 +114,7 @@ def check(output: str | None) -> None:
         prepare(folder)
         lines = []
         for line in chain(
-            bytes_of_files(folder), bytes_in_memory(folder), reading(folder), throughput(folder)
+            bytes_of_files(folder), bytes_in_memory(folder), reading(), throughput(folder)
         ):
             print(line, flush=True)
             lines.append(line)
@@ -219,21 +219,19 @@ def bytes_in_memory(folder: Path) -> Iterator[Line]:
             yield of_bytes(f"{name}: kept for the backward pass", predicted, kept)
 
 
-def reading(_: Path) -> Iterator[Line]:
+def reading() -> Iterator[Line]:
     """Images per second that a core reads: decodes and resizes."""
     files = {size: [photo(size, number) for number in range(20)] for size in PHOTOS}
     seconds: dict[tuple[int, int], list[float]] = {size: [] for size in PHOTOS}
-    bytearray(
-        1 << 25
-    )  # freed at once, so that smaller pieces of memory are kept for the next image
+    bytearray(1 << 25)  # freed at once: from now on malloc keeps smaller pieces for the next image
     for _ in range(4 * ROUNDS):
         for size, images in files.items():
             started = time.process_time()
             for image in images:
                 read_image(image, 3, READ)
             seconds[size].append((time.process_time() - started) / len(images))
-    small, large, *others = PHOTOS
-    for size in others:
+    small, large = PHOTOS[:2]
+    for size in PHOTOS[2:]:
         predicted = []
         for of_small, of_large in zip(seconds[small], seconds[large], strict=True):
             more = large[0] * large[1] - small[0] * small[1]
@@ -242,8 +240,8 @@ def reading(_: Path) -> Iterator[Line]:
             hardware.resized_pixels = READ**2 / (of_small - decoding)
             hardware.stored_pixels = size[0] * size[1]
             predicted.append(1 / reading_seconds(hardware, READ))
-        measured = [1 / each for each in seconds[size]]
-        yield of_rates(f"reading JPEGs of {size[0]} x {size[1]}", predicted, measured)
+        read = [1 / each for each in seconds[size]]
+        yield of_rates(f"reading JPEGs of {size[0]} x {size[1]}", predicted, read)
 
 
 def photo(size: tuple[int, int], seed: int) -> bytes:
