@@ -123,7 +123,6 @@ def likelihood(options: LikelihoodOptions) -> Likelihoods:
         with whole_file(output_dir / MARKDOWN_FILE) as path:
             path.write_text(markdown(protocol, rows), encoding="utf-8")
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     table = terminal_table(protocol, rows, output_dir / MARKDOWN_FILE)
     return Likelihoods(output_dir, protocol, rows, table)
 

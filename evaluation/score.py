@@ -134,7 +134,6 @@ def score(options: ScoreOptions) -> Scored:
             grids.append(reconstruction_grid(sets.pipeline, sets.originals, device))
         write_report(output_dir, protocol, rows, network.column, network.title, grids, pairs)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     return Scored.open(output_dir)
 
 

@@ -229,7 +229,6 @@ def sweep(options: SweepOptions) -> Swept:
         write_sweep(folder, protocol, rows, objective, full)
         set_default(Path(options.pipeline), best["settings"])
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     column, title = objective.column, objective.title
     table = terminal_table(protocol, rows, full, column, title, folder / MARKDOWN_FILE)
     return Swept(folder, rows, full, table)

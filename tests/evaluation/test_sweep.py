@@ -171,9 +171,11 @@ def test_a_stopped_sweep_comes_to_the_same_end(call, flags, folder, tmp_path, mo
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(two_processes, call, flags, folder, tmp_path):
+    """Also when another call came before in the same group."""
     shutil.copytree(folder, tmp_path / "other")
     two = {**flags, "pipeline": tmp_path / "other", "output_dir": tmp_path / "two", **GRID}
-    two_processes([("latent_prior.evaluation.sweep", two)])
+    before = {**two, "output_dir": tmp_path / "before", "temperature": [1.0]}
+    two_processes([("latent_prior.evaluation.sweep", each) for each in (before, two)])
     call(sweep, **flags, **GRID)
     for one, other in zip(read(flags)["rows"], read(two)["rows"], strict=True):
         assert one["settings"] == other["settings"]
