@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from latent_prior import cli
+from latent_prior.data.batch_order import RATES
 from latent_prior.evaluation.gan_baseline import train as train_gan
 from latent_prior.stage1_autoencoders import encode
 from latent_prior.stage1_autoencoders import train as train_autoencoder
@@ -22,7 +23,7 @@ OFTEN = {
     "evaluate_every": 4, "checkpoint_every": 5,
 }  # fmt: skip
 GAN = {"model.width": 8, "model.multipliers": [1, 2], "model.latent_dim": 8, "augment": ["color"]}
-CLOCKS = {"seconds", "cpu_seconds", "command", "output_dir"}
+CLOCKS = {*RATES, "seconds", "cpu_seconds", "command", "output_dir"}
 
 
 @pytest.fixture(scope="module")

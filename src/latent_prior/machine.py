@@ -6,12 +6,15 @@ import functools
 import importlib.metadata
 import os
 import platform
+import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from latent_prior.progress import Progress
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -46,13 +49,39 @@ def is_main_process() -> bool:
 
 
 @functools.cache
-def thread_pool() -> ThreadPoolExecutor:
+def thread_pool() -> _Threads:
     """The process's pool of threads for reading and decoding, started on first use.
 
     At most 16; the processes of this machine share its cores.
     """
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return ThreadPoolExecutor(max(1, min(16, available_cores() // on_this_machine)))
+    return _Threads(max(1, min(16, available_cores() // on_this_machine)))
+
+
+class _Threads(ThreadPoolExecutor):
+    """A pool that knows how long its threads have worked ahead."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self._count, self._seconds, self._lock = count, 0.0, threading.Lock()
+
+    def ahead(self, function: Callable[[S], T], argument: S) -> Future[T]:
+        """Begin a task whose result is needed later; its time counts."""
+
+        def timed() -> T:
+            begun = time.monotonic()
+            try:
+                return function(argument)
+            finally:
+                with self._lock:
+                    self._seconds += time.monotonic() - begun
+
+        return self.submit(timed)
+
+    @property
+    def seconds_ahead(self) -> float:
+        """Seconds that all threads together would have taken for these tasks alone."""
+        return self._seconds / self._count
 
 
 PACKAGES = ("latent-prior", "clean-fid", "torch", "transformers", "numpy", "pillow")

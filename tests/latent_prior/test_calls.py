@@ -31,6 +31,7 @@ from latent_prior import (
     train_gan,
     train_prior,
 )
+from latent_prior.data.batch_order import RATES
 from latent_prior.pipelines import assemble as assemble_script
 from latent_prior.pipelines import generate as generate_script
 from latent_prior.stage1_autoencoders import encode as encode_script
@@ -44,7 +45,7 @@ SHORT = {
     "evaluate_every": 4, "checkpoint_every": 3, "cpu_threads": 1,
 }  # fmt: skip
 PART_OF_A_RUN = {
-    "seconds", "cpu_seconds", "seconds_per_image", "sealed_xxh3", "output_dir", "_fingerprint",
+    *RATES, "seconds", "cpu_seconds", "seconds_per_image", "sealed_xxh3", "output_dir", "_fingerprint",
 }  # fmt: skip
 
 

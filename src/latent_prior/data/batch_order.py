@@ -19,11 +19,14 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latent_prior.machine import thread_pool
 from latent_prior.options import RunOptions
 from latent_prior.seeds import generator
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
+RATES = ("rate", "reader_rate", "step_rate")
+"""Metrics in images per second; see `Reader.rates`."""
 _LISTED = 2**24  # rows whose order is drawn at once and kept: 128 MiB
 _ROUNDS = 6
 
@@ -139,14 +142,54 @@ def prefetch(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
                 waiting.cancel()
 
 
-class Waiting(Iterator[T]):
-    """Passes items on and counts the seconds that their taker waits for them.
+class Reader(Iterator[T]):
+    """Batches, prepared ahead by a thread, and how fast that goes.
 
-    Attributes:
-        seconds: waited so far.
+    Args:
+        items: the batches.
+        depth: that are prepared ahead; 0 prepares each on demand.
+        seconds: that the run has taken so far.
     """
 
-    def __init__(self, items: Generator[T, None, None]) -> None:
+    def __init__(self, items: Iterator[T], depth: int, seconds: float = 0.0) -> None:
+        self._prepared = _Timed(items)
+        self._prefetched = prefetch(self._prepared, depth)
+        self._taken = _Timed(self._prefetched)
+        self._before = self._clocks(seconds)
+
+    def __next__(self) -> T:
+        return next(self._taken)
+
+    def rates(self, images: int, seconds: float) -> dict[str, float]:
+        """Images per second since the last call.
+
+        Args:
+            images: that all processes have taken since then.
+            seconds: that the run has taken so far.
+
+        Returns:
+            `rate` of the run, `reader_rate` of reading alone and `step_rate` of the steps alone.
+        """
+        now = self._clocks(seconds)
+        spent, waited, prepared, ahead = (b - a for a, b in zip(self._before, now, strict=True))
+        self._before = now
+        # What is decoded ahead while the thread rests is not in its own time.
+        parts = (spent, max(prepared, ahead), spent - waited)
+        return {name: images / max(part, 1e-9) for name, part in zip(RATES, parts, strict=True)}
+
+    def close(self) -> None:
+        """End the thread."""
+        self._prefetched.close()
+
+    def _clocks(self, seconds: float) -> tuple[float, ...]:
+        ahead = thread_pool().seconds_ahead
+        return seconds, self._taken.seconds, self._prepared.seconds, ahead
+
+
+class _Timed(Iterator[T]):
+    """Counts the seconds that its items take."""
+
+    def __init__(self, items: Iterator[T]) -> None:
         self._items, self.seconds = items, 0.0
 
     def __next__(self) -> T:
@@ -155,7 +198,3 @@ class Waiting(Iterator[T]):
             return next(self._items)
         finally:
             self.seconds += time.monotonic() - asked
-
-    def close(self) -> None:
-        """Close the items."""
-        self._items.close()

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from latent_prior.cli import command_line, dotted, dump_config, flags
-from latent_prior.data.batch_order import Batch, Waiting, prefetch
+from latent_prior.data.batch_order import Batch, Reader
 from latent_prior.files import whole_file
 from latent_prior.folders import check_replaceable
 from latent_prior.models import Budget
@@ -138,8 +138,8 @@ def train(
     start, alone = state.step, accelerator.num_processes == 1
     on_cpu = accelerator.device.type == "cpu"
     # On a CPU the step uses all cores, so a second thread of tensor work would only compete.
-    stream = Waiting(prefetch(batches(start), depth=0 if on_cpu else 2))
-    logged, waited = state.seconds, 0.0
+    stream = Reader(batches(start), 0 if on_cpu else 2, state.seconds)
+    logged = start
     line = Progress(
         f"training {what}",
         options.max_steps,
@@ -168,11 +168,10 @@ def train(
             state.seconds += seconds
             state.cpu_seconds += time.process_time() - cpu_started
             if logging:
-                means = state.window.means(accelerator)
-                if not on_cpu:  # where batches are prepared meanwhile
-                    share = (stream.seconds - waited) / max(state.seconds - logged, 1e-9)
-                    logged, waited, means["waiting"] = state.seconds, stream.seconds, share
+                images = (state.step - logged) * options.batch_size
+                means = state.window.means(accelerator) | stream.rates(images, state.seconds)
                 log.write(state.step, state.seconds, means)
+                logged = state.step
                 state.window.clear()
                 line.detail = f"{loss} {means[loss]:.4g}"
             line.advance(seconds=seconds, limits=_limits(state, options))

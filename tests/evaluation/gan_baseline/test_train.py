@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from latent_prior.data.batch_order import RATES
 from latent_prior.evaluation.gan_baseline import train
 from latent_prior.evaluation.gan_baseline.gan import Generator, make_critic
 from latent_prior.evaluation.gan_baseline.options import GeneratorOptions, TrainOptions
@@ -158,7 +159,9 @@ def numbers(run, steps):
     """Losses, logits, penalty and gradient norms of the first steps."""
     lines = [line for line in metrics(run) if "critic" in line][:steps]
     return [
-        torch.tensor([line[name] for name in sorted(line) if name not in ("seconds", "step")])
+        torch.tensor(
+            [line[name] for name in sorted(line) if name not in {"step", *RATES, "seconds"}]
+        )
         for line in lines
     ]
 

@@ -1,5 +1,6 @@
 """Which images a step sees, and how they are cut and mirrored, depends on seed and step only."""
 
+import contextlib
 import itertools
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from latent_prior.data.training_images import (
     open_training_images,
     training_batches,
 )
+from latent_prior.machine import thread_pool
 from latent_prior.stage1_autoencoders import train
 from latent_prior.stage1_autoencoders.options import TrainOptions
 
@@ -151,6 +153,14 @@ def test_size_channels_and_epoch_are_those_of_the_images(of_run):
     stream, options = open_training_images(of_run(streaming=True, evaluate_every=None))
     assert len(stream) == 40
     assert options.evaluate_every == 5
+
+
+def test_decoding_ahead_counts_as_reading(of_run):
+    before = thread_pool().seconds_ahead
+    images, options = open_training_images(of_run(streaming=True))
+    with contextlib.closing(training_batches(0, images, options, process_of(0, 1))) as stream:
+        next(stream)
+    assert thread_pool().seconds_ahead > before
 
 
 def test_the_first_images_are_shown_as_they_are(of_run):

@@ -21,7 +21,7 @@ from torch import nn
 
 from latent_prior import cli
 from latent_prior.data import batch_order
-from latent_prior.data.batch_order import Waiting, index_batches, prefetch, scattered
+from latent_prior.data.batch_order import RATES, Reader, index_batches, prefetch, scattered
 from latent_prior.options import RunOptions, TrainingImageOptions, changeable
 from latent_prior.processes import start_training_processes
 from latent_prior.seeds import generator
@@ -218,9 +218,8 @@ def test_what_happens_when(start):
     assert [path.name for path in checkpoints(run.folder)] == ["step-000000006", "step-000000007"]
     assert [line["step"] for line in lines(run)] == [2, 4, 4, 6, 7, 7]
     first = lines(run)[0]
-    assert {"step", "images_seen", "seconds", "loss", "gradient_norm", "learning_rate"} == set(
-        first
-    )
+    figures = {"loss", "gradient_norm", "learning_rate", *RATES}
+    assert set(first) == {"step", "images_seen", "seconds"} | figures
     assert first["images_seen"] == 16
     assert yaml.safe_load((run.folder / "config.yaml").read_text())["max_steps"] == 7
 
@@ -591,7 +590,10 @@ def test_a_folder_that_cannot_hold_a_run_is_told_at_once(tmp_path, kind, monkeyp
 
 
 def timeless(run):
-    return [{name: v for name, v in line.items() if name != "seconds"} for line in lines(run)]
+    return [
+        {name: v for name, v in line.items() if name not in {"seconds", *RATES}}
+        for line in lines(run)
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(start):
@@ -819,14 +821,35 @@ def test_only_the_learning_rates_and_what_leaves_the_weights_alone_may_change_in
     }  # fmt: skip
 
 
-def test_waiting_is_counted_and_passes_everything_on():
-    stream = Waiting(prefetch(iter(range(5))))
-    assert [next(stream), next(stream)] == [0, 1]
-    before = stream.seconds
-    assert before > 0
-    assert list(stream) == [2, 3, 4]
-    assert stream.seconds > before
-    endless = Waiting(prefetch(itertools.count()))
+def test_the_rates_of_reading_and_of_steps_are_told_apart(monkeypatch):
+    """By a clock that goes on by two seconds when a batch is read, and by three in a step."""
+    clock, pool = SimpleNamespace(now=0.0), SimpleNamespace(seconds_ahead=7.0)
+    monkeypatch.setattr(batch_order.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(batch_order, "thread_pool", lambda: pool)
+
+    def read():
+        for number in itertools.count():
+            clock.now += 2
+            yield number
+
+    def steps(count):
+        for _ in range(count):
+            next(reader)
+            clock.now += 3
+        return reader.rates(10 * count, 100 + clock.now)
+
+    reader = Reader(read(), 0, seconds=100.0)
+    for count in (1, 4):
+        rates = steps(count)
+        assert rates == pytest.approx(dict(zip(RATES, (10 / 5, 10 / 2, 10 / 3), strict=True)))
+    pool.seconds_ahead += 4 * 2.5  # what is decoded ahead by other threads
+    assert steps(4) == pytest.approx(dict(zip(RATES, (10 / 5, 10 / 2.5, 10 / 3), strict=True)))
+
+
+def test_a_reader_passes_everything_on_and_ends():
+    reader = Reader(iter(range(5)), 2)
+    assert list(reader) == list(range(5))
+    endless = Reader(itertools.count(), 2)
     next(endless)
     endless.close()
     assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]

@@ -108,7 +108,7 @@ class ImageStream:
                             for place in range(part.start, part.stop)
                         ]
                         tasks = [images[first : first + 8] for first in range(0, len(images), 8)]
-                        yield [thread_pool().submit(self._decode, task) for task in tasks]
+                        yield [thread_pool().ahead(self._decode, task) for task in tasks]
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
 
