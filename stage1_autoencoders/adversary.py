@@ -117,7 +117,7 @@ class Adversary:
         options = self.options
         # One pass over both, because DDP needs one per backward.
         both = torch.cat([images, _clamped(output.fakes.detach())])
-        logits = self.wrapped(augment(both, options.augment)).logits
+        logits = self.wrapped(augment(both, options.augment, len(both) // len(images))).logits
         real, fake = logits[: len(images)], logits[len(images) :]
         real_per_fake = _one_per_fake(real, fake)
         self.health.update(real_per_fake, fake)
@@ -162,7 +162,8 @@ class Adversary:
     def _generator_loss(self, images: Tensor, fakes: Tensor) -> Tensor:
         """The adversarial loss of the decoder."""
         options = self.options
-        fake: CriticOutput = self.critic(augment(_clamped(fakes), options.augment))
+        groups = len(fakes) // len(images)
+        fake: CriticOutput = self.critic(augment(_clamped(fakes), options.augment, groups))
         if options.loss != "relativistic":
             return generator_loss(options.loss, fake.logits)
         with torch.no_grad():  # constants for the decoder

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from latent_prior.data.codes import CodeMaps, CodeSpec, Level, write_spec
 from latent_prior.losses.likelihoods import Likelihood
@@ -76,11 +76,16 @@ class Autoencoder(StrictModel):
         raise NotImplementedError("this model has no likelihood")
 
     @torch.no_grad()
-    def negative_elbo(self, images: Tensor) -> Tensor:
-        """Upper bound of -log p(images) in nats per image, (B,), from one posterior sample each."""
+    def negative_elbo(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+        """Upper bound of -log p(images) in nats per image, (B,), from one posterior sample each.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            generator: source of the noise. Default: torch's global generator.
+        """
         posterior = self.posterior(images)
         assert posterior is not None, "a model with codes has no posterior"
-        return self.nll(images, posterior.sample()) + posterior.kl().sum((1, 2, 3))
+        return self.nll(images, posterior.sample(generator)) + posterior.kl().sum((1, 2, 3))
 
     @abstractmethod
     def encode(self, images: Tensor) -> CodeMaps:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
 
+from latent_prior.seeds import own_rows, step_rows
+
 Schedule = Literal["constant", "linear", "cyclical"]
 
 LOG_VARIANCE_RANGE = (-20.0, 10.0)
@@ -48,10 +50,13 @@ class Gaussian:
         """One sample per image.
 
         Args:
-            generator: source of the noise. Default: torch's global generator.
+            generator: source of the noise. Default: torch's global generator; in a training step a
+                sample depends on the image's place in the whole batch.
         """
-        device = generator.device if generator else self.mean.device
-        return self.from_noise(torch.randn(self.mean.shape, generator=generator, device=device))
+        if generator is not None:
+            noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
+            return self.from_noise(noise)
+        return self.from_noise(standard_normal(self.mean))
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """Reparameterise standard normal noise as a sample, with gradient to mean and variance."""
@@ -61,6 +66,12 @@ class Gaussian:
         """KL divergence of each element from N(0, 1) in nats (appendix B), shaped as the mean."""
         excess = torch.expm1(self.log_variance) - self.log_variance
         return (self.mean.square() + excess) / 2
+
+
+def standard_normal(like: Tensor) -> Tensor:
+    """Noise for a training batch, of the shape of `like` (B, ...) and on its device."""
+    rows = step_rows(len(like))
+    return own_rows(torch.randn(rows, *like.shape[1:], device=like.device, dtype=like.dtype))
 
 
 def beta_at(step: int, *, beta: float, schedule: Schedule, warmup_steps: int, cycles: int) -> float:

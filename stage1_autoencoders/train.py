@@ -33,6 +33,7 @@ from latent_prior.data.training_images import (
 from latent_prior.losses.adversarial import frozen
 from latent_prior.machine import is_main_process
 from latent_prior.processes import from_main, share, start_training_processes
+from latent_prior.seeds import generator
 from latent_prior.stage1_autoencoders import load_autoencoder, model_class
 from latent_prior.stage1_autoencoders.adversary import Adversary
 from latent_prior.stage1_autoencoders.autoencoder import Autoencoder
@@ -200,7 +201,8 @@ def validate(
         pixels = prepare(images.crops(indices), accelerator)
         meter.update(pixels, model(pixels))
         if model.likelihood is not None:
-            negative_elbo += model.negative_elbo(pixels).double().sum()
+            noise = generator(options.seed, "validation noise", indices.start)
+            negative_elbo += model.negative_elbo(pixels, noise).double().sum()
     figures = meter.compute(accelerator, "validation_")
     if model.likelihood is not None:
         nats = float(accelerator.reduce(negative_elbo, "sum")) / count

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latent_prior.options import option
+from latent_prior.stage1_autoencoders.gaussian import standard_normal
 from latent_prior.stage1_autoencoders.vae import VAE, VAEConfig, VAEOptions, VAEOutput
 
 
@@ -71,7 +72,7 @@ class VAEGAN(VAE):
             means = self.likelihood.mean(prediction)
             return VAEGANOutput(means, prediction, posterior, fakes=means)
         latent = posterior.sample()
-        latents = torch.cat([latent, latent.detach(), torch.randn_like(latent)])
+        latents = torch.cat([latent, latent.detach(), standard_normal(latent)])
         prediction, fake_prediction = self._features(latents).split([len(images), 2 * len(images)])
         means = self.likelihood.mean(prediction)
         fakes = self.likelihood.mean(fake_prediction)

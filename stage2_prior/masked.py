@@ -14,19 +14,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from latent_prior.seeds import own_rows, step_rows
 from latent_prior.stage2_prior.logits import apply_guidance, choose, filter_logits, guidance_scales
 from latent_prior.stage2_prior.network import CodeTransformer, Prefix
 from latent_prior.stage2_prior.sampler import Sampler
 
 
-def hide_for_training(batch: int, length: int, device: torch.device) -> Tensor:
-    """Choose codes to hide, bool (B, L), at least one per row; uses torch's global generator.
+def hide_for_training(batch: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Choose codes to hide, at least one per row; uses torch's global generator.
 
     A share cos(pi u / 2), u uniform, of each sequence (Chang et al., 2022, section 3.2).
+
+    Returns:
+        bool (B, L), and how many are hidden; of a part of a training step's batch, how many are in
+        every part on average, so that the loss is that of the whole batch.
     """
-    share = torch.cos(torch.rand(batch, device=device) * (math.pi / 2))
+    rows = step_rows(batch)
+    share = torch.cos(torch.rand(rows, device=device) * (math.pi / 2))
     counts = (share * length).ceil().clamp(min=1)
-    return _lowest(torch.rand(batch, length, device=device), counts)
+    scores = own_rows(torch.rand(rows, length, device=device))
+    return _lowest(scores, own_rows(counts)), counts.sum() * (batch / rows)
 
 
 def hide_for_bound(uniforms: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from latent_prior.stage2_prior.options import PriorOptions
 from latent_prior.stage2_prior.text.reading import TextSpec
 from latent_prior.stage2_prior.transformer import (
     Block,
+    Dropout,
     normalise,
     rotations,
     swiglu,
@@ -149,7 +150,7 @@ class CodeTransformer(StrictModel):
         self.position_embedding = (
             None if like_llama else nn.Parameter(torch.empty(positions, config.width))
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, hidden, config.dropout, causal=not self.masked)
             for _ in range(config.depth)

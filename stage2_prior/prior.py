@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent_prior.data.codes import CodeMaps
-from latent_prior.seeds import Generators
+from latent_prior.seeds import Generators, own_rows, step_rows
 from latent_prior.stage2_prior import masked, mixtures, raster, sequences
 from latent_prior.stage2_prior.logits import draw_uniforms, sum_dtype
 from latent_prior.stage2_prior.network import CodeTransformer, Prefix, PriorConfig
@@ -85,7 +85,8 @@ class TransformerPrior(CodeTransformer):
 
         With patches, the codes before are those of the patches before, and of its own patch.
 
-        Label dropout and masks use torch's global generator.
+        Label dropout, dropout and masks use torch's global generator; in a training step what they
+        draw for an image depends on its place in the whole batch.
 
         Args:
             codes: level name -> integers (B, height, width), or latents (B, C, height, width).
@@ -101,10 +102,10 @@ class TransformerPrior(CodeTransformer):
         sequence = self._sequence(codes)
         start = self._prefix(len(sequence), labels, text)
         if self.masked:
-            hidden = masked.hide_for_training(len(sequence), self.length, sequence.device)
+            hidden, count = masked.hide_for_training(len(sequence), self.length, sequence.device)
             logits = self._unguided(start, torch.where(hidden, self.mask_token, sequence))
             nats = self._nats(logits, sequence) * hidden
-            return PriorOutput(nats.sum() / hidden.sum(), logits, nats)
+            return PriorOutput(nats.sum() / count, logits, nats)
         logits = self._unguided(start, sequence)
         nats = self._nats(logits, sequence)
         return PriorOutput(nats.mean() / sequence[0, 0].numel(), logits, nats)
@@ -385,7 +386,8 @@ class TransformerPrior(CodeTransformer):
         """Images that are trained without their class or caption, bool (B,)."""
         if not self.training or self.config.label_dropout == 0:
             return torch.zeros(num_images, dtype=torch.bool, device=self.device)
-        return torch.rand(num_images, device=self.device) < self.config.label_dropout
+        drawn = own_rows(torch.rand(step_rows(num_images), device=self.device))
+        return drawn < self.config.label_dropout
 
 
 def check_text(text: Text, num_images: int, spec: TextSpec) -> None:

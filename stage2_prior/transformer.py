@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from latent_prior.seeds import draw_kept, dropped_of_65536
+
 NORM_EPSILON = 1e-6
 ROTARY_BASE = 10_000.0
 ROTARY_BASE_2D = 100.0  # rows and columns are few (Heo et al., 2024)
@@ -44,7 +46,7 @@ class Block(nn.Module):
         self.mlp_gain = nn.Parameter(torch.ones(width))
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.mlp_out = nn.Linear(hidden, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map (B, L, W) to (B, L, W).
@@ -68,6 +70,18 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention_out(attended.transpose(1, 2).flatten(2)))
         gate_up = F.linear(normalise(x), self.gate_up.weight * self.mlp_gain)  # (B, L, 2 x hidden)
         return x + self.dropout(self.mlp_out(swiglu(gate_up)))
+
+
+class Dropout(nn.Dropout):
+    """Dropout that draws a training step's numbers as `latent_prior.seeds` says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of (B, ...)."""
+        if not self.training or self.p == 0:
+            return x
+        kept = draw_kept(x.shape, self.p, x.device)
+        scale = 65536 / max(1, 65536 - dropped_of_65536(self.p))
+        return torch.where(kept, x * scale, 0.0)
 
 
 def swiglu_width(width: int, mlp_ratio: float) -> int:

@@ -1,11 +1,13 @@
 """Tiny real components, and entry scripts run in one or two processes, for several rooms."""
 
 import hashlib
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -153,6 +155,19 @@ def write_images(
         coarse = Image.fromarray(random.integers(0, 256, (4, 4, 4), dtype=np.uint8))
         coarse.resize((size, size), Image.Resampling.BICUBIC).convert(mode).save(path)
     return folder
+
+
+def caption_rows(folder: Path) -> dict[str, list[str]]:
+    """One caption or two for every image of a folder, which name its file, in the files' order."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    return {path: [f"🐝 {path}", f"also {path}"][: 1 + n % 2] for n, path in enumerate(paths)}
+
+
+def write_captions(folder: Path, change: Iterable[tuple[str, list[str]]] = ()) -> None:
+    """A metadata file of `caption_rows`, backwards, some of which `change` replaces."""
+    rows = {**caption_rows(folder), **dict(change)}
+    lines = [json.dumps({"file_name": path, "text": text}) for path, text in rows.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines[::-1]))
 
 
 def make_vqvae(seed: int = 0, **shape: object) -> torch.nn.Module:
@@ -363,89 +378,37 @@ def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, objec
 
 @pytest.fixture(scope="session")
 def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path]:
-    """Folders "1" and "2" of what one and two processes make of the same input.
-
-    Each holds codes, latents, two priors (that which `resumed_prior` names was begun by the other
-    number of processes) and these runs: ema and gradient (VQ-VAEs), the other
-    family members, and vae_still and vaegan_still, which do not learn.
-    """
-    from latent_prior.stage1_autoencoders import encode
-    from latent_prior.stage1_autoencoders import train as train_autoencoder
-    from latent_prior.stage2_prior import train as train_prior
+    """Folders "1" and "2" of what one and two processes make of the same input: see the module."""
+    from tests.one_and_two import HALF, RESUMED, mains, write_shards
 
     root = tmp_path_factory.mktemp("processes")
-    vqvae = {
-        **TINY_VQVAE,
-        "dataset": images,
-        "image_size": 16,
-        "batch_size": 8,
-        "max_steps": 12,
-        "log_every": 1,
-        "evaluate_every": 6,
-        "random_crop": True,
-        "crop_padding": 2,
-        "random_flip": True,
-        "validation_split": "train",
-    }
-    codes = {
-        "autoencoder": root / "1" / "ema" / "model",
-        "dataset": images,
-        "crops": 1,
-        "crop_padding": 2,
-        "flip": True,
-        "shard_images": 7,
-    }
-    latents = {**codes, "autoencoder": root / "1" / "vae" / "model", "posterior": "sample"}
-    still = {"learning_rate": 1e-12, "max_steps": 2, "evaluate_every": 2, "log_every": 2}
-    critic = {
-        "critic.adaptive": True,
-        "critic.start_step": 2,
-        "critic.lecam": 0.1,
-        "critic.r1": 1,
-        "critic.r1_every": 2,
-    }
-    of_run = {name: value for name, value in vqvae.items() if name not in TINY_VQVAE}
-    family = {name: {**of_run, **FAMILY[name]} for name in ("vae", "vqvae2", "vaegan", "vqgan")}
-    prior = {
-        **TINY_PRIOR,
-        "model.dropout": 0,
-        "model.label_dropout": 0,
-        "codes": root / "1" / "codes",
-        "autoencoder": root / "1" / "ema" / "model",
-        "batch_size": 8,
-        "max_steps": 12,
-        "log_every": 1,
-        "evaluate_every": 6,
-    }
-    mains = [
-        (train_autoencoder, "ema", vqvae),
-        (train_autoencoder, "gradient", {**vqvae, "model.quantizer": "gradient"}),
-        (train_autoencoder, "vae", family["vae"]),
-        (train_autoencoder, "vae_still", {**family["vae"], **still}),
-        (train_autoencoder, "vqvae2", family["vqvae2"]),
-        (train_autoencoder, "vaegan", family["vaegan"]),
-        (train_autoencoder, "vaegan_still", {**family["vaegan"], **still}),
-        (train_autoencoder, "vqgan", {**family["vqgan"], **critic}),
-        (encode, "codes", codes),
-        (encode, "latents", latents),
-        (train_prior, "prior", prior),
-    ]
-    for module, name, flags in mains:
-        call(module, output_dir=root / "1" / name, **flags)
-    # Two priors that the other number of processes goes on with, from half of their steps.
-    half, resumed = {**prior, "max_steps": 6}, "resumed_prior"
-    call(train_prior, output_dir=root / "2" / resumed, **half)
-    two_processes(
-        [
-            *(
-                (module.__name__, {**flags, "output_dir": root / "2" / name})
-                for module, name, flags in mains
-            ),
-            (train_prior.__name__, {**prior, "output_dir": root / "2" / resumed}),
-            (train_prior.__name__, {**half, "output_dir": root / "1" / resumed}),
+    shutil.copytree(images, root / "captioned")
+    write_captions(root / "captioned")
+    write_shards(root / "shards", images)
+    all_mains = mains(root)
+    resumed = {
+        processes: [
+            (module, f"resumed_{name}", flags)
+            for module, name, flags in all_mains
+            if name == chosen
         ]
-    )
-    call(train_prior, output_dir=root / "1" / resumed, **prior)
+        for processes, chosen in RESUMED.items()
+    }
+
+    def one(several: Sequence[Any], folder: str, **others: object) -> None:
+        for module, name, flags in several:
+            own = {**flags, **others, "output_dir": root / folder / name}
+            call(importlib.import_module(module), **own)
+
+    def two(several: Sequence[Any], folder: str, **others: object) -> list[Any]:
+        return [
+            (m, {**flags, **others, "output_dir": root / folder / n}) for m, n, flags in several
+        ]
+
+    one(all_mains, "1")
+    one(resumed["2"], "2", **HALF)
+    two_processes([*two(all_mains, "2"), *two(resumed["2"], "2"), *two(resumed["1"], "1", **HALF)])
+    one(resumed["1"], "1")
     return {"1": root / "1", "2": root / "2"}
 
 

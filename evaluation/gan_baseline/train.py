@@ -42,7 +42,7 @@ from latent_prior.losses.adversarial import (
 from latent_prior.losses.critic_augmentation import augment
 from latent_prior.machine import is_main_process
 from latent_prior.processes import from_main, start_training_processes
-from latent_prior.seeds import generator
+from latent_prior.seeds import generator, own_rows, step_rows
 from latent_prior.training import loop
 from latent_prior.training.checkpoint import export_model
 from latent_prior.training.curves import plot_curves
@@ -93,7 +93,9 @@ def train_gan(options: TrainOptions) -> GANRun:
 
     def step(batch: Batch) -> loop.Metrics:
         """Update both networks at once: one backward pass through the critic serves both."""
-        originals, labels, noise = prepare(batch, accelerator)
+        originals, labels = prepare(batch, accelerator)
+        shape = (step_rows(len(originals)), options.model.latent_dim)
+        noise = own_rows(torch.randn(shape, device=accelerator.device))
         generator_learns = (state.step + 1) % options.critic.steps == 0
         for each in (optimizer, critic_optimizer):
             for group in each.param_groups:
@@ -141,7 +143,7 @@ def train_gan(options: TrainOptions) -> GANRun:
         from_main(accelerator, lambda: plot_curves(run_folder, CURVES))
 
     def batches(start: int) -> Iterator[Batch]:
-        return batches_with_noise(start, images, options, accelerator)
+        return training_batches(start, images, options, accelerator)
 
     loop.train(
         accelerator,
@@ -172,7 +174,7 @@ def objective(
     loss. The loss takes the critic as Accelerate wraps it, the penalty the network itself.
     """
     # One pass over both, because DDP needs one per backward.
-    both = augment(torch.cat([originals, fakes]), options.augment)
+    both = augment(torch.cat([originals, fakes]), options.augment, groups=2)
     real_logits, fake_logits = wrapped_critic(both, torch.cat([labels, labels])).chunk(2)
     loss = critic_loss("relativistic", real_logits, fake_logits)
     terms = {
@@ -252,27 +254,13 @@ def make_generator(
     return Generator(config)
 
 
-def batches_with_noise(
-    start: int, images: Images, options: TrainOptions, accelerator: Accelerator
-) -> Iterator[Batch]:
-    """Batches with noise, which is the same for any number of processes and micro-batches."""
-    for number, batch in enumerate(training_batches(start, images, options, accelerator)):
-        step, micro = divmod(number, options.accumulation_steps)
-        source = generator(options.seed, "noise", start + step)
-        noise = torch.randn(options.batch_size, options.model.latent_dim, generator=source)
-        shares = noise.split(len(batch["images"]))
-        mine = shares[micro * accelerator.num_processes + accelerator.process_index]
-        yield {**batch, "noise": mine}
-
-
-def prepare(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor, Tensor]:
-    """Originals in [-1, 1], labels (zeros if there are none) and noise, on the device."""
+def prepare(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Originals in [-1, 1] and labels (zeros if there are none), on the device."""
     labels = batch.get("labels", torch.zeros(len(batch["images"]), dtype=torch.int64))
-    images, labels, noise = (
-        values.to(accelerator.device, non_blocking=True)
-        for values in (batch["images"], labels, batch["noise"])
+    images, labels = (
+        values.to(accelerator.device, non_blocking=True) for values in (batch["images"], labels)
     )
-    return to_float(images).contiguous(memory_format=torch.channels_last), labels, noise
+    return to_float(images).contiguous(memory_format=torch.channels_last), labels
 
 
 def main(argv: Sequence[str] | None = None) -> None:

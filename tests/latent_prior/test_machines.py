@@ -32,13 +32,11 @@ ADDRESS = "127.0.0.1"
 
 @pytest.fixture(scope="module")
 def flags(call, parts, images, autoencoder_folder, tmp_path_factory):
-    """A training without dropout, which every number of processes can repeat."""
+    """A training that every number of processes can repeat."""
     codes = tmp_path_factory.mktemp("codes") / "codes"
     call(encode, output_dir=codes, autoencoder=autoencoder_folder, dataset=images)
     return {
         **parts["prior_flags"],
-        "model.dropout": 0,
-        "model.label_dropout": 0,
         "codes": codes,
         "batch_size": 8,
         "learning_rate": 3e-3,

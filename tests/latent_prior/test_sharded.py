@@ -32,8 +32,6 @@ def runs(call, parts, images, autoencoder_folder, tmp_path_factory):
     call(encode, output_dir=root / "codes", **written)
     flags = {
         **parts["prior_flags"],
-        "model.dropout": 0,
-        "model.label_dropout": 0,
         "model.condition": "none",  # 17 tokens, which two processes share unevenly
         "codes": root / "codes",
         "autoencoder": autoencoder_folder,

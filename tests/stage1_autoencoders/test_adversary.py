@@ -285,9 +285,13 @@ def test_what_the_critic_sees_is_augmented_in_both_halves(monkeypatch):
 
     asked = []
     augment = adversary.augment
-    monkeypatch.setattr(
-        adversary, "augment", lambda seen, names: asked.append((len(seen), names)) or augment(seen, names)
-    )  # fmt: skip
+
+    def noted(seen, names, groups=1):
+        assert len(seen) == 8 * groups
+        asked.append((len(seen), names))
+        return augment(seen, names, groups)
+
+    monkeypatch.setattr(adversary, "augment", noted)
     Game(options("vaegan", augment=["translation", "cutout"], r1=1.0)).step()
     both = ["translation", "cutout"]
     # Reconstructions and samples; then also the originals; then the originals for the penalty.

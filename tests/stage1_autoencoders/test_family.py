@@ -232,64 +232,17 @@ def test_another_member_in_the_folder_is_another_run(fit, refused, flags, parts,
 # Several processes, micro-batches, and stopped runs
 
 
-@pytest.mark.parametrize("member", [*MODELS, "gradient"])
-def test_two_processes_end_with_the_same_weights(one_and_two, member):
-    """Both networks, averages and optimizers, bit for bit: differences would only grow."""
-    run = one_and_two["2"] / ("ema" if member == "vqvae" else member)
-    first, second = (json.loads((run / f"state-{n}.json").read_text()) for n in (0, 1))
-    assert {"model", "ema", "optimizer"} <= first.keys()
-    assert ({"critic", "critic_optimizer", "lecam"} <= first.keys()) == (
-        member in ("vaegan", "vqgan")
-    )
-    assert first == second
-
-
-@pytest.mark.parametrize("member", ["vqvae2", "vqgan"])
-def test_two_processes_train_what_one_does(one_and_two, member):
-    one, two = (load_file(one_and_two[n] / member / "model/model.safetensors") for n in "12")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=2e-3, atol=2e-4, msg=name)
-    for first, second in zip(*(metrics(one_and_two[n] / member) for n in "12"), strict=True):
-        assert first.keys() == second.keys()
-        for name in first.keys() - {"seconds", *RATES, "epoch_critic_warning"}:
-            assert first[name] == pytest.approx(second[name], rel=1e-2, abs=2e-3), name
-
-
-@pytest.mark.parametrize("member", GAUSSIAN)
-def test_two_processes_see_the_posterior_of_the_joint_batch(one_and_two, member):
-    """Each process draws its own noise, so training differs; what needs no draw is the same."""
-    one, two = (metrics(one_and_two[n] / member) for n in "12")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    assert one[0]["step"] == 1
-    assert one[0]["kl"] == pytest.approx(two[0]["kl"], rel=1e-5)
-    assert one[0]["nll"] == pytest.approx(two[0]["nll"], rel=0.05)
-    assert one[0]["nll"] != two[0]["nll"]
-
-
-@pytest.mark.parametrize("member", GAUSSIAN)
-def test_two_processes_measure_what_one_does(one_and_two, member):
-    """For a model that does not learn, over an epoch and over a part of a validation batch."""
-    one, two = (metrics(one_and_two[n] / f"{member}_still")[-1] for n in "12")
-    assert one.keys() == two.keys()
-    for name in ("kl", "kl_per_dimension", "active_units"):
-        for prefix in ("epoch_", "validation_"):
-            assert one[prefix + name] == pytest.approx(two[prefix + name], rel=1e-4, abs=1e-4)
-    assert one["validation_mse"] == pytest.approx(two["validation_mse"], rel=1e-4)
-    assert one["validation_elbo"] == pytest.approx(two["validation_elbo"], rel=0.05)
-    bits = -one["validation_elbo"] / (3 * 16 * 16 * np.log(2)) + np.log2(255 / 2)
-    assert one["validation_bits_per_dim"] == pytest.approx(bits, rel=1e-6)
-
-
-@pytest.mark.parametrize("member", ["vqvae2", "vqgan"])
+@pytest.mark.parametrize("member", ["vqvae2", "vaegan", "vqgan"])
 def test_one_batch_of_8_equals_two_of_4(fit, member):
     """With a quantizer that has no memory: moving averages move once for every micro-batch."""
-    others = {"model.quantizer": "fsq", "max_steps": 6, "checkpoint_every": 6}
-    if member == "vqgan":
+    others = {"max_steps": 6, "checkpoint_every": 6}
+    others |= {} if member == "vaegan" else {"model.quantizer": "fsq"}
+    if member != "vqvae2":
         others |= {"critic.r1": 1, "critic.r1_every": 2, "critic.start_step": 2}
+        others |= {"critic.augment": BUSY_CRITIC["critic.augment"]}
     whole = fit("whole", member, **others)
     halves = fit("halves", member, accumulation_steps=2, **others)
-    for part in ("model", "critic") if member == "vqgan" else ("model",):
+    for part in ("model",) if member == "vqvae2" else ("model", "critic"):
         one, two = (
             torch.load(run / f"checkpoints/step-000000006/{part}.pt", weights_only=True)
             for run in (whole, halves)
@@ -298,7 +251,7 @@ def test_one_batch_of_8_equals_two_of_4(fit, member):
             torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
     first, second = metrics(whole)[-2:], metrics(halves)[-2:]
     for one, two in zip(first, second, strict=True):
-        for name in one.keys() - {"seconds", *RATES, "epoch_critic_warning"}:
+        for name in one.keys() - {"seconds", *RATES, "epoch_critic_warning", "epoch_warning"}:
             assert one[name] == pytest.approx(two[name], rel=1e-2, abs=1e-3), name
 
 

@@ -136,7 +136,9 @@ def test_forward_predicts_the_hidden_codes_from_the_rest_alone(make_prior, monke
     sequence = prior._sequence(maps)
     hidden = torch.rand(3, prior.length, generator=torch.Generator().manual_seed(1)) < 0.5
     hidden[:, 0], hidden[:, -1] = True, False
-    monkeypatch.setattr("latent_prior.stage2_prior.masked.hide_for_training", lambda *_: hidden)
+    monkeypatch.setattr(
+        "latent_prior.stage2_prior.masked.hide_for_training", lambda *_: (hidden, hidden.sum())
+    )
     with torch.no_grad():
         output = prior(maps, labels)
         visible = torch.where(hidden, prior.mask_token, sequence)
@@ -265,7 +267,8 @@ def test_the_choice_is_greedy_at_zero_and_by_chance_at_a_large_temperature(make_
 @pytest.mark.parametrize("length", [1, 3, 16])
 def test_training_hides_shares_by_the_cosine_law(length):
     torch.manual_seed(0)
-    hidden = hide_for_training(50_000, length, CPU)
+    hidden, count = hide_for_training(50_000, length, CPU)
+    assert count == hidden.sum()
     counts = hidden.sum(1).bincount(minlength=length + 1).double() / len(hidden)
     assert counts[0] == 0
     for count in range(1, length + 1):

@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from latent_prior.data.batch_order import RATES
 from latent_prior.data.codes_dataset import CodesSplit, open_codes
 from latent_prior.manifests import MANIFEST
 from latent_prior.pipelines import Pipeline
@@ -238,29 +237,10 @@ def test_a_run_from_before_an_option_goes_on_with_its_default(fit):
 
 
 def test_micro_batches_add_up_to_the_batch(fit):
-    still = {"model.dropout": 0, "model.label_dropout": 0}
-    whole, parts = fit("whole", **still), fit("parts", accumulation_steps=4, **still)
+    whole, parts = fit("whole"), fit("parts", accumulation_steps=4)
     one, four = (load_file(run / "model/model.safetensors") for run in (whole, parts))
     for name in one:
         torch.testing.assert_close(one[name], four[name], rtol=1e-3, atol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("run", ["2/prior", "1/resumed_prior", "2/resumed_prior"])
-def test_two_processes_train_what_one_does(one_and_two, run):
-    """Step by step, also if one of them goes on with what the other has begun."""
-    found = one_and_two["1"].parent / run
-    one, two = (
-        load_file(r / "model/model.safetensors") for r in (one_and_two["1"] / "prior", found)
-    )
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
-    logs = [metrics(each) for each in (one_and_two["1"] / "prior", found)]
-    steps = [line["step"] for line in logs[0] if "nats_per_code" in line]
-    assert steps == list(range(1, 13))
-    for first, second in zip(*logs, strict=True):
-        assert first.keys() == second.keys()
-        for name in first.keys() - {"seconds", *RATES}:
-            assert first[name] == pytest.approx(second[name], rel=1e-3), name
 
 
 def test_codes_of_another_autoencoder_are_refused_with_both_fingerprints(

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from latent_prior.stage2_prior.transformer import (
     Block,
+    Dropout,
     normalise,
     rotate,
     rotations,
@@ -35,6 +36,19 @@ def test_swiglu_is_its_definition_with_its_gradient():
     x = torch.randn(3, 10, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(swiglu(x), x[:, :5] * torch.sigmoid(x[:, :5]) * x[:, 5:])
     assert torch.autograd.gradcheck(swiglu, (x,))
+
+
+@pytest.mark.parametrize("p", [0.25, 1.0])
+def test_dropout_scales_what_it_keeps(p):
+    """The mean stays; the same choice in the backward pass; nothing happens in evaluation mode."""
+    dropout, x = Dropout(p), torch.full((50, 20, 10), 2.0, requires_grad=True)
+    y = dropout(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, 2 * gradient)
+    kept = gradient != 0
+    assert float(kept.double().mean()) == pytest.approx(1 - p, abs=0.02)
+    assert ((gradient[kept] - 1 / (1 - p or 1)).abs() < 1e-4).all()
+    assert dropout.eval()(x) is x
 
 
 def test_swiglu_width_keeps_the_weights_of_a_plain_mlp():

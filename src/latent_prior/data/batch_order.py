@@ -13,15 +13,13 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_prior.machine import thread_pool
 from latent_prior.options import RunOptions
-from latent_prior.seeds import generator
+from latent_prior.seeds import generator, mixed
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
@@ -81,26 +79,19 @@ def scattered(places: Tensor, size: int, generator: torch.Generator) -> Tensor:
         generator: draws the keys, which decide on the order.
     """
     half = (max(size - 1, 1).bit_length() + 1) // 2
-    mask = np.uint64((1 << half) - 1)
-    keys = torch.randint(2**62, (_ROUNDS,), generator=generator).numpy().astype(np.uint64)
+    mask = (1 << half) - 1
+    keys = torch.randint(2**62, (_ROUNDS,), generator=generator)
 
-    def permuted(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = numbers >> np.uint64(half), numbers & mask
+    def permuted(numbers: Tensor) -> Tensor:
+        left, right = numbers >> half, numbers & mask
         for key in keys:
-            left, right = right, left ^ (_mixed(right + key) & mask)
-        return left << np.uint64(half) | right
+            left, right = right, left ^ (mixed(right + key) & mask)
+        return left << half | right
 
-    found = permuted(places.numpy().astype(np.uint64))
+    found = permuted(places)
     while (beyond := found >= size).any():
         found[beyond] = permuted(found[beyond])
-    return torch.from_numpy(found.astype(np.int64))
-
-
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Every bit depends on all bits (the last steps of SplitMix64; Steele et al., 2014)."""
-    numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ numbers >> np.uint64(31)
+    return found
 
 
 def even_share(options: RunOptions, accelerator: Accelerator) -> int:

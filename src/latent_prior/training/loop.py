@@ -1,7 +1,8 @@
 """The training loop shared by all scripts, each of which defines its own `step`.
 
-Data order, learning rate, augmentation and dropout are pure functions of (seed, step). Repeating a
-command resumes the run from its newest checkpoint; on a CPU the result is the same bit for bit.
+Data order, learning rate and every random number are pure functions of (seed, step), on any number
+of processes. Repeating a command resumes the run from its newest checkpoint; on a CPU the result is
+the same bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from latent_prior.options import RunOptions, changeable
 from latent_prior.processes import from_main
 from latent_prior.progress import Limit, Progress
 from latent_prior.records import check_same_settings, read_yaml
-from latent_prior.seeds import derive_seed
+from latent_prior.seeds import draws_of_step
 from latent_prior.stopping import Request, Stopped, postponed
 from latent_prior.training.checkpoint import (
     Stateful,
@@ -136,6 +137,7 @@ def train(
     resume(accelerator, run, state, options)
     log = MetricsLog(accelerator, run, options, start=state.step)
     start, alone = state.step, accelerator.num_processes == 1
+    parts = options.accumulation_steps * accelerator.num_processes
     on_cpu = accelerator.device.type == "cpu"
     # On a CPU the step uses all cores, so a second thread of tensor work would only compete.
     stream = Reader(batches(start), 0 if on_cpu else 2, state.seconds)
@@ -153,10 +155,9 @@ def train(
         while state.step < options.max_steps and not stop:
             started, cpu_started = time.monotonic(), time.process_time()
             for micro in range(options.accumulation_steps):
-                torch.manual_seed(
-                    derive_seed(options.seed, state.step, micro, accelerator.process_index)
-                )
-                state.window.add(step(next(stream)))
+                part = micro * accelerator.num_processes + accelerator.process_index
+                with draws_of_step(options.seed, state.step, part, parts):
+                    state.window.add(step(next(stream)))
             state.step += 1
             complete = state.step == options.max_steps
             logging = complete or state.step % options.log_every == 0
