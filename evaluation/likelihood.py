@@ -133,7 +133,8 @@ def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
     Raises:
         ValueError: the images have a class that the prior does not know.
     """
-    if images.labels is None or not pipe.class_names:
+    labels = images.labels
+    if labels is None or not pipe.class_names:
         return None
     number_of = {name: number for number, name in enumerate(pipe.class_names)}
     unknown = [name for name in images.class_names if name not in number_of]
@@ -143,7 +144,7 @@ def prior_classes(pipe: Pipeline, images: ImageSet) -> Tensor | None:
             "measure the prior of any class with --conditional false"
         )
     numbers = [number_of[name] for name in images.class_names]
-    return torch.tensor([*numbers, -1])[images.labels]
+    return torch.tensor([*numbers, -1])[labels]
 
 
 def given_captions(pipe: Pipeline, images: ImageSet, options: LikelihoodOptions) -> bool:

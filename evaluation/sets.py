@@ -20,7 +20,7 @@ from latent_prior.data.embedded import shapes
 from latent_prior.data.fingerprints import files_fingerprint
 from latent_prior.data.found import tell_found
 from latent_prior.data.image_files import FILE_LIMIT, read_header
-from latent_prior.data.images import ImageSet, open_images
+from latent_prior.data.images import ImageSet, all_rows, open_images
 from latent_prior.data.labels import PROMPT_HEADINGS, read_label_table
 from latent_prior.data.listing import (
     ABOUT_FILE,
@@ -268,7 +268,7 @@ def _scored_split(
         len(images), options.num_images, options.seed, f"{flag}: split {split} of {source}"
     )
     classes = None
-    if images.labels is not None and (labels := images.labels.numpy()[chosen]).max() >= 0:
+    if (labels := images.labels_of(chosen)) is not None and labels.max() >= 0:
         names = [*images.class_names, ""]  # the last one belongs to the label -1
         classes = [names[label] for label in labels.tolist()]
     return ScoredSet(name, source, split, images, chosen, classes)
@@ -292,7 +292,7 @@ def _open_folder(folder: Path, flag: str, options: ImageOptions) -> ImageSet:
         contents=lambda: files_fingerprint(files),
     )
     assert options.channels is not None
-    images = ImageSet(table, options, options.channels, np.arange(len(files)))
+    images = ImageSet(table, options, options.channels, all_rows(len(files)))
     if options.on_corrupt == "error":
         return images
 

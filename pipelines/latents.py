@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -112,14 +113,15 @@ def open_pipeline(options: LatentOptions) -> Pipeline:
 def choose_positions(images: ImageSet, options: LatentOptions) -> list[int]:
     """Positions of the chosen images among the readable ones of the split."""
     if options.images:
-        position_of = {row: position for position, row in enumerate(images.source_index.tolist())}
-        for row in options.images:
-            if row not in position_of:
+        positions = np.searchsorted(images.source_index, options.images)
+        for row, position in zip(options.images, positions.tolist(), strict=True):
+            if position == len(images) or images.source_index[position] != row:
                 raise ValueError(
                     f"--images: split {options.split!r} of {options.dataset} has no readable row {row}, "
                     f"its last is {images.source_index[-1]}"
                 )
-        return [position_of[row] for row in options.images]
+        found: list[int] = positions.tolist()
+        return found
     defaults = {"interpolate": 5, "attribute": 8, "traverse": 1, "arithmetic": 3, "complete": 8}
     needed = options.num_images or {"interpolate": 2, "arithmetic": 3}.get(options.operation, 1)
     if needed > len(images):
@@ -175,7 +177,8 @@ def reconstruct(
         accelerator=accelerator,
     )
     if main_process:
-        numbers = [-1] * len(names) if images.labels is None else images.labels[positions].tolist()
+        labels = images.labels_of(positions)
+        numbers = [-1] * len(names) if labels is None else labels.tolist()
         write_labels(folder / LABELS_FILE, names, numbers, images.class_names)
         save_png(original_and_reconstruction(images, positions[:GRID_IMAGES], folder), folder / GRID_FILE)  # fmt: skip
 

@@ -192,12 +192,12 @@ def batches_of(
     """Images in [-1, 1] with labels, -1 for none; with `at_most`, evenly spread ones."""
     count = len(images) if at_most is None else min(at_most, len(images))
     positions = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
-    labels = torch.full((len(images),), -1) if images.labels is None else images.labels
     starts = range(0, count, options.batch_size)
     parts = [range(count)[start : start + options.batch_size] for start in starts]
     for part in Progress("measuring", count, shown=True).over(parts):
         batch = positions[part.start : part.stop].tolist()
-        yield read(images, batch), labels[batch]
+        labels = images.labels_of(batch)
+        yield read(images, batch), torch.full((len(batch),), -1) if labels is None else labels
 
 
 def read(images: ImageSet, positions: list[int]) -> Tensor:

@@ -374,7 +374,7 @@ def encode_images(
     maps: dict[str, list[NDArray[Any]]] = {}
     for start in range(first, last, options.batch_size):
         batch = range(start, min(start + options.batch_size, last))
-        batch_rows = images.source_index[batch.start : batch.stop]
+        batch_rows = images.source_index[batch.start : batch.stop].astype(np.int64)
         views = make_views(images.read(batch), batch_rows, split, options)
         columns = [
             encode_view(autoencoder, view, number, batch_rows, options)
@@ -386,9 +386,9 @@ def encode_images(
         line.advance(len(batch))
     count = len(views)
     rows = np.arange(first, last)
-    source = images.source_index[rows]
+    source = images.source_index[rows].astype(np.int64)
     known = images.table.labels
-    labels = {} if known is None else {"label": known[source].repeat(count)}
+    labels = {} if known is None else {"label": known[source].astype(np.int64).repeat(count)}
     captions = {}
     if images.has_captions:
         listed = map(list, images.captions(range(first, last)))

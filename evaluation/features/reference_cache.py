@@ -34,7 +34,7 @@ from latent_prior.evaluation.options import ReferenceOptions
 from latent_prior.evaluation.sets import ScoredSet
 from latent_prior.files import cache_folder, whole_file
 from latent_prior.folders import remove
-from latent_prior.machine import in_threads, versions
+from latent_prior.machine import each_in_threads, versions
 from latent_prior.processes import share
 from latent_prior.records import read_record, write_record
 
@@ -129,13 +129,17 @@ def content_digest(scored: ScoredSet) -> str:
     """
     table, rows = scored.images.table, scored.images.source_index[scored.chosen]
 
-    def digest(row: int) -> bytes:
+    def digest(position: int) -> bytes:
+        row = int(rows[position])
         try:
             return hashlib.sha256(table.read(row)).digest()
         except UNREADABLE as error:
             raise ValueError(f"{table.name_of(row)} cannot be read ({error})") from error
 
-    return hashlib.sha256(b"".join(in_threads(digest, rows.tolist()))).hexdigest()
+    whole = hashlib.sha256()
+    for each in each_in_threads(digest, range(len(rows))):
+        whole.update(each)
+    return whole.hexdigest()
 
 
 @contextmanager

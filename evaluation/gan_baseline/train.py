@@ -225,17 +225,17 @@ def classes(images: Images, options: TrainOptions) -> tuple[list[str], list[int]
     if options.conditional is False:
         return [], None
     split = f"split {options.split!r} of {options.dataset}"
-    problem = None
-    if images.labels is None:
+    problem, labels = None, images.labels
+    if labels is None:
         problem = f"{split} has no labels"
-    elif int(images.labels.min()) < 0:
+    elif int(labels.min()) < 0:
         problem = f"some images of {split} have no label"
     if problem and options.conditional:
         raise ValueError(f"--conditional: {problem}")
-    if problem or images.labels is None:
+    if problem or labels is None:
         return [], None
     names = list(images.class_names)
-    return names, seen_classes(images.labels.numpy(), len(names))
+    return names, seen_classes(labels.numpy(), len(names))
 
 
 def make_generator(

@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -30,17 +30,20 @@ def in_threads(function: Callable[[int], T], numbers: Sequence[int]) -> list[T]:
 
     Reading files and decoding with PIL release Python's lock.
     """
+    return list(each_in_threads(function, numbers))
+
+
+def each_in_threads(function: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
+    """The same one by one in order, of which a few thousand are in memory at a time."""
     shown = len(numbers) >= 20_000 and is_main_process()
-    results: list[T] = []
     with Progress("reading", len(numbers), shown=shown) as line:
         for start in range(0, len(numbers), 8192):  # the pool queues all it is given at once
             block = numbers[start : start + 8192]
             # One small image is not worth a task.
             tasks = [block[first : first + 8] for first in range(0, len(block), 8)]
             for part in thread_pool().map(lambda task: [function(n) for n in task], tasks):
-                results += part
+                yield from part
                 line.advance(len(part))
-    return results
 
 
 def is_main_process() -> bool:

@@ -28,3 +28,16 @@ def write(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that count as this process's memory."""
+    sizes, ours = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key = line.split()[0]
+        if "-" in key:
+            ours = line.endswith(str(path))
+        elif ours and key == "Rss:":
+            sizes.append(int(line.split()[1]) * 2**10)
+    assert sizes
+    return sum(sizes)

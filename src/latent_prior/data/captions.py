@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from latent_prior.data.arrow_rows import ArrowTable
 from latent_prior.files import read_regular
 
 CAPTION_COLUMN = "text"
@@ -20,24 +21,23 @@ NO_CAPTIONS = "none"
 CAPTIONS_LIMIT = 64 * 2**10
 """Most bytes, in UTF-8, of all captions of an image."""
 OTHERWISE = "leave such images out with --on_corrupt skip, or set --caption_column none"
-_ROWS = 1024  # that are in memory at a time
 
 
 class Captions:
     """The captions of one split, by row.
 
     Args:
-        rows: the split, as `datasets` opens it.
+        rows: the split.
         column: name of its column with the captions.
 
     Raises:
         ValueError: the column holds something else.
     """
 
-    def __init__(self, rows: Any, column: str) -> None:
+    def __init__(self, rows: ArrowTable, column: str) -> None:
         import pyarrow
 
-        kinds, kind = pyarrow.types, rows.features.arrow_schema.field(column).type
+        kinds, kind = pyarrow.types, rows.type_of(column)
         lists = (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list)
         inner = kind.value_type if any(is_list(kind) for is_list in lists) else kind
         if not (kinds.is_string(inner) or kinds.is_large_string(inner)):
@@ -45,8 +45,7 @@ class Captions:
                 f"--caption_column {column}: the column holds {str(kind)[:80]}, but captions are "
                 f"text or lists of text; name another one, or set --caption_column {NO_CAPTIONS}"
             )
-        self._rows = rows.select_columns([column]).with_format("arrow")
-        self._column = column
+        self._rows, self._column = rows, column
 
     def __len__(self) -> int:
         """Number of rows, with captions and without."""
@@ -54,24 +53,21 @@ class Captions:
 
     def read(self, rows: Sequence[int]) -> list[tuple[str, ...]]:
         """The captions of rows for which there is none of the `problems`."""
-        return [(cell,) if isinstance(cell, str) else tuple(cell) for cell in self._cells(rows)]
+        cells = (self._rows.cell(self._column, row) for row in rows)
+        return [(cell,) if isinstance(cell, str) else tuple(cell) for cell in cells]
 
     def problems(self) -> Iterator[tuple[int, str]]:
         """The rows without usable captions, and what is wrong, for a sentence about the image."""
-        for first in range(0, len(self), _ROWS):
-            cells = self._cells(range(first, min(first + _ROWS, len(self))))
+        first = 0
+        for part in self._rows.parts(self._column):
+            try:
+                cells = part.to_pylist()
+            except UnicodeDecodeError:
+                cells = [_decoded(cell) for cell in part]
             for row, cell in enumerate(cells, first):
                 if (problem := problem_of(cell)) is not None:
                     yield row, problem
-
-    def _cells(self, rows: Sequence[int]) -> list[Any]:
-        """Text, a list of texts or None for each row; bytes stand for what is not UTF-8."""
-        column = self._rows[rows if isinstance(rows, range) else list(rows)][self._column]
-        try:
-            found: list[Any] = column.to_pylist()
-        except UnicodeDecodeError:
-            found = [_decoded(cell) for cell in column]
-        return found
+            first += len(cells)
 
 
 def problem_of(cell: Any) -> str | None:

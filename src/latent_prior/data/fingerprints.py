@@ -9,22 +9,46 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from latent_prior.files import read_regular
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_prior.files import open_regular
 
 SMALL = 64 * 2**20
 """Bytes up to which the content of files counts; above, their names, sizes and times."""
+_PIECE = 8192  # numbers or bytes that are in memory at a time
 
 
-def fingerprint_of(*parts: str | bytes | memoryview) -> str:
-    """A sha256 over parts; where one ends and the next begins counts."""
+def fingerprint_of(*parts: str | bytes | memoryview | Path | NDArray[np.integer]) -> str:
+    """A sha256 over parts; where one ends and the next begins counts.
+
+    A path stands for the content of its file. Whole numbers count as those of 64 bits, whatever
+    their type.
+
+    Raises:
+        ValueError: a file cannot be read, or has more than `SMALL` bytes.
+    """
     digest = hashlib.sha256()
+
+    def add(size: int, pieces: Iterable[bytes | memoryview]) -> None:
+        digest.update(size.to_bytes(8, "little"))
+        for piece in pieces:
+            digest.update(piece)
+
     for part in parts:
-        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        if isinstance(part, Path):
+            with open_regular(part, SMALL) as file:
+                size = os.fstat(file.fileno()).st_size
+                add(size, (file.read(min(_PIECE, size - n)) for n in range(0, size, _PIECE)))
+        elif isinstance(part, np.ndarray):
+            starts = range(0, part.size, _PIECE)
+            add(8 * part.size, (part[n : n + _PIECE].astype("<i8").tobytes() for n in starts))
+        else:
+            data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+            add(len(data), [data])
     return digest.hexdigest()
 
 
@@ -36,10 +60,7 @@ def files_fingerprint(files: Sequence[Path]) -> str:
     """
     states = [_regular(path) for path in files]
     if sum(state.st_size for state in states if state) <= SMALL:
-        contents = (
-            read_regular(path, SMALL) if state else b""
-            for path, state in zip(files, states, strict=True)
-        )
+        contents = (path if state else b"" for path, state in zip(files, states, strict=True))
         return fingerprint_of("content", *contents)
     named = zip(files, states, strict=True)
     return fingerprint_of(

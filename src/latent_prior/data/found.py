@@ -19,6 +19,7 @@ from latent_prior.options import ImageOptions, ReadOptions
 _log = logging.getLogger("latent_prior")
 MOST_HEADERS = 2048
 """Headers that are read of one split, evenly spaced."""
+_LABELS = 8192  # that are counted at a time
 
 
 def headers(table: ImageTable, options: ReadOptions) -> list[Header | None]:
@@ -105,11 +106,14 @@ def _colours(seen: Sequence[Header], channels: int | None) -> str:
 def _classes(table: ImageTable) -> list[str]:
     if table.labels is None:
         return ["no classes"]
-    count, present = len(table.class_names), len(np.unique(table.labels[table.labels >= 0]))
+    count, images = len(table.class_names), np.zeros(len(table.class_names) + 1, np.int64)
+    for first in range(0, len(table), _LABELS):
+        part = table.labels[first : first + _LABELS].astype(np.int64)
+        images += np.bincount(part + 1, minlength=len(images))
+    unlabelled, present = int(images[0]), int(np.count_nonzero(images[1:]))
     words = [
         f"{count:,} classes" + (f" ({present:,} of them with images)" if present < count else "")
     ]
-    unlabelled = int((table.labels < 0).sum())
     return [*words, *([f"{unlabelled:,} without a class"] if unlabelled else [])]
 
 

@@ -30,7 +30,7 @@ class ImageTable:
         read: row -> content of an image file.
         name_of: row -> name of the image in messages.
         size: number of rows.
-        labels: int64 (N,), or None.
+        labels: (N,), of a small integer type, -1 without a class; or None.
         class_names: names of the labels in the order of their numbers.
         contents: a fingerprint of the encoded images, computed when called.
         path_of: row -> the image's own file, None for an image stored in a table.
@@ -41,7 +41,7 @@ class ImageTable:
     read: Callable[[int], bytes]
     name_of: Callable[[int], str]
     size: int
-    labels: NDArray[np.int64] | None
+    labels: NDArray[np.integer] | None
     class_names: tuple[str, ...]
     contents: Callable[[], str]
     path_of: Callable[[int], Path | None] = lambda row: None

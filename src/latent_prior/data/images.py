@@ -30,7 +30,7 @@ from latent_prior.data.image_source import ImageTable
 from latent_prior.data.shards.stream import ImageStream, unreadable
 from latent_prior.data.sources import open_source
 from latent_prior.files import whole_file
-from latent_prior.machine import in_threads, is_main_process, thread_pool
+from latent_prior.machine import each_in_threads, is_main_process, thread_pool
 from latent_prior.options import ImageOptions
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class ImageSet:
         table: the encoded images and their labels.
         options: their size and columns.
         channels: 1 or 3.
-        source_index: int64 (N,), row of every image in its source; skipped rows are missing.
+        source_index: (N,), row of every image in its source; skipped rows are missing. Of the
+            smallest integer type.
         skipped: number of rows that were left out: unreadable, or without a caption.
         cached: decoded images, uint8 (N, C, R, R), if they fit into `cache_mb`; R is `resize` or
             `image_size`.
@@ -87,7 +88,7 @@ class ImageSet:
     table: ImageTable
     options: ImageOptions
     channels: Literal[1, 3]
-    source_index: NDArray[np.int64]
+    source_index: NDArray[np.integer]
     skipped: int = 0
     cached: Tensor | None = field(default=None, repr=False)
 
@@ -102,10 +103,15 @@ class ImageSet:
 
     @property
     def labels(self) -> Tensor | None:
-        """int64 (N,) or None."""
+        """int64 (N,) or None; made anew at every call."""
+        return self.labels_of(range(len(self)))
+
+    def labels_of(self, indices: Sequence[int] | Tensor | NDArray[np.integer]) -> Tensor | None:
+        """Classes of some images, int64 (B,), -1 without one; None if no image has any."""
         if self.table.labels is None:
             return None
-        return torch.from_numpy(self.table.labels[self.source_index])
+        rows = self.source_index[_numbers(indices)]
+        return torch.from_numpy(self.table.labels[rows].astype(np.int64))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -115,9 +121,8 @@ class ImageSet:
         together at most 64 MiB are compared by content, larger ones by name, size and time,
         datasets of the hub by revision.
         """
-        labels = np.zeros(0) if self.table.labels is None else self.table.labels
-        rows = (labels.tobytes(), self.source_index.astype(np.int64).tobytes())
-        return fingerprint_of(self.table.contents(), *rows, *self.class_names)
+        labels = np.zeros(0, np.int64) if self.table.labels is None else self.table.labels
+        return fingerprint_of(self.table.contents(), labels, self.source_index, *self.class_names)
 
     @property
     def has_captions(self) -> bool:
@@ -127,8 +132,7 @@ class ImageSet:
     def captions(self, indices: Sequence[int] | Tensor) -> list[tuple[str, ...]]:
         """The captions of images, read from their table; each has at least one."""
         assert self.table.captions is not None
-        rows = self.source_index[torch.as_tensor(indices, dtype=torch.int64).numpy()]
-        return self.table.captions.read(rows.tolist())
+        return self.table.captions.read(self.source_index[_numbers(indices)].tolist())
 
     @functools.cached_property
     def captions_fingerprint(self) -> str | None:
@@ -187,7 +191,7 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
     if len(table) == 0:
         raise ValueError(f"--dataset {options.dataset}: split {split!r} holds no images")
     channels = options.channels or _channels(table, options)
-    images = ImageSet(table, options, channels, np.arange(len(table)))
+    images = ImageSet(table, options, channels, all_rows(len(table)))
     if table.captions is not None:
         _check_captions(images, table.captions)
     side = options.resize or options.image_size
@@ -195,6 +199,18 @@ def open_images(options: ImageOptions, split: str) -> ImageSet:
     if fits or options.on_corrupt == "skip":
         _decode_all(images, side if fits else None)
     return images
+
+
+def _numbers(indices: Sequence[int] | Tensor | NDArray[np.integer]) -> slice | NDArray[np.integer]:
+    """Indices for an array; those of a range take no memory."""
+    if isinstance(indices, range):
+        return slice(indices.start, indices.stop, indices.step)
+    return np.asarray(indices, dtype=np.int64)
+
+
+def all_rows(count: int) -> NDArray[np.integer]:
+    """The numbers of rows, for `ImageSet.source_index`."""
+    return np.arange(count, dtype=np.min_scalar_type(count))
 
 
 def crop_windows(images: Tensor, size: int, padding: int, offsets: Tensor | None) -> Tensor:
@@ -250,7 +266,8 @@ def square_size(images: ImageSet) -> int:
                 "set --image_size to bring them to one"
             )
 
-    in_threads(check, range(len(images)))
+    for _ in each_in_threads(check, range(len(images))):
+        pass
     return height
 
 
@@ -325,7 +342,8 @@ def _decode_all(images: ImageSet, side: int | None) -> None:
             if cached is not None:
                 cached[index] = torch.from_numpy(array.copy()).permute(2, 0, 1)
 
-    in_threads(decode, range(count))
+    for _ in each_in_threads(decode, range(count)):
+        pass
     if not readable.any():
         raise ValueError(f"--dataset {images.options.dataset}: not one image can be read")
     _keep(images, readable, "that cannot be read")

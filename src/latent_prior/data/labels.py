@@ -7,20 +7,20 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_prior.data.arrow_rows import ArrowTable
 from latent_prior.data.listing import TABLE_LIMIT
 from latent_prior.files import read_regular, whole_file
 
 NO_LABELS = "none"
 """Value of `--label_column` for images without classes."""
 _SHOWN = 20  # names in a message
-_ROWS = 65_536  # labels that are read at a time
 _FILES = ("file", "file_name", "filename", "image", "path")
 CLASS_HEADINGS, PROMPT_HEADINGS = ("class", "class_name", "label", "category"), ("prompt", "text")
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -30,8 +30,8 @@ _NUMBER = re.compile(r"-?[0-9]+")
 class Labels(NamedTuple):
     """The classes of one split."""
 
-    numbers: NDArray[np.int64] | None
-    """int64 (N,), -1 without a class; None if the images have no classes."""
+    numbers: NDArray[np.integer] | None
+    """(N,), of the smallest type, -1 without a class; None if the images have no classes."""
     names: tuple[str, ...] = ()
     """In the order of their numbers."""
     remark: str | None = None
@@ -48,14 +48,14 @@ def natural_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def read_labels(splits: dict[str, Any], split: str, label_column: str | None) -> Labels:
+def read_labels(splits: Mapping[str, ArrowTable], split: str, label_column: str | None) -> Labels:
     """The labels of one split of a dataset.
 
     A column of integers or text is numbered by its values in all splits, in natural order, so a
     class has the same number everywhere. Missing values, NaN, empty text and -1 are no class.
 
     Args:
-        splits: datasets by name.
+        splits: tables by name.
         split: one of them.
         label_column: its column; None takes `label` if it holds classes, `none` takes no column.
 
@@ -63,40 +63,20 @@ def read_labels(splits: dict[str, Any], split: str, label_column: str | None) ->
         ValueError: the column holds lists, or a column that was asked for holds no classes.
     """
     import datasets
-    import pyarrow
 
     column = label_column or "label"
     if column == NO_LABELS or column not in splits[split].column_names:
         return Labels(None)
     feature = splits[split].features[column]
     if isinstance(feature, datasets.ClassLabel):
-        numbers = _numbers(splits[split], column)
-        if numbers.size and not -1 <= numbers.min() <= numbers.max() < feature.num_classes:
+        numbers = _numbers(splits[split], column, feature.num_classes)
+        if numbers is None:
             raise ValueError(
                 f"--label_column {column}: the labels of split {split} lie outside its "
                 f"{feature.num_classes} classes; repair them, or set --label_column {NO_LABELS}"
             )
         return Labels(numbers, tuple(feature.names))
-    kinds = pyarrow.types
-    values: dict[str, list[Any]] = {}
-    problem = None
-    for name, rows in splits.items():
-        if column not in rows.column_names:
-            continue
-        kind = rows.features.arrow_schema.field(column).type
-        if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
-            raise ValueError(
-                f"--label_column {column}: the column holds lists, not classes; name another one, "
-                f"or set --label_column {NO_LABELS} for images without classes"
-            )
-        values[name] = rows.with_format(None)[column][:]
-        problem = problem or _problem(values[name])
-    if problem is not None:
-        values = {}
-    whole = {name: [_class_of(value) for value in column] for name, column in values.items()}
-    present = {value for each in whole.values() for value in each if value is not None}
-    if problem is None and {isinstance(value, str) for value in present} == {True, False}:
-        problem = "holds text and numbers"
+    present, problem = _present(splits, column)
     if problem is not None:
         if label_column is not None:
             raise ValueError(
@@ -106,9 +86,47 @@ def read_labels(splits: dict[str, Any], split: str, label_column: str | None) ->
         return Labels(None, remark=f"no classes, because the column {column} {problem}")
     texts = [value for value in present if isinstance(value, str)]
     names: list[Any] = natural_order(texts) if texts else sorted(present)
+    if not names:
+        return Labels(None)
     number_of: dict[Any, int] = {None: -1} | {name: place for place, name in enumerate(names)}
-    numbers = np.asarray([number_of[value] for value in whole[split]], dtype=np.int64)
-    return Labels(numbers if names else None, tuple(str(name) for name in names))
+    parts = [np.zeros(0, _smallest_type(len(names)))]
+    for part in splits[split].parts(column):
+        coded = part.dictionary_encode()
+        found = [number_of[_class_of(value)] for value in coded.dictionary.to_pylist()]
+        places = coded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)
+        parts.append(np.array([*found, -1], parts[0].dtype)[places])
+    return Labels(np.concatenate(parts), tuple(str(name) for name in names))
+
+
+def _present(splits: Mapping[str, ArrowTable], column: str) -> tuple[set[Any], str | None]:
+    """The classes in a column of all splits, or why there are none, for a sentence about it.
+
+    Raises:
+        ValueError: the column holds lists.
+    """
+    import pyarrow
+
+    kinds, present = pyarrow.types, set[Any]()
+    for rows in splits.values():
+        if column not in rows.column_names:
+            continue
+        kind = rows.type_of(column)
+        if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
+            raise ValueError(
+                f"--label_column {column}: the column holds lists, not classes; name another one, "
+                f"or set --label_column {NO_LABELS} for images without classes"
+            )
+        for part in rows.parts(column):
+            # Of values that pyarrow cannot compare, none is a class.
+            distinct = part.drop_null()[:1] if kinds.is_nested(kind) else part.unique()
+            values = distinct.to_pylist()
+            if (problem := _problem(values)) is not None:
+                return set(), problem
+            present.update(map(_class_of, values))
+    present.discard(None)
+    if {isinstance(value, str) for value in present} == {True, False}:
+        return set(), "holds text and numbers"
+    return present, None
 
 
 def _problem(values: Sequence[Any]) -> str | None:
@@ -128,14 +146,21 @@ def _class_of(value: Any) -> int | str | None:
     return int(value) if isinstance(value, float) else value
 
 
-def _numbers(rows: Any, column: str) -> NDArray[np.int64]:
-    """A column of whole numbers, -1 where there is none; no Python object for each row."""
-    numbers, stored = np.empty(len(rows), np.int64), rows.select_columns([column])
-    stored = stored.with_format("arrow")
-    for begin in range(0, len(rows), _ROWS):
-        part = stored[begin : begin + _ROWS][column]
-        numbers[begin : begin + len(part)] = part.fill_null(-1).to_numpy()
+def _numbers(rows: ArrowTable, column: str, classes: int) -> NDArray[np.integer] | None:
+    """A column of numbers of classes, -1 where there is none; None if one is out of range."""
+    numbers, first = np.empty(len(rows), _smallest_type(classes)), 0
+    for part in rows.parts(column):
+        found = part.fill_null(-1).to_numpy(zero_copy_only=False)
+        if not -1 <= found.min() <= found.max() < classes:
+            return None
+        numbers[first : first + len(found)] = found
+        first += len(found)
     return numbers
+
+
+def _smallest_type(classes: int) -> np.dtype[np.integer]:
+    """The smallest type that holds the numbers of so many classes, and -1."""
+    return np.min_scalar_type(-max(classes, 1))
 
 
 def seen_classes(numbers: NDArray[np.integer] | None, count: int) -> list[int] | None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import functools
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
+from latent_prior.data.arrow_rows import ArrowTable
 from latent_prior.data.captions import CAPTION_COLUMN, NO_CAPTIONS, Captions
 from latent_prior.data.embedded import shapes
 from latent_prior.data.embedded.mnist5k import digits
@@ -32,18 +31,15 @@ from latent_prior.data.shards.cells import (
 )
 from latent_prior.data.shards.places import Place, hub_place, is_url, local_place, remote_place
 from latent_prior.data.shards.source import ShardedSource
-from latent_prior.data.shards.tables import image_tables, open_tables
+from latent_prior.data.shards.tables import image_tables, open_datasets, open_saved, open_tables
 from latent_prior.data.splits import (
     FEWEST,
     SPLITS,
     held_out_remark,
     missing_parts,
-    parts_of_rows,
+    rows_of_part,
 )
 from latent_prior.options import DRAWN, ImageOptions
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def open_source(options: ImageOptions) -> ImageSource:
@@ -107,8 +103,6 @@ class _DatasetsSource(ImageSource):
         self.remarked: list[str] = []
         self.parts: tuple[str, ...] = ()
         """Splits that are held out of the table `train`."""
-        self.kept: dict[str, NDArray[np.intp]] = {}
-        """The rows of the table `train` that make up each split, if parts are held out of it."""
 
     def split_names(self) -> list[str]:
         return list(self.splits)
@@ -126,19 +120,18 @@ class _DatasetsSource(ImageSource):
         options = self.options
         rows = self._split(self.splits, split)
         try:
-            rows = rows.cast_column(options.image_column, datasets.Image(decode=False))
+            images = rows.cast(options.image_column, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise no_images(options.image_column) from error
         labels = read_labels(self.splits, split, options.label_column)
-        images = rows.select_columns([options.image_column])
 
         def cell(row: int) -> Cell:
-            return images[row][options.image_column]
+            found: Cell = images.cell(options.image_column, row)
+            return found
 
         def name_of(row: int) -> str:
-            stored = f"row {row} of split {split}"
-            if split in self.kept:
-                stored = f"row {self.kept[split][row]} of split train"
+            whole = "train" if split in self.parts else split
+            stored = f"row {images.stored_row(row)} of split {whole}"
             return cell_name(cell(row), f"{stored} of {options.dataset}", folders)
 
         def path_of(row: int) -> Path | None:
@@ -160,23 +153,23 @@ class _DatasetsSource(ImageSource):
             self._captions(rows),
         )
 
-    def _captions(self, rows: Any) -> Captions | None:
+    def _captions(self, rows: ArrowTable) -> Captions | None:
         """The captions of a split; it may have none although another one has."""
         column = self.options.caption_column or self._own_captions(rows)
         if column in (None, NO_CAPTIONS) or column not in rows.column_names:
             return None
         return Captions(rows, column)
 
-    def _own_captions(self, rows: Any) -> str | None:
+    def _own_captions(self, rows: ArrowTable) -> str | None:
         """The column of captions that nobody has to ask for."""
         return CAPTION_COLUMN if self._is_image_folder(rows) else None
 
     @functools.cached_property
-    def splits(self) -> dict[str, Any]:
+    def splits(self) -> dict[str, ArrowTable]:
         """Every split, opened but not read."""
         return self._divided(self._open())
 
-    def _divided(self, splits: dict[str, Any]) -> dict[str, Any]:
+    def _divided(self, splits: dict[str, ArrowTable]) -> dict[str, ArrowTable]:
         """The splits, and those missing, which are held out of `train` if it is large enough."""
         parts = missing_parts(splits)
         if not parts:
@@ -187,46 +180,40 @@ class _DatasetsSource(ImageSource):
         if len(rows) < FEWEST:
             return splits
         self.parts = parts
-        part_of = parts_of_rows(len(rows), parts)
-        self.kept = {name: np.flatnonzero(part_of == name) for name in ("train", *parts)}
-        divided = {name: rows.select(kept) for name, kept in self.kept.items()}
+        divided = {
+            name: rows.choose(rows_of_part(len(rows), parts, name)) for name in ("train", *parts)
+        }
         return divided | {name: other for name, other in splits.items() if name != "train"}
 
-    def _is_image_folder(self, rows: Any) -> bool:
+    def _is_image_folder(self, rows: ArrowTable) -> bool:
         """Whether the rows name the files of a folder of images."""
-        return not rows.cache_files
+        return not rows.paths
 
-    def _open(self) -> dict[str, Any]:
+    def _open(self) -> dict[str, ArrowTable]:
         """Every split as it is stored."""
         import datasets
 
         datasets.disable_progress_bars()
         name, path = self.options.dataset, Path(self.options.dataset)
         if path.is_dir():
-            opened = self._open_folder(path)
-        elif path.exists():
+            return self._open_folder(path)
+        if path.exists():
             raise ValueError(
                 f"--dataset {path} is a file; expected a folder, mnist5k, shapes, shapes_text or a hub id"
             )
-        elif not _may_be_hub_id(name):
+        if not _may_be_hub_id(name):
             raise ValueError(f"--dataset: there is no folder {path}")
-        else:
-            opened = _open_hub(name)
-        if isinstance(opened, datasets.Dataset):
-            opened = {"train": opened}
-        return dict(opened)
+        return _open_hub(name)
 
-    def _open_folder(self, path: Path) -> Any:
+    def _open_folder(self, path: Path) -> dict[str, ArrowTable]:
         """Open a folder written by `save_to_disk`, of parquet or arrow files, or of images."""
-        import datasets
-
         saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
         files = [] if saved else files_below(path)
         images = images_among(files)
         tables = image_tables(path, files, self.options.image_column, bool(images))
         try:
             if saved:
-                return datasets.load_from_disk(str(path))
+                return open_saved(path)
             if tables is not None:
                 self.files = tables
                 used = [file for paths in tables.values() for file in paths]
@@ -243,9 +230,9 @@ class _DatasetsSource(ImageSource):
                 f"--dataset {path}: the folder holds no images and no tar, parquet or arrow files"
                 + "".join(f"; {each}" for each in ignored(files, []))
             )
-        return splits
+        return open_datasets(splits)
 
-    def _split(self, splits: dict[str, Any], split: str) -> Any:
+    def _split(self, splits: dict[str, ArrowTable], split: str) -> ArrowTable:
         """The rows of a split that has the columns of the options."""
         import datasets
 
@@ -264,41 +251,38 @@ class _DatasetsSource(ImageSource):
             raise no_images(self.options.image_column)
         return splits[split]
 
-    def _contents(self, rows: Any, split: str) -> str:
+    def _contents(self, rows: ArrowTable, split: str) -> str:
         """A fingerprint of what a split holds: local files, or a revision on the hub."""
         options, count = self.options, str(len(rows))
         if self._is_image_folder(rows):
-            cells = rows.data.column(options.image_column).to_pylist()
-            return files_fingerprint([Path(cell["path"]) for cell in cells])
+            parts = (part.field("path") for part in rows.parts(options.image_column))
+            return files_fingerprint([Path(name) for part in parts for name in part.to_pylist()])
         if Path(options.dataset).is_dir():
-            saved = [Path(file["filename"]) for file in rows.cache_files]
-            files = files_fingerprint(self.files.get(split) or self.files.get("train") or saved)
+            tables = self.files.get(split) or self.files.get("train")
+            files = files_fingerprint(tables or rows.paths)
             return fingerprint_of(files, split, count)
         # The folder of a cached copy is named by its revision.
-        revision = Path(rows.cache_files[0]["filename"]).parent.name
+        revision = rows.paths[0].parent.name
         return fingerprint_of("hub", revision, split, count)
 
 
 class _EmbeddedShapes(_DatasetsSource):
     """The drawings of `latent_prior.data.embedded.shapes`."""
 
-    def _open(self) -> dict[str, Any]:
-        import datasets
-
-        datasets.disable_progress_bars()
+    def _open(self) -> dict[str, ArrowTable]:
         folder = shapes.shapes_folder(self.options.dataset)
         try:
-            return dict(datasets.load_from_disk(str(folder)))
+            return open_saved(folder)
         except Exception as error:  # damaged files raise KeyError, TypeError and many more
             raise ValueError(
                 f"--dataset {self.options.dataset}: {folder} cannot be read ({_first_line(error)}); delete it, and "
                 "it is drawn again"
             ) from error
 
-    def _own_captions(self, rows: Any) -> str | None:
+    def _own_captions(self, rows: ArrowTable) -> str | None:
         return "caption"
 
-    def _contents(self, rows: Any, split: str) -> str:
+    def _contents(self, rows: ArrowTable, split: str) -> str:
         """What is drawn; another version of PIL may round a grey level otherwise."""
         return fingerprint_of(self.options.dataset, shapes.VERSION, split, str(len(rows)))
 
@@ -328,13 +312,13 @@ def _check_hub(name: str) -> None:
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def _open_hub(name: str) -> Any:
+def _open_hub(name: str) -> dict[str, ArrowTable]:
     """Open a dataset of the hub, or its cached copy without a network."""
     import datasets
 
     _check_hub(name)
     try:
-        return datasets.load_dataset(name)
+        return open_datasets(datasets.load_dataset(name))
     except Exception as error:  # as above, and whatever damaged files raise
         raise ValueError(
             f"--dataset {name}: no such folder here, and the hub's copy cannot be read "

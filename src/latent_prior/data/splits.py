@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ _FORMS = {
 FEWEST = 50
 """Images of `train` from which on parts of it are held out."""
 _SHARE = 0.1
+_PIECE = 8192  # rows whose parts are in memory at a time
 _HELD_OUT = ("test", "validation")  # an image's number decides: the first tenth, the second
 
 
@@ -111,6 +112,13 @@ def parts_of_rows(count: int, parts: Collection[str], first: int = 0) -> NDArray
     numbers = np.random.PCG64(0)
     numbers.advance(first)  # a row takes one number
     return _parts(np.random.Generator(numbers).random(count), parts)
+
+
+def rows_of_part(count: int, parts: Collection[str], part: str) -> Iterator[NDArray[np.int64]]:
+    """The rows of `train` or of one of the parts of a table of `count` rows, piece by piece."""
+    for first in range(0, count, _PIECE):
+        own = parts_of_rows(min(_PIECE, count - first), parts, first) == part
+        yield first + np.flatnonzero(own)
 
 
 def _parts(numbers: NDArray[np.float64], parts: Collection[str]) -> NDArray[np.str_]:

@@ -50,11 +50,11 @@ def training_batches(
     if isinstance(images, ImageStream):
         yield from _streamed_batches(start, images, options, accelerator)
         return
-    labels = images.labels
     batches = index_batches(start, size=len(images), options=options, accelerator=accelerator)
     for step, indices, part in batches:
         batch = {"images": augment(images.read(indices), options, step, part)}
-        yield batch if labels is None else {**batch, "labels": labels[indices]}
+        labels = images.labels_of(indices)
+        yield batch if labels is None else {**batch, "labels": labels}
 
 
 def open_training_images(options: Options, classes: bool = False) -> tuple[Images, Options]:
@@ -113,7 +113,8 @@ def _streamed_batches(
             pixels, rows = zip(*itertools.chain.from_iterable(decoded), strict=True)
             images = augment(_stack(pixels), options, start + step, parts[micro])
             batch = {"images": images}
-            yield batch if stream.labels is None else {**batch, "labels": stream.labels[list(rows)]}
+            labels = None if stream.labels is None else stream.labels[list(rows)].long()
+            yield batch if labels is None else {**batch, "labels": labels}
 
 
 def augment(images: Tensor, options: TrainingImageOptions, step: int, part: slice) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 
 from latent_prior.data import arrow_rows
 from latent_prior.data.arrow_rows import MappedTable
+from tests.latent_prior.samples import resident
 
 COLUMNS = {
     "map": np.dtype((np.uint16, (2, 3))),
@@ -165,19 +166,6 @@ def test_what_was_read_does_not_stay_resident(tmp_path, monkeypatch, way):
     elif way == "column":
         np.testing.assert_array_equal(found.column("map"), values)
     assert resident(path) < 2 * 2**20
-
-
-def resident(path: Path) -> int:
-    """Bytes of a mapped file that count as this process's memory."""
-    sizes, ours = [], False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        key = line.split()[0]
-        if "-" in key:
-            ours = line.endswith(str(path))
-        elif ours and key == "Rss:":
-            sizes.append(int(line.split()[1]) * 2**10)
-    assert sizes
-    return sum(sizes)
 
 
 def lists(*rows: list | None) -> pyarrow.Array:

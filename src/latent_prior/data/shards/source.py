@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_prior.data.arrow_rows import ArrowTable
 from latent_prior.data.captions import NO_CAPTIONS, Captions
 from latent_prior.data.fingerprints import files_fingerprint, fingerprint_of
 from latent_prior.data.image_source import Blocks, Encoded, ImageSource, ImageTable
@@ -19,11 +20,16 @@ from latent_prior.data.shards.cells import check_columns, no_images
 from latent_prior.data.shards.index import Index, check_problems, open_index
 from latent_prior.data.shards.places import TAR, Place
 from latent_prior.data.shards.rows import Rows, TableRows, open_rows
+from latent_prior.data.shards.tables import in_memory
 from latent_prior.data.shards.tar_files import Columns
-from latent_prior.data.splits import FEWEST, held_out_remark, missing_parts, parts_of_rows
+from latent_prior.data.splits import (
+    FEWEST,
+    held_out_remark,
+    missing_parts,
+    parts_of_rows,
+    rows_of_part,
+)
 from latent_prior.options import ImageOptions
-
-_CHUNK = 2**20  # rows whose parts are in memory at a time
 
 
 class ShardedSource(ImageSource):
@@ -163,10 +169,8 @@ class ShardedSource(ImageSource):
         starts = self._stored(split).starts
         if not self._is_divided(split):
             return np.diff(starts)
-        sizes, total = np.zeros(len(starts) - 1, np.int64), int(starts[-1])
-        for first in range(0, total, _CHUNK):
-            count = min(_CHUNK, total - first)
-            own = first + np.flatnonzero(parts_of_rows(count, self._parts, first) == split)
+        sizes = np.zeros(len(starts) - 1, np.int64)
+        for own in rows_of_part(int(starts[-1]), self._parts, split):
             blocks = np.searchsorted(starts, own, side="right") - 1
             sizes += np.bincount(blocks, minlength=len(sizes))
         return sizes
@@ -179,28 +183,25 @@ class ShardedSource(ImageSource):
         return column or ("text" if self.place.kind == TAR else None)
 
     @functools.cached_property
-    def _texts(self) -> dict[str, Any]:
+    def _texts(self) -> dict[str, ArrowTable]:
         """Classes and captions of the stored splits, as `datasets` reads them."""
         return {split: self._texts_of(rows) for split, rows in self._all.items()}
 
-    def _texts_of(self, rows: Rows) -> Any:
-        import datasets
+    def _texts_of(self, rows: Rows) -> ArrowTable:
         import pyarrow
 
         label, captions = self.options.label_column or "label", self._caption_column
         if isinstance(rows, TableRows):
             known = rows.schema().names
             wanted = [name for name in (label, captions) if name is not None and name in known]
-            table = rows.columns(wanted or known[:1])
-            return datasets.Dataset(datasets.table.InMemoryTable(table))
+            return in_memory(rows.columns(wanted or known[:1]))
         stored = pyarrow.Table.from_batches(rows.parts)
         columns = {"name": stored.column("name")}
         if label != NO_LABELS and stored.column("label").null_count < len(stored):
             columns[label] = self._checked_labels(rows, stored)
         if captions is not None and stored.column("captions").null_count < len(stored):
             columns[captions] = stored.column("captions")
-        table = pyarrow.table(columns)
-        return datasets.Dataset(datasets.table.InMemoryTable(table))
+        return in_memory(pyarrow.table(columns))
 
     def _checked_labels(self, rows: Rows, stored: Any) -> Any:
         """The classes of tar files, of which none may be missing."""
@@ -223,12 +224,12 @@ class ShardedSource(ImageSource):
             splits = {name: self._own(self._texts, name) for name in self.split_names()}
         return read_labels(splits, split, self.options.label_column)
 
-    def _own(self, texts: dict[str, Any], split: str) -> Any:
+    def _own(self, texts: dict[str, ArrowTable], split: str) -> ArrowTable:
         """The rows of a split among those that are stored."""
         if not self._is_divided(split):
             return texts[split]
         rows = texts["train"]
-        return rows.select(np.flatnonzero(parts_of_rows(len(rows), self._parts) == split))
+        return rows.choose(rows_of_part(len(rows), self._parts, split))
 
     def _contents(self, split: str) -> str:
         """A fingerprint of what a split holds."""

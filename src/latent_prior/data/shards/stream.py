@@ -46,7 +46,7 @@ class ImageStream:
         classes: whether the classes of all images are read.
 
     Attributes:
-        labels: int64 (N,) by row, -1 without a class; None without classes.
+        labels: (N,) by row, of a small integer type, -1 without a class; None without classes.
         class_names: names of the labels in the order of their numbers.
 
     Raises:

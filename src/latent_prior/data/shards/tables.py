@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from latent_prior.data.arrow_rows import ArrowTable, Batches, held_batches, mapped_batches
 from latent_prior.data.splits import SPLITS, split_named, split_places
 
 TABLES = (".parquet", ".arrow")
@@ -102,7 +105,7 @@ def _columns(path: Path) -> list[str]:
         ) from error
 
 
-def open_tables(tables: Tables) -> Any:
+def open_tables(tables: Tables) -> dict[str, ArrowTable]:
     """Open the tables of every split with `datasets`, which raises what it likes."""
     import datasets
 
@@ -110,4 +113,44 @@ def open_tables(tables: Tables) -> Any:
         split: [glob.escape(str(path.absolute())) for path in paths]
         for split, paths in tables.items()
     }
-    return datasets.load_dataset(tables.kind, data_files=files)
+    return open_datasets(datasets.load_dataset(tables.kind, data_files=files))
+
+
+def open_saved(folder: Path) -> dict[str, ArrowTable]:
+    """Open what `save_to_disk` of `datasets` wrote, which raises what it likes."""
+    import datasets
+
+    def opened(part: Path) -> ArrowTable:
+        state = json.loads((part / "state.json").read_text("utf-8"))
+        info = datasets.DatasetInfo.from_directory(str(part))
+        paths = [part / file["filename"] for file in state["_data_files"]]
+        return _described(mapped_batches(paths), info, paths)
+
+    listed = folder / "dataset_dict.json"
+    if not listed.is_file():
+        return {"train": opened(folder)}
+    return {name: opened(folder / name) for name in json.loads(listed.read_text("utf-8"))["splits"]}
+
+
+def open_datasets(opened: Mapping[str, Any]) -> dict[str, ArrowTable]:
+    """The splits of `datasets`, whose files are mapped anew: its own mappings stay resident."""
+    splits = {}
+    for name, rows in opened.items():
+        paths = [Path(file["filename"]) for file in rows.cache_files]
+        batches = mapped_batches(paths) if paths else held_batches(rows.data.table)
+        assert batches.starts[-1] == len(rows)
+        splits[name] = ArrowTable(batches, rows.features, paths)
+    return splits
+
+
+def in_memory(table: Any) -> ArrowTable:
+    """A table of pyarrow."""
+    return _described(held_batches(table), None, [])
+
+
+def _described(batches: Batches, info: Any, paths: list[Path]) -> ArrowTable:
+    """Rows with the types that `datasets` gives them, which it checks; it sees none of them."""
+    import datasets
+
+    empty = datasets.table.InMemoryTable(batches.schema.empty_table())
+    return ArrowTable(batches, datasets.Dataset(empty, info, fingerprint="-").features, paths)

@@ -207,6 +207,7 @@ def test_every_image_has_its_own_class(shards, of_run, tmp_path, kind):
         for batch in itertools.islice(stream, 31):
             found = [number_of(image.permute(1, 2, 0)) % 3 for image in batch["images"]]
             assert batch["labels"].tolist() == found
+            assert batch["labels"].dtype == torch.int64
     assert open_stream(of_run(folder, label_column="none"), "train", classes=True).labels is None
 
 
