@@ -131,11 +131,40 @@ def remote_place(url: str) -> Place:
     elif "*" not in root and "{" not in root:
         above = root
     names = {PurePosixPath(path).relative_to(above): path for path in paths}
+    try:
+        _check_ranges(files, url, paths[0])
+        # A list in HTML has no sizes.
+        sized = {
+            path: infos[path] if infos[path].get("size") else files.info(path) for path in paths
+        }
+    except OSError as error:
+        raise ValueError(f"--dataset {url} cannot be read ({_reason(error)})") from error
     splits = {
-        split: [_shard(names[name], str(name), infos[names[name]]) for name in own]
+        split: [_shard(names[name], str(name), sized[names[name]]) for name in own]
         for split, own in _by_split(url, list(names)).items()
     }
     return Place(url, files, kind, splits)
+
+
+def _check_ranges(files: Any, url: str, path: str) -> None:
+    """Refuse a web server that sends whole files only.
+
+    Raises:
+        ValueError: it does; fsspec would take the start of a file for a part of it.
+    """
+    if "http" not in files.protocol:
+        return
+    try:
+        with files.open(path, "rb", cache_type="none") as file:
+            file.seek(1)
+            serves = len(file.read(1)) == 1
+    except ValueError:
+        serves = False
+    if not serves:
+        raise ValueError(
+            f"--dataset {url}: its server sends whole files only, but shards are read by ranges of "
+            "bytes; download them, or use a server that supports HTTP range requests"
+        )
 
 
 def hub_place(name: str) -> Place | None:
@@ -167,8 +196,8 @@ def _listed(files: Any, root: str) -> dict[str, dict[str, Any]]:
         return {path: files.info(path) for path in _expanded(root)}
     if "*" in root:
         return dict(files.glob(root, detail=True))
-    if files.isfile(root):
-        return {root: files.info(root)}
+    if PurePosixPath(root).suffix.lower() in (TAR, *TABLES) and files.isfile(root):
+        return {root: files.info(root)}  # on the web, a folder is a file as well
     return dict(files.find(root, detail=True))
 
 

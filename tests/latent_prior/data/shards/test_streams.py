@@ -2,8 +2,13 @@
 
 import contextlib
 import itertools
+import re
 import shutil
+import threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
@@ -238,3 +243,49 @@ def test_a_stream_from_an_object_store(of_run, tmp_path):
         open_source(of_run("memory://elsewhere"))
     with pytest.raises(ValueError, match="nothing://x cannot be listed"):
         open_source(of_run("nothing://x"))
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """As Python's server, which sends whole files only, but with ranges."""
+
+    def do_GET(self):
+        path, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
+        if asked is None or not path.is_file():
+            return super().do_GET()
+        first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())
+        data = path.read_bytes()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", len(data[first : last + 1]))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+
+    def log_message(self, *_):
+        pass
+
+
+class _NoRanges(_Ranges):
+    do_GET = SimpleHTTPRequestHandler.do_GET
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_from_a_web_server(shards, of_run, kind):
+    pytest.importorskip("aiohttp")
+    expected, size = (
+        numbers(of_run(shards(kind)), 3),
+        open_source(of_run(shards(kind))).size("train"),
+    )
+    for handler in (_Ranges, _NoRanges):
+        serve = partial(handler, directory=shards(kind))
+        with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            for place in ("", f"/*.{kind}", f"/train-{{00000..00005}}-of-00006.{kind}"):
+                options = of_run(f"http://127.0.0.1:{server.server_port}{place}")
+                if handler is _Ranges:
+                    assert open_source(options).size("train") == size
+                else:
+                    with pytest.raises(ValueError, match="its server sends whole files only"):
+                        open_source(options)
+            if handler is _Ranges:
+                assert numbers(options, 3) == expected
+            server.shutdown()
