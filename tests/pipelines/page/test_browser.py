@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from latent_prior.data.images import to_float
+from latent_prior.pipelines import Pipeline
+from latent_prior.pipelines.page.layout import build, serve
+from latent_prior.pipelines.page.shown import Shown
+from tests.pipelines.page.conftest import free_port
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -192,3 +197,44 @@ def test_images_appear_while_they_are_drawn_and_stop(page):
     assert shares[-1] < 0.1
     press(page, "Stop")
     page.get_by_text("Stopped.").wait_for()
+
+
+@pytest.fixture
+def gated(pipes, monkeypatch):
+    """A page of this process, which draws on only when the gate is open, and its address."""
+    gate, stream = threading.Event(), Pipeline.stream
+
+    def waiting(*values, **settings):
+        for output in stream(*values, **settings):
+            yield output
+            gate.wait(PATIENCE / 1000)
+
+    monkeypatch.setattr(Pipeline, "stream", waiting)
+    page = build(Shown(pipes["codes"], "runs/codes/pipeline"))
+    yield gate, serve(page, host="127.0.0.1", port=free_port(), share=False, wait=False)
+    gate.set()
+    page.close()
+
+
+def test_a_drawing_that_is_stopped_stays_as_it_is_and_makes_room_for_the_next(browser, gated):
+    gate, address = gated
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    press(page, "Draw")
+    page.get_by_text("Drawing ...").wait_for()
+    page.locator(".pictures img").first.wait_for()
+    press(page, "Stop")
+    page.get_by_text("Stopped.").wait_for()
+    grey = [float((each == 128).mean()) for each in pixels(page.locator(".pictures img"))]
+    gate.set()
+    page.wait_for_timeout(1000)
+    assert page.get_by_text("Stopped.").is_visible()
+    after = [float((each == 128).mean()) for each in pixels(page.locator(".pictures img"))]
+    assert after == grey
+    assert min(grey) > 0.5
+    press(page, "Draw")
+    page.get_by_text("Drawn in").wait_for()
+    after = [float((each == 128).mean()) for each in pixels(page.locator(".pictures img"))]
+    assert max(after) < 0.1
+    page.close()
