@@ -10,6 +10,7 @@ of the process, so limit it with `taskset` to measure others.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -53,8 +54,9 @@ from PIL import Image
 
 from latent_prior.data.batch_order import prefetch
 from latent_prior.data.images import open_stream
+from latent_prior.data.shards import stream as streams
 from latent_prior.data.shards.stream import ImageStream
-from latent_prior.machine import thread_pool
+from latent_prior.machine import Threads, thread_pool
 from latent_prior.stage1_autoencoders.options import TrainOptions
 
 BATCH = 256
@@ -168,9 +170,9 @@ def memory(folder: Path, lines: list[Line]) -> None:
 
 
 def rates(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
-    """Images per second of the reader, of PIL alone, and with a step that takes some time."""
+    """Images per second of the reader and of PIL alone."""
     contents = [photo(number) for number in range(8 * BATCH)]
-    threads = thread_pool()._max_workers
+    count = thread_pool()._max_workers
 
     def decoded(content: bytes) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
@@ -178,7 +180,7 @@ def rates(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
     for kind in ("tar", "parquet"):
         stream = opened(folder / kind, 256)
         with (
-            ThreadPoolExecutor(threads) as pool,
+            ThreadPoolExecutor(count) as pool,
             contextlib.closing(batches(stream, 0)) as found,
         ):
             next(found)
@@ -192,23 +194,66 @@ def rates(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
                 list(pool.map(decoded, contents, chunksize=8))
                 pil.append(8 * BATCH / (time.monotonic() - begun))
         ratio = statistics.median(a / b for a, b in zip(ours, pil, strict=True))
-        lines.append(
-            Line(f"{kind}: reader, {threads} threads", statistics.median(ours), "images/s")
-        )
-        lines.append(Line(f"PIL, {threads} threads", statistics.median(pil), "images/s"))
+        lines.append(Line(f"{kind}: reader, {count} threads", statistics.median(ours), "images/s"))
+        lines.append(Line(f"PIL, {count} threads", statistics.median(pil), "images/s"))
         lines.append(Line(f"{kind}: reader / PIL", ratio, ""))
-        pause = options.pause * BATCH / statistics.median(ours)
-        waited = 0.0
-        with contextlib.closing(prefetch(batches(stream, 0))) as ahead:
+
+
+def share_waited(stream: ImageStream, pause: float) -> float:
+    """Share of 60 steps' time in which the steps, each a pause, waited; the first came before."""
+    waited = 0.0
+    with contextlib.closing(prefetch(batches(stream, 0))) as ahead:
+        next(ahead)
+        begun = time.monotonic()
+        for _ in range(60):
+            time.sleep(pause)
+            asked = time.monotonic()
             next(ahead)
-            begun = time.monotonic()
-            for _ in range(20):
-                time.sleep(pause)
-                asked = time.monotonic()
-                next(ahead)
-                waited += time.monotonic() - asked
-            share = waited / (time.monotonic() - begun)
-        lines.append(Line(f"{kind}: waiting, a step takes {options.pause:g} readings", share, ""))
+            waited += time.monotonic() - asked
+        return waited / (time.monotonic() - begun)
+
+
+def waits(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
+    """The wait of a fast step, whose length follows from the reader's rate just before."""
+    for kind in ("tar", "parquet"):
+        stream, shares = opened(folder / kind, 256), []
+        for _ in range(options.rounds):
+            pause = options.pause * BATCH / rate(stream)
+            shares.append(share_waited(stream, pause))
+        name = f"{kind}: waiting, a step takes {options.pause:g} readings"
+        lines.append(Line(f"{name}, median", statistics.median(shares), ""))
+        lines.append(Line(f"{name}, most", max(shares), ""))
+
+
+def rate(stream: ImageStream) -> float:
+    """Images per second of the reader."""
+    with contextlib.closing(batches(stream, 0)) as found:
+        next(found)
+        begun = time.monotonic()
+        for _ in range(12):
+            next(found)
+        return 12 * BATCH / (time.monotonic() - begun)
+
+
+def threads(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
+    """Other numbers of threads: the reader alone, and what a step of two readings notices of it."""
+    stream, pool = opened(folder / "tar", 256), streams.thread_pool
+    pause = 2 * BATCH / rate(stream)
+    counts = (1, 2, 4, 16)
+    found: dict[int, list[tuple[float, float, float]]] = {count: [] for count in counts}
+    for _, count in itertools.product(range(options.rounds), counts):
+        streams.thread_pool = functools.cache(lambda count=count: Threads(count))
+        alone, begun = rate(stream), time.process_time()
+        share = share_waited(stream, pause)
+        spent = (time.process_time() - begun) / (61 * BATCH)
+        found[count].append((alone, share, spent * 1000))
+        streams.thread_pool().shutdown()
+    streams.thread_pool = pool
+    for count, rounds in found.items():
+        alone, share, spent = map(statistics.median, zip(*rounds, strict=True))
+        lines.append(Line(f"{count} threads: reader", alone, "images/s"))
+        lines.append(Line(f"{count} threads: waiting, a step takes 2 readings", share, ""))
+        lines.append(Line(f"{count} threads: processor time of a photo", spent, "ms"))
 
 
 def measure(options: StreamingOptions) -> list[Line]:
@@ -217,6 +262,8 @@ def measure(options: StreamingOptions) -> list[Line]:
     make(folder / "photos", options.photos, 256)
     memory(folder / "tiny", lines)
     rates(folder / "photos", options, lines)
+    waits(folder / "photos", options, lines)
+    threads(folder / "photos", options, lines)
     beginnings(folder / "tiny", options, lines)
     return lines
 

@@ -52,16 +52,16 @@ def is_main_process() -> bool:
 
 
 @functools.cache
-def thread_pool() -> _Threads:
+def thread_pool() -> Threads:
     """The process's pool of threads for reading and decoding, started on first use.
 
     At most 16; the processes of this machine share its cores.
     """
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return _Threads(max(1, min(16, available_cores() // on_this_machine)))
+    return Threads(max(1, min(16, available_cores() // on_this_machine)))
 
 
-class _Threads(ThreadPoolExecutor):
+class Threads(ThreadPoolExecutor):
     """A pool that knows how long its threads have worked ahead."""
 
     def __init__(self, count: int) -> None:

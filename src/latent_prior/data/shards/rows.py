@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from latent_prior.data.shards.cells import Cell, content, own_folders
 from latent_prior.data.shards.index import Index, numbers
 from latent_prior.data.shards.places import TAR, Place, Shard
 
+READERS = 8  # blocks that are read at a time; most of it is waiting for an object store
 _BLOCK_ROWS, _BLOCK_BYTES = 256, 4 * 2**20  # of a tar file that are read at a time, at most
 _GAP = 2**16  # bytes between two images, up to which they are read at once
 
@@ -169,11 +171,12 @@ class TableRows(Rows):
         """
         import pyarrow
 
-        tables = []
-        for block in range(len(self.starts) - 1):
+        def read(block: int) -> Any:
             number = self.owner(block)
-            read_block = functools.partial(self._block, number, block, names)
-            tables.append(_in_words(self.shards[number], read_block))
+            return _in_words(self.shards[number], lambda: self._block(number, block, names))
+
+        with ThreadPoolExecutor(READERS) as pool:
+            tables = list(pool.map(read, range(len(self.starts) - 1)))
         return pyarrow.concat_tables(tables, promote_options="permissive")
 
     def _block(self, number: int, block: int, names: Sequence[str]) -> Any:

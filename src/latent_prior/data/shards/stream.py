@@ -17,12 +17,12 @@ from latent_prior.data.image_files import UNREADABLE, read_image
 from latent_prior.data.image_source import Blocks, Encoded
 from latent_prior.data.labels import Labels
 from latent_prior.data.shards.order import BlockOrder
+from latent_prior.data.shards.rows import READERS
 from latent_prior.machine import thread_pool
 from latent_prior.options import ImageOptions
 
 Pixels = NDArray[np.uint8]
 """An image (H, W, C), resized and cropped as the options say."""
-_READERS = 8  # blocks that are read at a time
 _TRIES = 1000  # images that may stand in for an unreadable one
 _Content = dict[int, Encoded]
 Decoded = tuple[Pixels, int]
@@ -91,7 +91,7 @@ class ImageStream:
         """
         order = BlockOrder(self.blocks, batch_size, seed)
         taken = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="blocks") as readers:
+        with ThreadPoolExecutor(READERS, thread_name_prefix="blocks") as readers:
 
             def read(block: int, places: NDArray[np.int64]) -> Future[_Content]:
                 return readers.submit(self._read, block, places)
