@@ -80,7 +80,7 @@ class Batches:
 
 
 def mapped_batches(paths: Sequence[Path]) -> Batches:
-    """The record batches of Arrow stream files; 16 bytes of memory for each.
+    """The record batches of Arrow stream files; 24 bytes of memory for each.
 
     Raises:
         ValueError: a file is no regular one or no Arrow stream, or has other columns than another.
