@@ -16,6 +16,7 @@ from latent_prior.options import ImageOptions
 from latent_prior.pipelines import Pipeline
 from latent_prior.stage1_autoencoders import encode, load_autoencoder
 from tests.conftest import caption_rows, write_captions
+from tests.latent_prior.data.shards.conftest import write_shards
 
 NAMES = ["apple", "bee", "car"]
 
@@ -827,6 +828,19 @@ def assert_captions_belong_to_images(split, folder):
     assert column(split, "source_index").size
     assert [row["captions"] for row in rows(split)] == [
         expected[place] for place in column(split, "source_index")
+    ]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_codes_of_shards_have_their_classes_and_captions(write, tmp_path, kind):
+    write_shards(tmp_path / "shards", kind, 40)
+    text = {"caption_column": "said"} if kind == "parquet" else {}
+    split, _ = write(dataset=tmp_path / "shards", **text)
+    assert [row["label"] for row in rows(split)] == [number % 3 for number in range(40)]
+    assert split.features["label"].names == ["0", "1", "2"]
+    said = "{}!" if kind == "parquet" else "picture {}"
+    assert [row["captions"] for row in rows(split)] == [
+        [said.format(number)] for number in range(40)
     ]
 
 

@@ -53,6 +53,7 @@ def write_shards(folder: Path, kind: str, count: int, shards: int = 6, name: str
         rows = datasets.Dataset.from_dict({
             "image": [{"bytes": numbered(n), "path": None} for n in numbers],
             "label": [n % 3 for n in numbers],
+            "said": [f"{n}!" for n in numbers],
         })  # fmt: skip
         if kind == "parquet":
             rows.to_parquet(path, batch_size=17)
