@@ -380,11 +380,13 @@ def two_processes(tmp_path_factory) -> Callable[[list[tuple[str, dict[str, objec
 def one_and_two(tmp_path_factory, call, two_processes, images) -> dict[str, Path]:
     """Folders "1" and "2" of what one and two processes make of the same input: see the module."""
     from tests.one_and_two import HALF, RESUMED, mains, write_shards
+    from tests.text_encoders import write_encoder
 
     root = tmp_path_factory.mktemp("processes")
     shutil.copytree(images, root / "captioned")
     write_captions(root / "captioned")
     write_shards(root / "shards", images)
+    write_encoder(root / "encoder")
     all_mains = mains(root)
     resumed = {
         processes: [

@@ -21,7 +21,8 @@ _AUGMENTED = ["color", "translation", "cutout"]
 def mains(root: Path) -> list[Main]:
     """Calls of entry scripts, which read what one process has made in `root / "1"` before.
 
-    They also read `root / "captioned"`, a folder of images, and its copy in `root / "shards"`.
+    They also read `root / "captioned"`, a folder of images, its copy in `root / "shards"`, and the
+    text encoder in `root / "encoder"`.
     """
     scripts = [(_AUTOENCODER, _autoencoders), (_ENCODE, _encodings), (_PRIOR, _priors)]
     scripts.append((_GAN, _gans))
@@ -73,7 +74,9 @@ def _priors(root: Path) -> Iterator[tuple[str, dict[str, object]]]:
     masked = {"model.order": "masked", "model.gradient_checkpointing": True}
     yield "prior", {**run, "autoencoder": root / "1/ema/model", "model.trained_guidance": 1.5}
     yield "masked_prior", {**run, **masked}
-    yield "text_prior", {**run, "model.condition": "text"}
+    text = {**run, "model.condition": "text"}
+    yield "text_prior", text  # the main process alone learns the tokenizer, or runs the encoder
+    yield "encoder_prior", {**text, "text_encoder": root / "encoder"}
     yield "density", {**run, "codes": root / "1/latents"}
 
 

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from latent_prior.data.batch_order import RATES
 from latent_prior.evaluation import likelihood
 from latent_prior.pipelines import Pipeline, assemble, describe, generate, latents
 from latent_prior.stage1_autoencoders import encode
@@ -225,26 +223,3 @@ def test_a_pipeline_takes_no_other_encoder(pipeline, encoder_folder):
         Pipeline(
             pipe.autoencoder, pipe.prior, text_encoder=TextEncoder(str(encoder_folder(seed=1)))
         )
-
-
-@pytest.mark.parametrize("reader", ["own", "encoder"])
-def test_two_processes_train_what_one_does(
-    call, two_processes, parts, codes, encoder_folder, tmp_path, reader
-):
-    """The main process alone learns the tokenizer, or runs the encoder."""
-    flags = {
-        **parts["prior_flags"], **SHORT, "model.condition": "text", "model.dropout": 0,
-        "model.label_dropout": 0, "codes": codes("vqvae") / "codes", "cpu_threads": 1,
-    }  # fmt: skip
-    if reader == "encoder":
-        flags["text_encoder"] = encoder_folder()
-    two_processes([("latent_prior.stage2_prior.train", {**flags, "output_dir": tmp_path / "2"})])
-    call(train, **flags, output_dir=tmp_path / "1")
-    one, two = (load_file(tmp_path / n / "model" / "model.safetensors") for n in "12")
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
-    lines = (tmp_path / "1" / "metrics.jsonl").read_text().splitlines()
-    others = (tmp_path / "2" / "metrics.jsonl").read_text().splitlines()
-    for first, second in zip(map(json.loads, lines), map(json.loads, others), strict=True):
-        for name in first.keys() - {"seconds", *RATES}:
-            assert first[name] == pytest.approx(second[name], rel=1e-3), name
