@@ -75,7 +75,6 @@ MEMORY_COLUMNS = (
     "gradients",
     "moments",
     "average",
-    "buckets",
     "gathered",
     "activations",
     "sum",

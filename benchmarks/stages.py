@@ -29,8 +29,6 @@ def state_bytes(cost: Cost, options: ScalingOptions, sharded: bool) -> dict[str,
     parts = {name: FLOAT * count * share for name, count in counts.items()}
     if sharded:
         parts["gathered"] = 2 * FLOAT * cost.largest_block  # weights and gradients of a block
-    elif options.processes > 1:
-        parts["buckets"] = FLOAT * cost.parameters  # DDP sends the gradients from these
     return parts
 
 

@@ -59,7 +59,9 @@ def start_processes(
         accelerator = Accelerator(
             mixed_precision=mixed_precision,
             gradient_accumulation_steps=accumulation_steps,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
             step_scheduler_with_optimizer=False,
         )
     if several and accelerator.num_processes == 1:

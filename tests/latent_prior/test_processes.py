@@ -2,6 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from latent_prior.machine import available_cores
 from latent_prior.options import RunOptions
@@ -39,6 +41,22 @@ def test_a_lone_process_that_was_to_have_company_refuses(monkeypatch, fresh_proc
 def test_half_precision_that_a_cpu_does_not_compute_is_refused():
     with pytest.raises(ValueError, match="--mixed_precision fp16"):
         start_processes(mixed_precision="fp16", cpu_threads=1)
+
+
+def test_gradients_lie_where_they_are_sent_from(tmp_path):
+    """A copy of them would be 4 bytes per parameter."""
+    accelerator = start_processes(cpu_threads=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        model = DistributedDataParallel(layers, **accelerator.ddp_handler.to_kwargs())
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.ones(1, 4)).sum().backward()
+            places = {each.grad.untyped_storage().data_ptr() for each in layers.parameters()}
+            assert len(places) == 1
+    finally:
+        dist.destroy_process_group()
 
 
 def test_the_same_seed_gives_the_same_weights(fresh_processes):
