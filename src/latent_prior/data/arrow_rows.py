@@ -111,11 +111,11 @@ def mapped_batches(paths: Sequence[Path]) -> Batches:
     return Batches(schemas[0], np.cumsum(counts), read, files.let_go)
 
 
-def held_batches(table: Any) -> Batches:
+def held_batches(table: Any, let_go: Callable[[int], None] = lambda size: None) -> Batches:
     """Those of a table of pyarrow, which is in memory or mapped by someone else."""
     batches = table.to_batches()
     starts = np.cumsum([0, *map(len, batches)])
-    return Batches(table.schema, starts, batches.__getitem__)
+    return Batches(table.schema, starts, batches.__getitem__, let_go)
 
 
 class ArrowTable:

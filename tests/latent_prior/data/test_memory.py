@@ -18,6 +18,7 @@ from latent_prior.data.labels import read_labels
 from latent_prior.data.shards.tables import in_memory
 from latent_prior.data.splits import parts_of_rows, rows_of_part
 from latent_prior.options import ImageOptions
+from tests.latent_prior.data.shards.conftest import write_tar
 from tests.latent_prior.samples import encoded, pixels, resident
 
 FEW, MANY = 10_000, 50_000
@@ -97,6 +98,25 @@ def test_files_do_not_stay_resident(table, monkeypatch):
         images.table.read(int(images.source_index[index]))
         if index % 100 == 0:
             assert resident(path) < 2 * 2**20
+
+
+@LINUX
+def test_the_index_of_tar_files_does_not_stay_resident(tmp_path, monkeypatch):
+    """3 MiB, most of them captions."""
+    monkeypatch.setattr(arrow_rows, "_RESIDENT", 2**17)
+    for shard in range(20):
+        members = {f"{n:03d}.png": encoded(pixels(n % 8)) for n in range(300)}
+        members |= {f"{n:03d}.cls": str(n % 3).encode() for n in range(300)}
+        members |= {f"{n:03d}.txt": b"x" * 500 for n in range(300)}
+        write_tar(tmp_path / f"{shard:02d}.tar", dict(sorted(members.items())))
+    options = ImageOptions(dataset=str(tmp_path), image_size=8, channels=3, cache_mb=0)
+    images = opened(options)
+    (path,) = tmp_path.glob(".latent*")
+    assert path.stat().st_size > 3 * 2**20
+    assert resident(path) < 2**20
+    for index in range(0, len(images), 10):
+        images.read([index])
+    assert resident(path) < 2**20
 
 
 def test_labels_are_those_of_the_column_as_a_list():

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from latent_prior.data.arrow_rows import MappedFiles
 from latent_prior.data.fingerprints import fingerprint_of
 from latent_prior.data.shards.places import TAR, Place, Shard
 from latent_prior.data.shards.tar_files import Columns, read_samples
@@ -43,10 +44,17 @@ class Index:
             is a record batch, or a row group of parquet, whose `offset` is its number.
         shards: that it describes.
         problems: what is wrong with each of them.
+        let_go: to be called with the number of bytes of `parts` that were read; see `MappedFiles`.
     """
 
-    def __init__(self, parts: list[Any], shards: list[Shard], problems: list[list[str]]) -> None:
-        self._parts = dict(zip(shards, parts, strict=True))
+    def __init__(
+        self,
+        parts: list[Any],
+        shards: list[Shard],
+        problems: list[list[str]],
+        let_go: Callable[[int], None],
+    ) -> None:
+        self._parts, self.let_go = dict(zip(shards, parts, strict=True)), let_go
         self.problems = {
             shard.name: found for shard, found in zip(shards, problems, strict=True) if found
         }
@@ -101,7 +109,8 @@ def _stored(path: Path, wanted: str, shards: list[Shard]) -> Index | None:
     if not path.is_file():
         return None
     try:
-        reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
+        files = MappedFiles()
+        reader = pyarrow.ipc.open_file(pyarrow.py_buffer(files.map(path)))
         if reader.schema.metadata[_KEY].decode() != wanted:
             return None
         parts, problems = [], []
@@ -110,9 +119,10 @@ def _stored(path: Path, wanted: str, shards: list[Shard]) -> Index | None:
             part.validate(full=True)  # it may come with the data, from a stranger
             if not _fits(part, shard):
                 return None
+            files.let_go(part.nbytes)
             parts.append(part)
             problems.append(msgspec.json.decode(described[_KEY], type=list[str]))
-        return Index(parts, shards, problems)
+        return Index(parts, shards, problems, files.let_go)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

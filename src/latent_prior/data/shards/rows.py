@@ -18,6 +18,7 @@ from latent_prior.data.shards.places import TAR, Place, Shard
 
 READERS = 8  # blocks that are read at a time; most of it is waiting for an object store
 _BLOCK_ROWS, _BLOCK_BYTES = 256, 4 * 2**20  # of a tar file that are read at a time, at most
+_LOOKED_UP = 2**17  # bytes of the index that become resident where a block is looked up
 _GAP = 2**16  # bytes between two images, up to which they are read at once
 
 
@@ -29,6 +30,7 @@ class Rows(abc.ABC):
         bytes: of a block, on average.
         shards: of the split.
         parts: what the index says of each.
+        let_go: of the index.
         firsts: int64 (shards + 1,), rows of the index before each shard and in all.
     """
 
@@ -37,7 +39,7 @@ class Rows(abc.ABC):
 
     def __init__(self, place: Place, index: Index, split: str) -> None:
         self.place, self.shards = place, place.splits[split]
-        self.parts = index.parts(self.shards)
+        self.parts, self.let_go = index.parts(self.shards), index.let_go
         self.firsts = np.concatenate([[0], np.cumsum(list(map(len, self.parts)))])
 
     def owner(self, row: int) -> int:
@@ -83,7 +85,10 @@ class _TarRows(Rows):
 
     def __init__(self, place: Place, index: Index, split: str) -> None:
         super().__init__(place, index, split)
-        total = sum(int(numbers(part, "size").sum()) for part in self.parts)
+        total = 0
+        for part in self.parts:
+            total += int(numbers(part, "size").sum())
+            self.let_go(8 * len(part))
         mean = total // max(1, int(self.firsts[-1]))
         rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(1, mean)))
         pieces = [np.arange(a, b, rows) for a, b in zip(self.firsts, self.firsts[1:], strict=False)]
@@ -94,6 +99,7 @@ class _TarRows(Rows):
         number = self.owner(int(self.starts[block]))
         rows = self.starts[block] - self.firsts[number] + places
         offsets, sizes = (numbers(self.parts[number], name)[rows] for name in ("offset", "size"))
+        self.let_go(_LOOKED_UP)
         ends = offsets + sizes
         runs = np.flatnonzero(offsets[1:] - ends[:-1] > _GAP) + 1
         firsts, lasts = [0, *runs.tolist()], [*(runs - 1).tolist(), len(rows) - 1]

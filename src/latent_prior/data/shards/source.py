@@ -201,7 +201,7 @@ class ShardedSource(ImageSource):
             columns[label] = self._checked_labels(rows, stored)
         if captions is not None and stored.column("captions").null_count < len(stored):
             columns[captions] = stored.column("captions")
-        return in_memory(pyarrow.table(columns))
+        return in_memory(pyarrow.table(columns), rows.let_go)
 
     def _checked_labels(self, rows: Rows, stored: Any) -> Any:
         """The classes of tar files, of which none may be missing."""

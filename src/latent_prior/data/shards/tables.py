@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -143,9 +143,9 @@ def open_datasets(opened: Mapping[str, Any]) -> dict[str, ArrowTable]:
     return splits
 
 
-def in_memory(table: Any) -> ArrowTable:
-    """A table of pyarrow."""
-    return _described(held_batches(table), None, [])
+def in_memory(table: Any, let_go: Callable[[int], None] = lambda size: None) -> ArrowTable:
+    """A table of pyarrow; `let_go` is called with the number of bytes that were read."""
+    return _described(held_batches(table, let_go), None, [])
 
 
 def _described(batches: Batches, info: Any, paths: list[Path]) -> ArrowTable:
