@@ -137,21 +137,21 @@ def batches(stream: ImageStream, step: int, ahead: int = 1) -> Generator[np.ndar
 
 
 def beginnings(folder: Path, options: StreamingOptions, lines: list[Line]) -> None:
-    """The time to the first batch at 0 and at nine tenths of an epoch."""
+    """The time to the first batch at 0, at nine tenths of an epoch, and after a hundred epochs."""
     for kind in ("tar", "parquet"):
         size = len(opened(folder / kind, 4))
-        seconds: dict[int, list[float]] = {0: [], size * 9 // 10 // BATCH: []}
+        late, last = size * 9 // 10 // BATCH, size * 100 // BATCH
+        seconds: dict[int, list[float]] = {0: [], late: [], last: []}
         for _ in range(options.rounds):
             for step, each in seconds.items():
                 begun = time.monotonic()
                 with contextlib.closing(batches(opened(folder / kind, 4), step, 0)) as found:
                     next(found)
                 each.append(time.monotonic() - begun)
-        first, late = (statistics.median(each) for each in seconds.values())
-        ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-        lines.append(Line(f"{kind}: first batch at the start", first, "s"))
-        lines.append(Line(f"{kind}: first batch at nine tenths", late, "s"))
-        lines.append(Line(f"{kind}: ratio", statistics.median(ratios), ""))
+        lines.append(Line(f"{kind}: first batch", statistics.median(seconds[0]), "s"))
+        for name, step in (("at nine tenths", late), ("after 100 epochs", last)):
+            ratios = [b / a for a, b in zip(seconds[0], seconds[step], strict=True)]
+            lines.append(Line(f"{kind}: the same {name}, ratio", statistics.median(ratios), ""))
 
 
 def memory(folder: Path, lines: list[Line]) -> None:
