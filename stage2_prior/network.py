@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,8 @@ class PriorConfig(ModelConfig, PriorOptions):
         super().__post_init__(**undeclared)
 
 
-class Prefix(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prefix:
     """What stands in front of the codes of B images.
 
     Attributes:

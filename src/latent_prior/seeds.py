@@ -88,8 +88,10 @@ def draw_kept(shape: torch.Size, dropped: float, device: torch.device) -> Tensor
     count, size = shape[0], shape[1:].numel()
     seed = torch.randint(2**62, (), device=device)
     rows = torch.arange(_part * count, (_part + 1) * count, device=device)
-    places = torch.arange(-(-size // 4), 0, -1, device=device) * _GOLDEN
-    bits = mixed(mixed(seed + rows * _GOLDEN).unsqueeze(1) + places).view(torch.int16)
+    places = torch.arange(-(-size // 4), 0, -1, device=device)
+    # The sum comes first: torch.compile computes products of an `arange` without overflow.
+    keys = mixed((seed + rows) * _GOLDEN).unsqueeze(1)
+    bits = mixed((keys + places) * _GOLDEN).view(torch.int16)
     return (bits[:, -size:] > dropped_of_65536(dropped) - 32769).view(shape)
 
 
