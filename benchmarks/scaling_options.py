@@ -99,6 +99,21 @@ class ScalingOptions(Options):
         )
         return options
 
+    def __post_init__(self) -> None:
+        """Check that the devices can share the batches.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        super().__post_init__()
+        for stage in ("autoencoder", "prior"):
+            batch = getattr(self, f"{stage}_options").batch_size
+            if batch % self.processes:
+                raise ValueError(
+                    f"--{stage}: {self.processes} devices cannot share batches of {batch} images "
+                    "evenly; change --batch_size there, --devices or --nodes"
+                )
+
     @property
     def processes(self) -> int:
         """Processes of a training, one for each device."""

@@ -12,6 +12,7 @@ from scaling_options import ScalingOptions
 from latent_prior.data.codes import CodeSpec
 from latent_prior.data.codes_dataset import codes_features
 from latent_prior.stage2_prior.options import PriorOptions
+from latent_prior.stage2_prior.sampler import Sampler
 
 FLOAT = 4
 DRAWN = 64  # images that are drawn together
@@ -131,8 +132,11 @@ def drawing_seconds(
 ) -> float:
     """Time of reading what drawing an image needs in a batch of so many.
 
-    Each position reads all weights, and on average half of the cache. The codes are in float32.
+    Each position reads all weights, and on average half of the cache. The codes are in float32. In
+    masked order each round reads all weights.
     """
+    if model.order == "masked":
+        return Sampler().steps * FLOAT * cost.parameters / options.memory_bandwidth / batch
     positions = sum(level.length for level in spec.levels) / model.patch**2
     cache = batch * positions * model.depth * model.width * FLOAT  # half of keys and values
     return positions * (FLOAT * cost.parameters + cache) / options.memory_bandwidth / batch
@@ -200,7 +204,8 @@ class Plan:
         stage.rates["storage"] = options.nodes * options.storage / code_bytes(self.spec)
         yield stage
         seconds = pass_seconds(self.autoencoder.decoding, options, convolutions)
-        seconds += pass_seconds(self.prior.using, options, options.attained_prior)
+        rounds = Sampler().steps if second.model.order == "masked" else 1
+        seconds += rounds * pass_seconds(self.prior.using, options, options.attained_prior)
         weights = drawing_seconds(self.prior, second.model, self.spec, options, DRAWN)
         rates = {"computing": processes / seconds, "weights from memory": processes / weights}
         yield Stage("generate", options.generated, rates, serial)

@@ -144,22 +144,33 @@ def command_line() -> str | None:
         None if this process runs no script of the package, for example in a notebook.
     """
     program, *words = sys.argv
-    launched = was_launched()
+    start = launcher()
     if program.startswith(f"{CONSOLE} "):
-        start = ["accelerate", "launch", "-m", "latent_prior"] if launched else [CONSOLE]
+        start = [*start, "-m", "latent_prior"] if start else [CONSOLE]
         return shlex.join([*start, program.removeprefix(f"{CONSOLE} "), *words])
     script = Path(program).resolve()
     rooms = [folder.resolve() for folder in Path(__file__).parent.iterdir() if folder.is_dir()]
     for room in rooms:
         if room in script.parents:
-            start = ["accelerate", "launch"] if launched else ["python"]
-            return shlex.join([*start, script.relative_to(room.parent).as_posix(), *words])
+            name = script.relative_to(room.parent).as_posix()
+            return shlex.join([*(start or ["python"]), name, *words])
     return None
 
 
-def was_launched() -> bool:
-    """Whether `accelerate launch` or `torchrun` started this process."""
-    return bool({"LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"} & set(os.environ))
+def launcher() -> list[str]:
+    """The words that start such a group of processes again; none if no launcher started this one.
+
+    `accelerate launch` reads its number of processes from its config; `torchrun` is told.
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return ["accelerate", "launch"]
+    if "LOCAL_RANK" not in os.environ:
+        return []
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    machines = int(os.environ.get("WORLD_SIZE", "1")) // here
+    on_cpu = ["ACCELERATE_USE_CPU=true"] if "ACCELERATE_USE_CPU" in os.environ else []
+    nodes = ["--standalone"] if machines == 1 else ["--nnodes", str(machines)]
+    return [*on_cpu, "torchrun", *nodes, "--nproc_per_node", str(here)]
 
 
 def dump_config(options: Any) -> dict[str, Any]:

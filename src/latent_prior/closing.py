@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_prior.__main__ import PACKAGE, SCRIPTS
-from latent_prior.cli import CONSOLE, was_launched
+from latent_prior.cli import CONSOLE, launcher
 from latent_prior.options import EMBEDDED, ImageOptions
 from latent_prior.records import read_record, read_yaml
 
@@ -40,15 +40,14 @@ def next_command(script: str, flags: Mapping[str, object]) -> str | None:
     for name, value in flags.items():
         if value is not None:
             words += [f"--{name}", *([] if value is True else [str(value)])]
-    launched = was_launched() and verbs[script] not in ALONE
+    start = [] if verbs[script] in ALONE else launcher()
     if sys.argv[0].startswith(f"{CONSOLE} "):
-        start = ["accelerate", "launch", "-m", "latent_prior"] if launched else [CONSOLE]
+        start = [*start, "-m", "latent_prior"] if start else [CONSOLE]
         return shlex.join([*start, verbs[script], *words])
     folder = _checkout(sys.argv[0])
     if folder is None:
         return None
-    start = ["accelerate", "launch"] if launched else ["python"]
-    return shlex.join([*start, f"{folder}{script}", *words])
+    return shlex.join([*(start or ["python"]), f"{folder}{script}", *words])
 
 
 def _checkout(program: str) -> str | None:

@@ -106,7 +106,8 @@ class Options:
         The command line checks choices too, a config file edited by hand only here.
 
         Raises:
-            ValueError: naming the flag, the allowed values and the given one.
+            ValueError: naming the flag, the allowed values and the given one; also for a URL as the
+                folder of the results.
         """
         choices_of = _choices(typing.cast(Any, type(self)))
         for each in fields(self):
@@ -117,6 +118,11 @@ class Options:
                 paths = [expanded_path(flag, path) for path in (value if listed else [value])]
                 value = paths if listed else paths[0]
                 setattr(self, each.name, value)
+                if each.name == "output_dir" and "://" in value:
+                    raise ValueError(
+                        f"{flag} {value}: results are written to a local folder; choose one, and "
+                        "copy it from there when it is finished"
+                    )
             items = value if isinstance(value, list | tuple) else [value]
             limits: Range | None = each.metadata.get("range")
             if limits is not None and not all(item is None or item in limits for item in items):

@@ -44,6 +44,7 @@ class Progress:
         shown: bool,
         start: int = 0,
         images: float = 1,
+        unit: str = "images",
         processes: int = 1,
         limits: Sequence[Limit] = (),
     ) -> None:
@@ -56,13 +57,14 @@ class Progress:
                 package are: the logger `latent_prior` is enabled for INFO by scripts only.
             start: how much of it an earlier call has done.
             images: in each of what is counted.
+            unit: in which the rate is told.
             processes: that share the work evenly, each counting its own part.
             limits: further budgets; whichever is used up first ends the work.
         """
         self.detail = ""
         shown = shown and logging.getLogger("latent_prior").isEnabledFor(logging.INFO)
         self._what, self._total, self._images, self._processes = what, total, images, processes
-        self._done = float(start)
+        self._done, self._unit = float(start), unit
         self._begun, self._worked, self._counted = time.monotonic(), 0.0, 0.0
         self._last = self._begun
         self._limits = limits
@@ -163,7 +165,9 @@ class Progress:
             ending = f"{clock(min(waits))} left" if waits else ""
         if rate > 0:
             rate *= self._images
-            parts.append(f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s")
+            parts.append(
+                f"{rate:,.0f} {self._unit}/s" if rate >= 10 else f"{rate:.2g} {self._unit}/s"
+            )
         return "  ".join(part for part in (*parts, ending, self.detail) if part)
 
     def _rates(self) -> list[float]:

@@ -324,17 +324,28 @@ def wrapped(error: BaseException, cause: BaseException) -> BaseException:
 ROOT = Path(__file__).parents[2]
 
 
+# What torchrun tells the second process of the first of two machines.
+GROUP = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "6"}
+
+
 @pytest.mark.parametrize("start", [ROOT, ROOT / "src" / "latent_prior", Path()], ids=str)
 def test_a_command_is_recorded_as_it_is_typed_in_a_checkout(monkeypatch, start):
     """Started there, by an absolute path, or with `-m`, which puts the module's file first."""
     monkeypatch.chdir(ROOT)
-    for name in ("LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"):
+    for name in (*GROUP, "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION"):
         monkeypatch.delenv(name, raising=False)
     script, words = str(start / "pipelines" / "generate.py"), ["--labels", "a b", "--seed", "3"]
     monkeypatch.setattr(sys, "argv", [script, *words])
     expected = "pipelines/generate.py --labels 'a b' --seed 3"
     assert command_line() == f"python {expected}"
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name, value in GROUP.items():
+        monkeypatch.setenv(name, value)
+    assert command_line() == f"torchrun --nnodes 2 --nproc_per_node 3 {expected}"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    launched = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 3"
+    assert command_line() == f"{launched} {expected}"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert command_line() == f"accelerate launch {expected}"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest", *words])
     assert command_line() is None

@@ -97,7 +97,7 @@ def test_a_verb_is_recorded_as_the_command_that_was_typed(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["latent-prior generate", "--labels", "a b"])
     assert command_line() == "latent-prior generate --labels 'a b'"
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert command_line() == "accelerate launch -m latent_prior generate --labels 'a b'"
 
 

@@ -153,7 +153,7 @@ def _make(path: Path, place: Place, columns: Columns, wanted: str) -> None:
         pyarrow.OSFile(str(temporary), "wb") as file,
         pyarrow.ipc.new_file(file, schema) as writer,
         ThreadPoolExecutor(_THREADS) as pool,
-        Progress("listing shards", len(shards), shown=is_main_process()) as line,
+        Progress("listing shards", len(shards), unit="shards", shown=is_main_process()) as line,
     ):
         for listed, problems in pool.map(functools.partial(_list, place, columns), shards):
             part = pyarrow.RecordBatch.from_pydict(listed, schema)
