@@ -177,3 +177,22 @@ def test_a_prediction_that_is_too_far_off_fails(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"too far off: there$"):
         scaling_check.check(str(tmp_path / "check.json"))
     assert (tmp_path / "check.json").is_file()
+
+
+def test_devices_share_batches_as_in_a_training():
+    with pytest.raises(ValueError, match="--autoencoder: 3 devices cannot share batches of 8"):
+        options_of(devices=3)
+
+
+def test_masked_order_is_drawn_in_rounds(plan):
+    """12 of them, each of which reads the weights; raster order reads them for every code."""
+    model = plan.options.prior_options.model
+    raster, masked = (
+        stages.drawing_seconds(
+            plan.prior, dataclasses.replace(model, order=order), plan.spec, plan.options, batch=64
+        )
+        for order in ("raster", "masked")
+    )
+    weights = 4 * plan.prior.parameters / plan.options.memory_bandwidth / 64
+    assert masked == pytest.approx(12 * weights)
+    assert raster > sum(level.length for level in plan.spec.levels) * weights

@@ -206,3 +206,10 @@ def test_paths_in_presets_and_flags(monkeypatch, tmp_path):
 def test_what_is_no_path_names_the_flag(path):
     with pytest.raises(ValueError, match="--folder "):
         Places(folder=path)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "file:///tmp/run", "memory://run"])
+def test_results_go_to_a_local_folder(url):
+    """A path would be made of it: the folder `s3:` here, which nobody looks into."""
+    with pytest.raises(ValueError, match=rf"^--output_dir {url}: results are written to a local"):
+        RunOptions(output_dir=url)
