@@ -125,7 +125,7 @@ def _redirect(report: Path) -> None:
 
 def _stop_clocks() -> None:
     """Let the times that are written into files be zero."""
-    for name in ("training.loop", "pipelines.image_folder"):
+    for name in ("training.loop", "data.batch_order", "machine", "pipelines.image_folder"):
         module = importlib.import_module(f"latent_prior.{name}")
         stopped = SimpleNamespace(
             monotonic=lambda: 0.0, process_time=lambda: 0.0, perf_counter=lambda: 0.0

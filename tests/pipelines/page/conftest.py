@@ -87,14 +87,21 @@ def by_heart(digits, tmp_path_factory) -> Path:
         optimizer.step()
     model.eval()
     spec = model.code_spec.to_dict() | {"class_names": [str(digit) for digit in range(10)]}
-    prior = TransformerPrior(PriorConfig(code_spec=spec, width=64, depth=2, heads=2))
+    prior = TransformerPrior(PriorConfig(code_spec=spec, width=64, depth=2, heads=2, dropout=0.0))
     codes, classes = model.encode(chosen), torch.arange(10)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
-    for _ in range(150):
+    learned, steps = False, 0
+    while not learned:
         loss = prior(codes, classes).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        steps += 1
+        assert steps < 2000
+        if steps % 50 == 0:
+            drawn = prior.eval().sample(10, classes, temperature=0)
+            learned = torch.equal(drawn["codes"], codes["codes"])
+            prior.train()
     folder = tmp_path_factory.mktemp("by_heart") / "digits"
     Pipeline(model, prior, Sampler(temperature=0.0)).save_pretrained(folder)
     return folder
