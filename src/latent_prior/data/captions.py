@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latent_prior.data.arrow_rows import ArrowTable
+from latent_prior.data.shards.arrow_tables import ArrowTable
 from latent_prior.files import read_regular
 
 CAPTION_COLUMN = "text"

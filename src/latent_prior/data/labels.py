@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_prior.data.arrow_rows import ArrowTable
 from latent_prior.data.listing import TABLE_LIMIT
+from latent_prior.data.shards.arrow_tables import ArrowTable
 from latent_prior.files import read_regular, whole_file
 
 NO_LABELS = "none"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from latent_prior.data.arrow_rows import ArrowTable
 from latent_prior.data.captions import CAPTION_COLUMN, NO_CAPTIONS, Captions
 from latent_prior.data.embedded import shapes
 from latent_prior.data.embedded.mnist5k import digits
@@ -20,6 +19,7 @@ from latent_prior.data.image_folders import ignored, image_splits
 from latent_prior.data.image_source import ImageSource, ImageTable
 from latent_prior.data.labels import read_labels
 from latent_prior.data.listing import files_below, images_among
+from latent_prior.data.shards.arrow_tables import ArrowTable
 from latent_prior.data.shards.cells import (
     Cell,
     cell_name,

@@ -75,7 +75,7 @@ def test_rows_are_found_in_any_order_over_chunks_and_files(table):
 
 def test_many_rows_are_read_in_parts(table, monkeypatch):
     found, whole = table
-    monkeypatch.setattr(arrow_rows, "_RESIDENT", 3 * arrow_rows._AROUND)
+    monkeypatch.setattr(arrow_rows, "_RESIDENT", 3 * arrow_rows.AROUND)
     indices = np.random.default_rng(0).integers(0, 13, 50)
     np.testing.assert_array_equal(found.rows(indices, ["map"])["map"], whole["map"][indices])
 
@@ -271,7 +271,7 @@ def test_texts_are_found_in_any_order_over_chunks_and_files(words, monkeypatch):
     random = np.random.default_rng(0)
     for indices in (np.arange(13), random.integers(0, 13, 40), np.array([12]), np.arange(0)):
         for step in (1024, 3):
-            monkeypatch.setattr(arrow_rows, "_ROWS", step)
+            monkeypatch.setattr(arrow_rows, "ROWS", step)
             assert list(words.texts(indices)) == [texts(13)[index] for index in indices]
     for place in (-1, 13):
         with pytest.raises(AssertionError):

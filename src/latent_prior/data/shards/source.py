@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_prior.data.arrow_rows import ArrowTable
 from latent_prior.data.captions import NO_CAPTIONS, Captions
 from latent_prior.data.fingerprints import files_fingerprint, fingerprint_of
 from latent_prior.data.image_source import Blocks, Encoded, ImageSource, ImageTable
 from latent_prior.data.labels import NO_LABELS, Labels, read_labels
+from latent_prior.data.shards.arrow_tables import ArrowTable
 from latent_prior.data.shards.cells import check_columns, no_images
 from latent_prior.data.shards.index import Index, check_problems, open_index
 from latent_prior.data.shards.places import TAR, Place

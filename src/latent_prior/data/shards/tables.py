@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from latent_prior.data.arrow_rows import ArrowTable, Batches, held_batches, mapped_batches
+from latent_prior.data.shards.arrow_tables import ArrowTable, Batches, held_batches, mapped_batches
 from latent_prior.data.splits import SPLITS, split_named, split_places
 
 TABLES = (".parquet", ".arrow")
